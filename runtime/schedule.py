@@ -1,0 +1,87 @@
+"""The noise schedule, in float64: the one place that knows alpha_bar, for training and for sampling alike.
+
+Notation (Ho et al. 2020, DDPM; Nichol & Dhariwal 2021; Salimans & Ho 2022 for v):
+
+    t              0 .. T, fractional allowed; 0 is clean, 1 .. T are the paper's steps
+    alpha_bar(t)   share of the signal's variance left at t
+    alpha, sigma   sqrt(alpha_bar), sqrt(1 - alpha_bar):  x_t = alpha x0 + sigma eps
+    ratio          sigma / alpha, the noise level of EDM (Karras et al. 2022)
+    v              alpha eps - sigma x0
+
+x0 here is the picture in [-1, 1] divided by `data_std`. Nothing here knows of networks, engines or pictures.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import Failure
+
+OFFSET = 0.008  # s in equation 17 of Nichol & Dhariwal
+MAX_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The cosine schedule with its prediction type.
+
+    Raises `Failure` where a bundle or checkpoint names a kind or prediction that is not known here.
+    """
+
+    kind: str = "cosine"
+    T: int = 1000
+    prediction: str = "v"  # what the network answers with: "eps" or "v"
+    data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("kind", self.kind, ["cosine"]), ("prediction", self.prediction, ["eps", "v"])):
+            if value not in known:
+                raise Failure(f"schedule {name} is {value!r}, expected one of {', '.join(known)}: update cfgdiff, or correct bundle.json")
+        if self.T < 1 or not self.data_std > 0:
+            raise Failure(f"schedule needs T >= 1 and data_std > 0, found T={self.T} and data_std={self.data_std}")
+
+    def alpha_bar(self, t: Any) -> np.ndarray:
+        """Equation 17 in closed form, with beta_T clipped at 0.999.
+
+        Only the last of the T betas exceeds 0.999 (it would be 1), so clipping is a floor of alpha_bar(T-1) / 1000.
+        """
+        floor = self._cosine(self.T - 1.0) * (1 - MAX_BETA)
+        return np.maximum(self._cosine(np.asarray(t, np.float64)), floor)
+
+    def _cosine(self, t: Any) -> Any:
+        def f(u: Any) -> Any:
+            return np.cos((u + OFFSET) / (1 + OFFSET) * np.pi / 2) ** 2
+
+        return f(t / self.T) / f(0.0)
+
+    def alpha(self, t: Any) -> np.ndarray:
+        """sqrt(alpha_bar)."""
+        return np.sqrt(self.alpha_bar(t))
+
+    def sigma(self, t: Any) -> np.ndarray:
+        """sqrt(1 - alpha_bar)."""
+        return np.sqrt(1 - self.alpha_bar(t))
+
+    def ratio(self, t: Any) -> np.ndarray:
+        """sigma / alpha, the noise level relative to the signal."""
+        return self.sigma(t) / self.alpha(t)
+
+    def t_of_ratio(self, ratio: Any) -> np.ndarray:
+        """The t whose sigma / alpha is `ratio`: the inverse of `ratio`, between 0 and T."""
+        alpha_bar = 1 / (1 + np.asarray(ratio, np.float64) ** 2)
+        angle = np.arccos(np.sqrt(alpha_bar) * np.cos(OFFSET / (1 + OFFSET) * np.pi / 2))
+        return np.clip(self.T * (angle * 2 / np.pi * (1 + OFFSET) - OFFSET), 0, self.T)
+
+    def to_x0(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
+        """The clean picture that `prediction` at x_t implies. All (B, C, H, W), float64 where x is."""
+        alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
+        if self.prediction == "v":
+            return alpha * x - sigma * prediction
+        return (x - sigma * prediction) / alpha
+
+    def to_eps(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
+        """The noise that `prediction` at x_t implies, (B, C, H, W)."""
+        if self.prediction == "eps":
+            return prediction
+        return float(self.sigma(t)) * x + float(self.alpha(t)) * prediction

@@ -1,0 +1,136 @@
+"""A run that is killed and resumed equals one never interrupted, bit for bit; more pictures go on from before the decay."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, load_model, read_checkpoint
+from cfgdiff.trainer.config import make_config
+from cfgdiff.trainer.data import load_data
+from cfgdiff.trainer.loop import Run, resume, train
+
+SCRIPT = """
+import sys, pathlib, torch, yaml, time
+from cfgdiff.trainer.config import make_config
+from cfgdiff.trainer.data import load_data
+from cfgdiff.trainer.loop import Run, resume, train
+torch.set_num_threads(1)
+tree, data, out, pause = yaml.safe_load(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), float(sys.argv[4])
+load = lambda config: load_data(data, config.train.image_size)
+if (out / "checkpoints").exists():
+    run = resume(out, make_config, load, "again", None)
+else:
+    config = make_config(tree)
+    run = Run(config, load(config), out, "first", None)
+train(run, lambda n, value: time.sleep(pause))
+"""
+
+
+def trained(tree: dict, data: Path, out: Path, pause: float = 0.0) -> "subprocess.Popen[bytes]":
+    """A training process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, yaml.safe_dump(tree), str(data), str(out), str(pause)], env=environment)
+
+
+def test_sigkill_and_resume_equals_an_undisturbed_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    assert trained(tiny_tree, picture_folder, tmp_path / "whole").wait() == 0
+    killed = 0
+    while True:
+        process = trained(tiny_tree, picture_folder, tmp_path / "killed", pause=0.05)
+        deadline = time.monotonic() + 60
+        before = len_seen(tmp_path / "killed")
+        while process.poll() is None and len_seen(tmp_path / "killed") <= before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if killed == 2:
+            assert process.wait() == 0
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    whole, other = (load_file(find_checkpoint(tmp_path / name) / "tensors.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == other.keys()
+    assert [k for k in whole if not torch.equal(whole[k], other[k])] == []
+    assert read_checkpoint(tmp_path / "killed")[0]["command"].count("again") == 2
+
+
+def len_seen(run: Path) -> int:
+    """The pictures of the newest checkpoint, 0 before the first."""
+    try:
+        return int(find_checkpoint(run).name)
+    except Failure:
+        return 0
+
+
+def new_run(tree: dict, data: Path, out: Path) -> Run:
+    config = make_config(tree)
+    return Run(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
+
+
+def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    rates: list[float] = []
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    assert train(run, lambda n, value: rates.append(run.optimisers[0].param_groups[0]["lr"]))
+    assert rates[4] == pytest.approx(1e-3) and 0 < rates[-1] < 5e-4
+    state, _ = read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)
+    assert 0.7 * 96 <= state["pictures_seen"] < 0.7 * 96 + 8
+    longer = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=200",)), lambda _: run.data, "more", None)
+    assert longer.pictures_seen == state["pictures_seen"]
+    assert train(longer, lambda n, value: None)
+    assert longer.pictures_seen == 200 and find_checkpoint(tmp_path / "run").name == "000000200"
+
+
+def test_the_network_of_a_run_cannot_change(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    run.save()
+    with pytest.raises(BadInput, match="network of a run cannot change"):
+        resume(tmp_path / "run", lambda tree: make_config(tree, ("network.channels=32",)), lambda _: run.data, "more", None)
+
+
+def test_init_takes_the_averaged_weights_and_refuses_others(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    first = new_run(tiny_tree, picture_folder, tmp_path / "first")
+    train(first, lambda n, value: None)
+    second = new_run(tiny_tree, picture_folder, tmp_path / "second")
+    second.start_from(tmp_path / "first")
+    assert all(torch.equal(a, b) for a, b in zip(second.network.parameters(), first.ema.network.parameters(), strict=True))
+    assert second.pictures_seen == 0
+    wider = new_run(tiny_tree | {"network": tiny_tree["network"] | {"channels": 32}}, picture_folder, tmp_path / "wider")
+    with pytest.raises(Failure, match=r"expected .* of shape .* found"):
+        wider.start_from(tmp_path / "first")
+
+
+def test_the_loaded_model_carries_its_provenance(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    train(new_run(tiny_tree, picture_folder, tmp_path / "run"), lambda n, value: None)
+    model = load_model(tmp_path / "run")
+    assert model.class_names == ["blue", "green", "red"] and model.image_shape == (3, 16, 16)
+    assert model.provenance["pictures_seen"] == 96 and model.provenance["data_set"] == "pictures"
+    assert 0 < model.provenance["test_loss"] < 10
+    assert not any(p.requires_grad for p in model.network.parameters())
+
+
+def test_max_minutes_ends_the_run_with_its_decay(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    run = new_run(tiny_tree | {"train": tiny_tree["train"] | {"pictures": 10**9}}, picture_folder, tmp_path / "run")
+    run.max_minutes = 2 / 60
+    assert train(run, lambda n, value: None)
+    assert run.pictures_seen < 10**9 and (tmp_path / "run" / "checkpoints" / BEFORE_DECAY).is_dir()
+
+
+def test_a_stop_request_leaves_a_checkpoint(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    assert not train(run, lambda n, value: os.kill(os.getpid(), signal.SIGTERM))
+    assert read_checkpoint(tmp_path / "run")[0]["pictures_seen"] == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    torch.nn.init.constant_(run.network.stem.weight, float("nan"))
+    with pytest.raises(Failure, match="loss became nan"):
+        train(run, lambda n, value: None)

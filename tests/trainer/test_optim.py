@@ -1,0 +1,36 @@
+"""Muon's orthogonalisation against an exact polar factor; the rate's schedule against its description."""
+
+import pytest
+import torch
+
+from cfgdiff.trainer.config import OptimiserConfig
+from cfgdiff.trainer.optim import make_optimisers, orthogonalise, rate_factor
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 24, 24)])
+def test_orthogonalise_is_close_to_the_polar_factor(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
+    polar, found = u @ vt, orthogonalise(matrices).float()
+    cosine = (polar * found).sum(dim=(1, 2)) / polar.norm(dim=(1, 2)) / found.norm(dim=(1, 2))
+    assert cosine.min() > 0.95
+    assert torch.linalg.svdvals(found).max() < 1.3
+
+
+def test_muon_takes_inner_convolutions_and_adamw_the_rest(tiny_network: torch.nn.Module) -> None:
+    adamw, muon = make_optimisers(tiny_network, OptimiserConfig(name="muon"))
+    inner = {id(p) for p in muon.param_groups[0]["params"]}
+    rest = {id(p) for p in adamw.param_groups[0]["params"]}
+    assert inner | rest == {id(p) for p in tiny_network.parameters()} and not inner & rest
+    assert id(tiny_network.stem.weight) in rest and id(tiny_network.head.weight) in rest
+    assert id(tiny_network.middle[0].attention.qkv.weight) in inner
+
+
+def test_rate_warms_up_stays_and_decays() -> None:
+    config = OptimiserConfig(warmup_steps=100, decay_share=0.3)
+    assert rate_factor(config, 0, 0.0) == pytest.approx(0.01)
+    assert rate_factor(config, 99, 0.1) == 1.0
+    assert rate_factor(config, 5000, 0.7) == pytest.approx(1.0)
+    assert rate_factor(config, 5000, 0.85) == pytest.approx(0.5)
+    assert rate_factor(config, 5000, 1.0) == 0.0
+    assert rate_factor(OptimiserConfig(warmup_steps=0, decay_share=0.0), 0, 0.99) == 1.0

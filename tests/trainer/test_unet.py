@@ -1,0 +1,49 @@
+"""Shapes, parts and conditioning of the U-Net."""
+
+import pytest
+import torch
+
+from cfgdiff.trainer.config import NetworkConfig, load_preset, make_config
+from cfgdiff.trainer.unet import Attention, ResidualBlock, UNet, timestep_embedding
+
+
+def randomised(network: torch.nn.Module) -> torch.nn.Module:
+    """The network with its zero-initialised branches awake."""
+    torch.manual_seed(1)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return network.eval()
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_answer_has_the_shape_of_the_picture(patch: int) -> None:
+    network = UNet(NetworkConfig(channels=16, multipliers=(1, 2), attention=(8, 4), head_channels=16, patch=patch), (3, 16, 16), 3)
+    x = torch.randn(2, 3, 16, 16)
+    assert network(x, torch.tensor([1.0, 999.5]), torch.tensor([0, 3])).shape == x.shape
+
+
+def test_time_and_class_both_change_the_answer_and_rows_do_not_mix(tiny_network: torch.nn.Module) -> None:
+    network = randomised(tiny_network)
+    x, t, label = torch.randn(1, 3, 16, 16).expand(4, -1, -1, -1), torch.tensor([5.0, 5.0, 500.0, 5.0]), torch.tensor([0, 1, 0, 3])
+    with torch.no_grad():
+        together = network(x, t, label)
+        alone = torch.cat([network(x[i : i + 1], t[i : i + 1], label[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert all((together[0] - together[i]).abs().max() > 1e-3 for i in (1, 2, 3))
+
+
+def test_the_packaged_preset_has_the_parts_of_adm() -> None:
+    config = make_config(load_preset("cifar10-small"))
+    network = UNet(config.network, (3, 32, 32), 10)
+    attentions = [m for m in network.modules() if isinstance(m, Attention)]
+    resamples = [m.resample for m in network.modules() if isinstance(m, ResidualBlock)]
+    assert attentions and all(m.qkv.in_channels == 64 * m.heads for m in attentions)
+    assert resamples.count("down") == resamples.count("up") == 2
+    assert network.label.num_embeddings == 11
+    assert sum(p.numel() for p in network.parameters()) < 7.5e6  # under 15 MB in float16
+
+
+def test_timestep_embedding_is_cosines_and_sines() -> None:
+    embedding = timestep_embedding(torch.tensor([0.0, 2.0]), 8)
+    assert torch.equal(embedding[0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    assert embedding[1, 0].item() == pytest.approx(torch.cos(torch.tensor(2.0)).item())

@@ -1,0 +1,137 @@
+"""Checkpoints: a folder with tensors.safetensors (weights, averaged weights, optimiser) and state.json; written whole or not at all.
+
+RUN/checkpoints/NNNNNNNNN is the newest state after NNNNNNNNN pictures, RUN/checkpoints/before-decay the last one at the full rate.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.schedule import Schedule
+
+from .config import Config, make_config
+from .unet import UNet
+
+FORMAT = 1
+BEFORE_DECAY = "before-decay"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained network in float32 with its averaged weights, and all that describes it."""
+
+    network: nn.Module
+    config: Config
+    class_names: list[str]
+    image_shape: tuple[int, int, int]
+    schedule: Schedule
+    provenance: dict[str, Any]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder meant by `path`: itself, or the newest of a run. Raises `Failure` where there is none."""
+    if (path / "state.json").is_file():
+        return path
+    found = sorted(p for p in (path / "checkpoints").glob("[0-9]*") if (p / "state.json").is_file())
+    if not found:
+        raise Failure(f"{path}: no checkpoint there; expected a run folder or a checkpoint folder as written by cfgdiff train")
+    return found[-1]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state and the tensors of a checkpoint folder or of a run's newest one. Raises `Failure` for damage."""
+    folder = find_checkpoint(path)
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        if state["format"] != FORMAT:
+            raise Failure(f"{folder}: checkpoint format {state['format']}, expected {FORMAT}: update cfgdiff")
+        return state, load_file(folder / "tensors.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        message = str(error).splitlines()[0]
+        raise Failure(f"{folder}: damaged checkpoint ({message}); use an older one, or {BEFORE_DECAY} beside it") from None
+
+
+def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write RUN/checkpoints/`name` whole, then remove what it replaces. Raises `Failure` where the folder cannot be written."""
+    root = run / "checkpoints"
+    final, temporary = root / name, root / f".{name}.partial"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"format": FORMAT} | state, indent=1))
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise Failure(f"{final}: cannot write the checkpoint ({error.strerror or error}); earlier checkpoints are untouched") from None
+    if name != BEFORE_DECAY:
+        for old in root.glob("[0-9]*"):
+            if old.name != name:
+                shutil.rmtree(old)
+
+
+def optimiser_tensors(optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' states as flat tensors, `optimiser.<which>.<parameter>.<key>`."""
+    return {
+        f"optimiser.{i}.{p}.{key}": value
+        for i, optimiser in enumerate(optimisers)
+        for p, entries in optimiser.state_dict()["state"].items()
+        for key, value in entries.items()
+    }
+
+
+def restore_optimisers(optimisers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimiser_tensors`, in place."""
+    for i, optimiser in enumerate(optimisers):
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(f"optimiser.{i}."):
+                _, _, p, key = name.split(".", 3)
+                states.setdefault(int(p), {})[key] = value
+        optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def network_tensors(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under `prefix.`, without it."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def load_model(path: Path) -> LoadedModel:
+    """The averaged weights of a checkpoint or run as a network ready for use. Raises `Failure`."""
+    state, tensors = read_checkpoint(path)
+    config = make_config(state["config"])
+    shape: tuple[int, int, int] = tuple(state["image_shape"])
+    network = UNet(config.network, shape, len(state["class_names"]))
+    network.load_state_dict(network_tensors(tensors, "ema"))
+    network.eval().requires_grad_(False)
+    provenance = {key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")}
+    return LoadedModel(network, config, state["class_names"], shape, config.schedule, provenance)
+
+
+def initial_weights(path: Path) -> dict[str, Tensor]:
+    """Weights to start from: the averaged ones of a checkpoint or run, or a bundle's float32 graph. Raises `Failure`."""
+    graph = path / "model.onnx"
+    if not graph.is_file():
+        return network_tensors(read_checkpoint(path)[1], "ema")
+    import onnx
+    from onnx import numpy_helper
+
+    try:
+        initialisers = onnx.load(str(graph)).graph.initializer
+    except Exception as error:  # onnx raises protobuf's own errors here
+        raise Failure(f"--init {graph}: not a readable ONNX file ({type(error).__name__}); take another bundle") from None
+    return {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).float() for i in initialisers if i.data_type in (1, 10)}

@@ -1,0 +1,129 @@
+"""What a training run is made of: frozen pydantic models, presets in YAML, and `--set key=value` overrides."""
+
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cfgdiff.runtime.errors import BadInput, nearest
+from cfgdiff.runtime.schedule import Schedule
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(_Section):
+    """Widths and depths of the U-Net."""
+
+    channels: int = Field(64, ge=8, multiple_of=4)
+    multipliers: tuple[int, ...] = Field((1, 2, 2), min_length=1)
+    blocks: int = Field(1, ge=1)  # residual blocks a level going down; one more going up
+    attention: tuple[int, ...] = (8,)  # resolutions (as the network sees them) with attention
+    head_channels: int = Field(64, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    patch: int = Field(1, ge=1)  # pixel-unshuffle factor of the stem
+
+
+class ObjectiveConfig(_Section):
+    """What the network learns to predict, and at which noise levels."""
+
+    prediction: Literal["eps", "v"] = "v"
+    data_std: float = Field(1.0, gt=0)  # pictures in [-1, 1] are divided by this before noising
+    timesteps: Literal["uniform", "lognormal"] = "uniform"
+    mean: float = -0.5  # of ln(sigma / alpha), for lognormal
+    std: float = Field(1.2, gt=0)
+    label_dropout: float = Field(0.1, ge=0, le=1)
+
+
+class OptimiserConfig(_Section):
+    """AdamW for everything, or Muon for the convolutions and attention and AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    muon_lr: float = Field(0.02, gt=0)
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    warmup_steps: int = Field(100, ge=0)
+    decay_share: float = Field(0.3, ge=0, lt=1)  # the last share of the pictures, over which the rate falls linearly to 0
+
+
+class TrainConfig(_Section):
+    """Length, batch, precision and bookkeeping of a run."""
+
+    pictures: int = Field(1_000_000, ge=1)  # pictures to train on in all, repeats counted
+    batch: int = Field(128, ge=1)
+    image_size: int = Field(32, ge=8)  # for folders of pictures
+    flip: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    checkpoint_seconds: float = Field(60.0, gt=0)
+
+
+class Config(_Section):
+    """A whole run. `schedule` is the noise schedule that it implies."""
+
+    network: NetworkConfig = NetworkConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> "Config":
+        factor = self.network.patch * 2 ** (len(self.network.multipliers) - 1)
+        if self.train.image_size % factor:
+            raise ValueError(f"train.image_size must be a multiple of {factor} for this network, found {self.train.image_size}")
+        return self
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule, cosine with T = 1000."""
+        return Schedule(prediction=self.objective.prediction, data_std=self.objective.data_std)
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The preset as nested dictionaries. Raises `BadInput` for an unknown name."""
+    if name not in preset_names():
+        raise BadInput(f"--preset: no preset '{name}'; choose from {', '.join(preset_names())}{nearest(name, preset_names())}")
+    tree: dict[str, Any] = yaml.safe_load((resources.files(__package__) / "presets" / f"{name}.yaml").read_text())
+    return tree
+
+
+def make_config(tree: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """A checked config from nested dictionaries and `section.key=value` overrides. Raises `BadInput` naming the key."""
+    tree = {section: dict(values) for section, values in tree.items()}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot):
+            raise BadInput(f"--set {override}: expected section.key=value, as in train.batch=64")
+        tree.setdefault(section, {})[name] = _parse(override, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(f"--set {where or 'config'}: {first['msg']}, found {first['input']!r:.60}" + _choices(first)) from None
+
+
+def _parse(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {override}: the value is not readable as YAML") from None
+
+
+def _choices(error: Any) -> str:
+    if error["type"] != "extra_forbidden":
+        return ""
+    *sections, key = map(str, error["loc"])
+    model: Any = type(getattr(Config(), sections[0])) if sections else Config
+    known = list(model.model_fields)
+    return f"; known keys: {', '.join(known)}{nearest(key, known)}"

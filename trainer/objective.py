@@ -1,0 +1,72 @@
+"""The loss of one step: noise a batch, drop some labels, compare the prediction. It knows nothing of optimisers or files."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfgdiff.runtime.schedule import Schedule
+
+from .config import ObjectiveConfig
+
+
+def sample_timesteps(config: ObjectiveConfig, schedule: Schedule, n: int, generator: torch.Generator) -> np.ndarray:
+    """(n,) float64 t: uniform over 1 .. T (DDPM), or ln(sigma / alpha) normal (EDM, table 1), mapped to a fractional t."""
+    if config.timesteps == "uniform":
+        return torch.randint(1, schedule.T + 1, (n,), generator=generator).double().numpy()
+    z = torch.randn(n, generator=generator, dtype=torch.float64).numpy()
+    return schedule.t_of_ratio(np.exp(config.mean + config.std * z))
+
+
+def drop_labels(labels: Tensor, null_class: int, share: float, generator: torch.Generator) -> Tensor:
+    """Each label becomes the null class with probability `share` (Ho & Salimans 2022, algorithm 1). (B,) int64."""
+    dropped = torch.rand(len(labels), generator=generator) < share
+    return torch.where(dropped, null_class, labels)
+
+
+def noised(schedule: Schedule, pictures: Tensor, t: np.ndarray, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t and the target the network should answer with, both (B, C, H, W), for pictures in [-1, 1] and t (B,)."""
+    alpha = torch.from_numpy(schedule.alpha(t)).float()[:, None, None, None]  # (B, 1, 1, 1)
+    sigma = torch.from_numpy(schedule.sigma(t)).float()[:, None, None, None]
+    x0 = pictures / schedule.data_std
+    x_t = alpha * x0 + sigma * eps
+    return x_t, eps if schedule.prediction == "eps" else alpha * eps - sigma * x0
+
+
+def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
+         null_class: int, generator: torch.Generator) -> Tensor:  # fmt: skip
+    """L_simple (DDPM, equation 14) on eps or v: the mean squared error of one noised batch, a scalar.
+
+    Args:
+        pictures: (B, C, H, W) float32 in [-1, 1].
+        labels: (B,) int64, 0 .. K-1.
+    """
+    t = sample_timesteps(config, schedule, len(pictures), generator)
+    eps = torch.randn(pictures.shape, generator=generator)
+    x_t, target = noised(schedule, pictures, t, eps)
+    labels = drop_labels(labels, null_class, config.label_dropout, generator)
+    device = next(network.parameters()).device
+    prediction = network(x_t.to(device), torch.from_numpy(t).float().to(device), labels.to(device))
+    return F.mse_loss(prediction.float(), target.to(device))
+
+
+@torch.no_grad()
+def test_loss(network: nn.Module, schedule: Schedule, pictures: Tensor, labels: Tensor, mean: float = -0.5, std: float = 1.2) -> float:
+    """The loss on held-out pictures with their labels, at noise levels ln(sigma / alpha) ~ N(mean, std), from a fixed seed.
+
+    The levels are the quantiles of that distribution in a random order, one a picture, so that they add no variance.
+    Comparable only between models of the same prediction type and data_std.
+    """
+    generator = torch.Generator().manual_seed(20_061)
+    n = len(pictures)
+    quantiles = (torch.randperm(n, generator=generator).double() + 0.5) / n
+    z = torch.special.ndtri(quantiles).numpy()
+    t = schedule.t_of_ratio(np.exp(mean + std * z))
+    eps = torch.randn(pictures.shape, generator=generator)
+    device, total = next(network.parameters()).device, 0.0
+    for i in range(0, n, 128):
+        part = slice(i, i + 128)
+        x_t, target = noised(schedule, pictures[part], t[part], eps[part])
+        prediction = network(x_t.to(device), torch.from_numpy(t[part]).float().to(device), labels[part].to(device))
+        total += F.mse_loss(prediction.float(), target.to(device), reduction="sum").item()
+    return total / pictures.numel()

@@ -1,0 +1,86 @@
+"""Optimisers: AdamW, or Muon (Jordan et al. 2024) for the network's inner matrices with AdamW for the rest; and the rate's schedule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import OptimiserConfig
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iterations of degree 5 in bfloat16. (K, M, N) -> (K, M, N)."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: singular values land in about [0.7, 1.2]
+    x = matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT
+    for _ in range(iterations):
+        gram = x @ x.mT  # (K, M, M)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: every weight seen as a matrix (outputs, everything else); equal shapes go together."""
+
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update from the gradients in place."""
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+            for shape, params in alike.items():
+                self._update(params, shape, **{key: group[key] for key in ("lr", "momentum", "weight_decay")})
+
+    def _update(self, params: list[nn.Parameter], shape: torch.Size, lr: float, momentum: float, weight_decay: float) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        averages, grads = [self.state[p]["momentum"] for p in params], [p.grad for p in params]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        nesterov = torch.stack([g.lerp(m, momentum).flatten(1) for g, m in zip(grads, averages, strict=True) if g is not None])  # (K, M, N)
+        scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
+        for p, update in zip(params, orthogonalise(nesterov).float(), strict=True):
+            p.mul_(1 - lr * weight_decay).add_(update.reshape(shape), alpha=-lr * scale)
+
+
+def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+    """The optimisers that together hold every parameter once; each group remembers its full rate as `base_lr`."""
+
+    def is_inner(name: str, p: nn.Parameter) -> bool:
+        return config.name == "muon" and p.ndim == 4 and not name.startswith(("stem", "head"))
+
+    inner = [p for name, p in network.named_parameters() if is_inner(name, p)]
+    rest = [p for name, p in network.named_parameters() if not is_inner(name, p)]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay)]
+    if inner:
+        optimisers.append(Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay))
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimisers
+
+
+def rate_factor(config: OptimiserConfig, step: int, progress: float) -> float:
+    """What the rates are multiplied with: linear warm-up in steps, then 1, then linear to 0 over the last `decay_share` of the run.
+
+    Args:
+        step: steps done before this one.
+        progress: share of the run done, 0 .. 1.
+    """
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    decay = min(1.0, (1 - progress) / config.decay_share) if config.decay_share else 1.0
+    return warm * max(0.0, decay)
+
+
+def set_rate(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's rate to `factor` times its full rate."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = factor * group["base_lr"]

@@ -1,0 +1,170 @@
+"""The U-Net with the ADM improvements (Dhariwal & Nichol 2021). It knows nothing of noise schedules, losses or guidance.
+
+Residual blocks carry adaptive group normalisation (AdaGN): the timestep embedding plus the class embedding becomes a scale and a
+shift after the second normalisation. Resolution changes happen inside residual blocks, attention has heads of a fixed width.
+Optionally the picture is pixel-unshuffled first, so that the network runs at a fraction of the resolution.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import NetworkConfig
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation in up to 32 groups of at least 4 channels."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Conv2d:
+    """A convolution that keeps the resolution; `zero` starts it at zero, so that its branch starts as nothing."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoids of t (Vaswani et al. 2017; DDPM): (B,) float -> (B, width)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000.0) / half))
+    angles = t.float()[:, None] * frequencies  # (B, width / 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """ADM's residual block: norm, SiLU, (up or down), conv, AdaGN, SiLU, dropout, conv; with a skip of the right shape."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: str = "none") -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm_in, self.conv_in = group_norm(inputs), conv(inputs, outputs)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.norm_out, self.conv_out = group_norm(outputs), conv(outputs, outputs, zero=True)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def _resample(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, inputs, H, W), (B, E) -> (B, outputs, H', W')."""
+        h = self.conv_in(self._resample(F.silu(self.norm_in(x))))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, outputs, 1, 1) each
+        h = self.norm_out(h) * (1 + scale) + shift
+        return self.skip(self._resample(x)) + self.conv_out(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over positions, with heads of `head_channels` channels, added to its input."""
+
+    def __init__(self, channels: int, head_channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        self.norm = group_norm(channels)
+        self.qkv, self.out = conv(channels, 3 * channels, 1), conv(channels, channels, 1, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4)
+        q, k, v = qkv.unbind(dim=1)  # (B, heads, H W, C / heads) each
+        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1)  # (B, heads, H W, H W); few positions: faster than fused on a CPU
+        y = weights @ v
+        return x + self.out(y.transpose(2, 3).reshape(b, c, h, w))
+
+
+class Stage(nn.Module):
+    """A residual block, with attention after it where asked for."""
+
+    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """As `ResidualBlock.forward`."""
+        x = self.block(x, embedding)
+        return x if self.attention is None else self.attention(x)
+
+
+class UNet(nn.Module):
+    """eps or v from x_t, t and the class.
+
+    Args:
+        config: widths and depths.
+        image_shape: (C, H, W) of a picture.
+        num_classes: K; the label K is the null class of classifier-free guidance (Ho & Salimans 2022).
+    """
+
+    def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.patch, self.width, self.null_class = config.patch, config.channels, num_classes
+        inputs, embedding = image_shape[0] * config.patch**2, 4 * config.channels
+        self.time = nn.Sequential(nn.Linear(config.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Embedding(num_classes + 1, embedding)
+        nn.init.normal_(self.label.weight, std=0.02)
+        self.stem = conv(inputs, config.channels)
+
+        size, channels, skips = image_shape[1] // config.patch, config.channels, [config.channels]
+
+        def stage(inputs: int, outputs: int, resample: str = "none") -> Stage:
+            block = ResidualBlock(inputs, outputs, embedding, config.dropout, resample)
+            return Stage(block, Attention(outputs, config.head_channels) if size in config.attention else None)
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, multiplier in enumerate(config.multipliers):
+            if level:
+                size //= 2
+                self.down.append(stage(channels, channels, "down"))
+                skips.append(channels)
+            for _ in range(config.blocks):
+                self.down.append(stage(channels, multiplier * config.channels))
+                channels = multiplier * config.channels
+                skips.append(channels)
+        middle = [ResidualBlock(channels, channels, embedding, config.dropout) for _ in range(2)]
+        self.middle = nn.ModuleList([Stage(middle[0], Attention(channels, config.head_channels)), Stage(middle[1], None)])
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            for _ in range(config.blocks + 1):
+                self.up.append(stage(channels + skips.pop(), multiplier * config.channels))
+                channels = multiplier * config.channels
+            if level:
+                size *= 2
+                finer = config.multipliers[level - 1] * config.channels  # ADM keeps the width here; narrowing first costs 15 % less
+                self.up.append(stage(channels, finer, "up"))
+                channels = finer
+        self.norm, self.head = group_norm(channels), conv(channels, inputs, zero=True)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """The prediction at x_t.
+
+        Args:
+            x: x_t, (B, C, H, W).
+            t: 0 .. T, fractional allowed, (B,).
+            label: class 0 .. K-1, or K for none, (B,) int64.
+
+        Returns:
+            eps or v, (B, C, H, W).
+        """
+        embedding = F.silu(self.time(timestep_embedding(t, self.width)) + self.label(label))  # (B, E)
+        x = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        skips = [x]
+        for stage in self.down:
+            x = stage(x, embedding)
+            skips.append(x)
+        for stage in self.middle:
+            x = stage(x, embedding)
+        for stage in self.up:
+            if stage.block.resample != "up":
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = stage(x, embedding)
+        x = self.head(F.silu(self.norm(x)))
+        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
