@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+PATH = click.Path(path_type=Path)
+
 
 def _show_presets(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
@@ -26,16 +28,14 @@ Examples:
 @click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
-    help="CIFAR-10 (python layout), or a folder with a sub-folder of pictures a class.",
+    type=PATH,
+    help="CIFAR-10 (python layout), or a folder with one sub-folder of pictures a class.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new run.")
-@click.option("--resume", "resumed", type=click.Path(path_type=Path), help="Go on with this run, in its folder.")
-@click.option("--init", type=click.Path(path_type=Path), help="Start a new run from the weights of a checkpoint, run or bundle.")
+@click.option("--out", type=PATH, help="Folder of the new run.")
+@click.option("--resume", "resumed", type=PATH, help="Go on with this run, in its folder.")
+@click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats.")
-@click.option(
-    "--max-minutes", type=click.FloatRange(min=0, min_open=True), help="End the run (decay included) after this time, if not before."
-)
+@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="End the run, decay included, after this time at the latest.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets, help="List the presets and stop.")

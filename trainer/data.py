@@ -70,9 +70,7 @@ def _cifar10(root: Path, image_size: int) -> PictureSet:
             labels = np.concatenate([batch[b"labels"] for batch in batches]).astype(np.int64)
             return rows.reshape(-1, 3, 32, 32), labels
         except (KeyError, ValueError, TypeError):
-            raise Failure(
-                f"--data {root}: expected batches of 32x32 pictures with labels; unpack the archive (python version) again"
-            ) from None
+            raise Failure(f"--data {root}: expected batches of 32x32 pictures with labels; unpack the archive again") from None
 
     names = [name.decode() for name in _unpickle(root / "batches.meta")[b"label_names"]]
     pictures, labels = read([f"data_batch_{i}" for i in range(1, 6)])
@@ -84,9 +82,7 @@ def _folder(path: Path, image_size: int) -> PictureSet:
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     files = [(file, k) for k, folder in enumerate(classes) for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
     if not files:
-        raise Failure(
-            f"--data {path}: no pictures found; expected one sub-folder for each class with {', '.join(sorted(SUFFIXES))} files in it"
-        )
+        raise Failure(f"--data {path}: no pictures found; expected a sub-folder for each class, with {', '.join(sorted(SUFFIXES))} files")
     if empty := [folder.name for k, folder in enumerate(classes) if not any(label == k for _, label in files)]:
         raise Failure(f"--data {path}: no pictures in class folder '{empty[0]}'; fill or remove it")
     pictures = np.stack([_read_picture(file, image_size) for file, _ in files])

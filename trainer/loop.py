@@ -69,9 +69,7 @@ class Run:
         for name, value in own.items():
             if name not in found or found[name].shape != value.shape:
                 shape = tuple(found[name].shape) if name in found else "nothing"
-                raise Failure(
-                    f"--init {path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use the preset it was made with"
-                )
+                raise Failure(f"--init {path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
         self.network.load_state_dict({name: found[name] for name in own})
         self.ema.network.load_state_dict(self.network.state_dict())
         self.initialised_from = str(path)

@@ -42,9 +42,10 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        averages, grads = [self.state[p]["momentum"] for p in params], [p.grad for p in params]
+        averages = [self.state[p]["momentum"] for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(averages, grads, 1 - momentum)
-        nesterov = torch.stack([g.lerp(m, momentum).flatten(1) for g, m in zip(grads, averages, strict=True) if g is not None])  # (K, M, N)
+        nesterov = torch.stack([g.lerp(m, momentum).flatten(1) for g, m in zip(grads, averages, strict=True)])  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
         for p, update in zip(params, orthogonalise(nesterov).float(), strict=True):
             p.mul_(1 - lr * weight_decay).add_(update.reshape(shape), alpha=-lr * scale)

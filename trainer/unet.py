@@ -88,7 +88,7 @@ class Stage(nn.Module):
 
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
         super().__init__()
-        self.block, self.attention = block, attention
+        self.block, self.attention, self.upsamples = block, attention, block.resample == "up"
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """As `ResidualBlock.forward`."""
@@ -163,7 +163,7 @@ class UNet(nn.Module):
         for stage in self.middle:
             x = stage(x, embedding)
         for stage in self.up:
-            if stage.block.resample != "up":
+            if not stage.upsamples:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = stage(x, embedding)
         x = self.head(F.silu(self.norm(x)))

@@ -48,7 +48,7 @@ def test_lognormal_levels_have_their_mean_and_deviation() -> None:
     assert levels.mean() == pytest.approx(-0.5, abs=0.02) and levels.std() == pytest.approx(1.2, abs=0.02)
 
 
-def test_uniform_steps_are_one_to_T() -> None:
+def test_uniform_steps_are_one_to_t_max() -> None:
     t = sample_timesteps(ObjectiveConfig(timesteps="uniform"), Schedule(), 50_000, torch.Generator().manual_seed(0))
     assert t.min() == 1 and t.max() == 1000 and np.array_equal(t, np.round(t))
 

@@ -1,0 +1,101 @@
+"""`cfgdiff`: train, export, info. Heavy packages are imported inside the commands."""
+
+from pathlib import Path
+
+import click
+
+from .errors import run_command
+from .train import PATH, train
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  cfgdiff train --preset smoke --data DATA --out runs/smoke
+  cfgdiff export runs/smoke --out exported/smoke
+  cfgdiff info exported/smoke
+
+Pictures are made with cfgdiff-run."""
+)
+@click.version_option(package_name="cfgdiff")
+def group() -> None:
+    """Train, export and inspect class-conditional diffusion models."""
+
+
+group.add_command(train)
+
+
+@group.command(
+    epilog="""\b
+Examples:
+  cfgdiff export runs/smoke
+  cfgdiff export runs/small --out exported/small --steps 20 --guidance 1.6"""
+)
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, help="Folder of the bundle. Default: exported/<name of the run>.")
+@click.option("--sampler", default="dpmpp-2m", show_default=True, help="Default sampler of the bundle.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Default number of evaluations.")
+@click.option("--guidance", default=1.5, show_default=True, help="Default guidance w.")
+@click.option("--interval", metavar="LO,HI", help="Guide only where sigma / alpha lies between these. Default: everywhere.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+def export(checkpoint: Path, out: Path | None, sampler: str, steps: int, guidance: float, interval: str | None, force: bool) -> None:
+    """Export a run or checkpoint (its averaged weights) as a bundle that cfgdiff-run uses."""
+    from cfgdiff.runtime.bundle import Defaults
+    from cfgdiff.runtime.samplers import find_sampler
+
+    find_sampler(sampler)
+    defaults = Defaults(sampler, steps, _finite("--guidance", guidance), _interval(interval))
+    run = checkpoint.resolve()
+    name = run.parent.parent.name if run.parent.name == "checkpoints" else run.name
+    target = out or Path("exported") / name
+    from cfgdiff.export.write import check_target, write_bundle
+    from cfgdiff.trainer.checkpoint import load_model
+
+    check_target(target, force)
+    report = write_bundle(load_model(checkpoint), target, target.resolve().name, defaults, force)
+    click.echo(f"ONNX Runtime against PyTorch: largest relative error {report.graph_error:.1e}", err=True)
+    click.echo(f"weights stored as float16: largest relative change of the prediction {report.rounding_error:.1e}", err=True)
+    click.echo(f"bundle {target}, {report.megabytes:.1f} MB; use it with: cfgdiff-run --model {target} --class NAME", err=True)
+
+
+def _finite(flag: str, value: float) -> float:
+    import math
+
+    if not math.isfinite(value):
+        raise click.UsageError(f"{flag}: expected a finite number, found {value}")
+    return value
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        lo, hi = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--interval: expected LO,HI as in 0.2,5, found {text}") from None
+    if not 0 <= lo < hi:
+        raise click.UsageError(f"--interval: expected 0 <= LO < HI, found {text}")
+    return lo, hi
+
+
+@group.command()
+@click.argument("bundle", type=PATH, required=False)
+def info(bundle: Path | None) -> None:
+    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file."""
+    from cfgdiff.runtime import load_bundle
+
+    found = load_bundle(bundle)
+    schedule, defaults = found.schedule, found.defaults
+    click.echo(f"{found.name}: {'x'.join(map(str, found.image_shape))}, {len(found.class_names)} classes: {', '.join(found.class_names)}")
+    click.echo(f"schedule    {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}")
+    click.echo(
+        f"defaults    {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance}, interval {defaults.interval or 'everywhere'}"
+    )
+    for name, variant in found.variants.items():
+        size = sum((found.path / file).stat().st_size for file in variant.files) / 1e6
+        click.echo(f"variant     {name}: {variant.graph}, {size:.1f} MB, sha256 {variant.files[variant.graph][:16]}")
+    for key, value in found.provenance.items():
+        click.echo(f"{key:<24}{value}")
+
+
+main = run_command(group)

@@ -1,0 +1,84 @@
+"""The ONNX graph: written by PyTorch's exporter, weights stored as float16, nothing of the training left in it."""
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from .fold import GuidedNetwork
+
+OPSET = 18
+SMALL = 1024  # weights with fewer elements stay float32
+
+
+def rounded(network: nn.Module) -> nn.Module:
+    """A copy with every weight of `SMALL` elements or more rounded to float16 and back, as the graph stores them."""
+    network = copy.deepcopy(network)
+    for p in network.parameters():
+        if p.numel() >= SMALL:
+            p.data = p.data.half().float()
+    return network
+
+
+def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """The guided network as ONNX, with B and G dynamic and weights named after the network's parameters."""
+    b, g = torch.export.Dim("B", min=1, max=4096), torch.export.Dim("G", min=0, max=4096)
+    inputs = (torch.zeros(4, *image_shape), torch.zeros(4), torch.zeros(4, dtype=torch.int64), torch.ones(3))
+    names = ["sample", "timestep", "class_label", "guidance"]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a torchvision that is not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
+        program = torch.onnx.export(
+            GuidedNetwork(network, null_class).eval(), inputs, dynamo=True, opset_version=OPSET, input_names=names,
+            output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}), verbose=False, optimize=True,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    _tidy(model)
+    _store_half(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Strip the exporter's notes (stack traces hold paths) and give the weights their own names back."""
+    model.producer_name, model.producer_version, model.doc_string = "cfgdiff", "", ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    rename = {i.name: i.name.removeprefix("network.") for i in model.graph.initializer}
+    for i in model.graph.initializer:
+        i.name = rename[i.name]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        node.input[:] = [rename.get(name, name) for name in node.input]
+    for value in (*model.graph.input, *model.graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def _store_half(model: onnx.ModelProto) -> None:
+    """Big float32 weights become float16 with a Cast behind them, which engines fold when they load the graph."""
+    casts, cast_names = [], {}
+    for i in model.graph.initializer:
+        if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= SMALL:
+            i.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(i).astype(np.float16), i.name))
+            cast_names[i.name] = f"{i.name}.float32"
+            casts.append(helper.make_node("Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT))
+    for node in model.graph.node:
+        node.input[:] = [cast_names.get(name, name) for name in node.input]
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write the graph as one file; the same model gives the same bytes."""
+    path.write_bytes(model.SerializeToString(deterministic=True))

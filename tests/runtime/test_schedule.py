@@ -1,0 +1,43 @@
+"""The schedule against equation 17 of Nichol & Dhariwal written out step by step."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.schedule import Schedule
+
+
+def test_alpha_bar_is_the_product_of_clipped_betas() -> None:
+    def f(t: float) -> float:
+        return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - f(t) / f(t - 1), 0.999) for t in range(1, 1001)]
+    expected = np.cumprod(1 - np.array(betas))
+    np.testing.assert_allclose(Schedule().alpha_bar(np.arange(1, 1001)), expected, rtol=1e-9)
+    assert Schedule().alpha_bar(0) == 1
+
+
+def test_the_ratio_leads_back_to_its_t() -> None:
+    t = np.linspace(0.5, 999.9, 400)
+    np.testing.assert_allclose(Schedule().t_of_ratio(Schedule().ratio(t)), t, rtol=1e-7)
+    assert np.all(np.diff(Schedule().alpha_bar(np.linspace(0, 1000, 5001))) < 0)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_predictions_lead_back_to_picture_and_noise(prediction: str) -> None:
+    schedule, rng = Schedule(prediction=prediction), np.random.default_rng(0)
+    x0, eps = rng.standard_normal((2, 3, 4, 4)), rng.standard_normal((2, 3, 4, 4))
+    for t in (1.0, 333.3, 900.0):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x = alpha * x0 + sigma * eps
+        answer = eps if prediction == "eps" else alpha * eps - sigma * x0
+        np.testing.assert_allclose(schedule.to_x0(answer, x, t), x0, atol=1e-9)
+        np.testing.assert_allclose(schedule.to_eps(answer, x, t), eps, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "linear"}, {"prediction": "x"}, {"T": 0}, {"data_std": 0.0}])
+def test_what_is_not_known_is_refused(wrong: dict) -> None:
+    with pytest.raises(Failure, match="schedule"):
+        Schedule(**wrong)

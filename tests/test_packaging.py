@@ -1,0 +1,61 @@
+"""What is installed: every folder, no torch, and arrows between folders that only point down."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli", reason="pyproject.toml is read with tomllib (Python 3.11) or tomli")
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["runtime", "trainer", "export", "benchmarks", "cli"]
+
+
+def test_every_folder_is_in_the_wheel() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {p.parent.name for p in ROOT.glob("*/__init__.py") if p.parent.name != "tests"}
+    assert set(setuptools["packages"]) == {f"cfgdiff.{name}" for name in folders}
+    assert setuptools["package-dir"] == {f"cfgdiff.{name}": name for name in folders}
+
+
+def imported(path: Path) -> set[str]:
+    """The cfgdiff folders and other packages that a file imports anywhere."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] if name.startswith("cfgdiff.") else name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down_only(layer: str) -> None:
+    above = set(LAYERS[LAYERS.index(layer) + 1 :]) | ({"torch"} if layer == "runtime" else set())
+    wrong = {path.name: found for path in (ROOT / layer).glob("*.py") if (found := imported(path) & above)}
+    assert not wrong
+
+
+RUN = """import sys
+sys.argv = ['cfgdiff-run', '--class', 'frog', '--n', '1', '--steps', '2', '--out', 'x.png']
+from cfgdiff.cli.run import main
+main(standalone_mode=False)"""
+
+
+@pytest.mark.parametrize("code", ["import cfgdiff.runtime", RUN])
+def test_the_runtime_never_loads_torch(code: str, tmp_path: Path) -> None:
+    check = f"{code}\nimport sys\nassert not [m for m in sys.modules if m.split('.')[0] in ('torch', 'onnx', 'pydantic')]"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_plain_dependencies_are_the_small_ones() -> None:
+    """Their installed size is measured by .ci/run, in a new environment with the wheel alone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {d.split(">")[0] for d in project["dependencies"]} == {"numpy", "pillow", "click", "onnxruntime"}
+    assert {"train", "cuda", "openvino", "tensorrt", "dev"} <= set(project["optional-dependencies"])
