@@ -87,10 +87,9 @@ def info(bundle: Path | None) -> None:
     found = load_bundle(bundle)
     schedule, defaults = found.schedule, found.defaults
     click.echo(f"{found.name}: {'x'.join(map(str, found.image_shape))}, {len(found.class_names)} classes: {', '.join(found.class_names)}")
+    where = f"inside sigma / alpha {defaults.interval}" if defaults.interval else "at every noise level"
     click.echo(f"schedule    {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}")
-    click.echo(
-        f"defaults    {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance}, interval {defaults.interval or 'everywhere'}"
-    )
+    click.echo(f"defaults    {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance} {where}")
     for name, variant in found.variants.items():
         size = sum((found.path / file).stat().st_size for file in variant.files) / 1e6
         click.echo(f"variant     {name}: {variant.graph}, {size:.1f} MB, sha256 {variant.files[variant.graph][:16]}")

@@ -17,6 +17,28 @@ OPSET = 18
 SMALL = 1024  # weights with fewer elements stay float32
 
 
+class _GroupNorm(nn.Module):
+    """Group normalisation with its weight and bias as (C, 1, 1), so that they enter the graph as they are, under their names."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = (nn.Parameter(p.detach()[:, None, None], requires_grad=False) for p in (norm.weight, norm.bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
+        return nn.functional.group_norm(x, self.groups, eps=self.eps) * self.weight + self.bias
+
+
+def _with_named_norms(network: nn.Module) -> nn.Module:
+    network = copy.deepcopy(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, _GroupNorm(child))
+    return network
+
+
 def rounded(network: nn.Module) -> nn.Module:
     """A copy with every weight of `SMALL` elements or more rounded to float16 and back, as the graph stores them."""
     network = copy.deepcopy(network)
@@ -35,7 +57,7 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
         program = torch.onnx.export(
-            GuidedNetwork(network, null_class).eval(), inputs, dynamo=True, opset_version=OPSET, input_names=names,
+            GuidedNetwork(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET, input_names=names,
             output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}), verbose=False, optimize=True,
         )  # fmt: skip
     assert program is not None

@@ -10,6 +10,7 @@ No state, no output, no engine. The coefficients are float64 scalars, the pictur
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,10 +24,10 @@ Sampler = Callable[[Predict, np.ndarray, np.ndarray, Schedule, Noise], np.ndarra
 
 def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
     """Algorithm 2 of DDPM (Ho et al. 2020), with the posterior variance of equation 7; steps may be longer than 1 (t -> s)."""
-    for step, (t, s) in enumerate(zip(timesteps[:-1], timesteps[1:], strict=True), start=1):
+    for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
         bar_t, bar_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
         alpha, beta = bar_t / bar_s, 1 - bar_t / bar_s
-        eps = schedule.to_eps(predict(x, float(t)), x, float(t))
+        eps = schedule.to_eps(predict(x, t), x, t)
         x = (x - beta / np.sqrt(1 - bar_t) * eps) / np.sqrt(alpha)  # the mean, equation 11
         if s > 0:
             x = x + np.sqrt(beta * (1 - bar_s) / (1 - bar_t)) * noise(step)  # beta tilde
@@ -35,7 +36,7 @@ def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
 
 def ddim(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
     """DDIM with eta = 0 (Song et al. 2021, equation 12)."""
-    for t, s in zip(timesteps[:-1].tolist(), timesteps[1:].tolist(), strict=True):
+    for t, s in pairwise(timesteps.tolist()):
         prediction = predict(x, t)
         x0, eps = schedule.to_x0(prediction, x, t), schedule.to_eps(prediction, x, t)
         x = float(schedule.alpha(s)) * x0 + float(schedule.sigma(s)) * eps
@@ -45,7 +46,7 @@ def ddim(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
 def dpmpp_2m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), in lambda = ln(alpha / sigma); the step to t = 0 is x0 itself."""
     before: tuple[np.ndarray, float] | None = None  # x0 of the step before, and its step in lambda
-    for t, s in zip(timesteps[:-1].tolist(), timesteps[1:].tolist(), strict=True):
+    for t, s in pairwise(timesteps.tolist()):
         x0 = schedule.to_x0(predict(x, t), x, t)
         if s == 0:
             x = x0

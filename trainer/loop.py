@@ -67,10 +67,10 @@ class Run:
         found = initial_weights(path)
         own = self.network.state_dict()
         for name, value in own.items():
-            if name not in found or found[name].shape != value.shape:
+            if name not in found or found[name].squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
                 shape = tuple(found[name].shape) if name in found else "nothing"
                 raise Failure(f"--init {path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
-        self.network.load_state_dict({name: found[name] for name in own})
+        self.network.load_state_dict({name: found[name].reshape(value.shape) for name, value in own.items()})
         self.ema.network.load_state_dict(self.network.state_dict())
         self.initialised_from = str(path)
 

@@ -33,7 +33,7 @@ def test_guidance_is_linear_and_touches_its_rows_only(engine: Engine) -> None:
         (
             "sample",
             np.zeros((2, 3, 16, 16), np.float32),
-            r"Expected float32 \(2, 3, 32, 32\), got float32 \(2, 3, 16, 16\) for input: sample",
+            r"Expected float32 \(2, 3, 32, 32\), got .* for input: sample",
         ),
         ("timestep", np.zeros(2), "got float64"),
         ("guidance", np.ones(3, np.float32), "at most 2 rows"),
@@ -46,5 +46,5 @@ def test_wrong_inputs_are_named(engine: Engine, name: str, value: np.ndarray, ex
 
 def test_both_onnxruntimes_at_once_are_reported(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "1.0")
-    with pytest.raises(Failure, match="both installed.*pip uninstall"):
+    with pytest.raises(Failure, match=r"both installed.*pip uninstall"):
         open_engine(packaged, "cpu")

@@ -63,7 +63,8 @@ def test_guidance_acts_inside_its_interval_only(packaged: Bundle) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"classes": ["forg"]}, "did you mean 'frog'"), ({"classes": [10]}, "no class '10'"), ({"classes": []}, "--n"), ({"steps": 0}, "--steps"),
+        ({"classes": ["forg"]}, "did you mean 'frog'"), ({"classes": [10]}, "no class '10'"),
+        ({"classes": []}, "--n"), ({"steps": 0}, "--steps"),
         ({"guidance": float("nan")}, "--guidance"), ({"sampler": "x"}, "--sampler"), ({"batch": 0}, "--batch"), ({"seed": -1}, "--seed"),
     ],
 )  # fmt: skip

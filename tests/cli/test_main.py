@@ -1,0 +1,73 @@
+"""`cfgdiff` from a folder of pictures to a bundle that runs; its mistakes in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+MAIN, RUN = ("from cfgdiff.cli.main import main; main()", "from cfgdiff.cli.run import main; main()")
+TINY = [f"--set={s}" for s in ("train.pictures=64", "train.batch=8", "train.image_size=16", "network.channels=16", "network.attention=[]")]
+
+
+def call(code: str, *args: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of pictures."""
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.jpg")
+    return tmp_path / "data"
+
+
+def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
+    steps = [
+        (MAIN, "train", "--preset", "smoke", "--data", pictures, "--out", tmp_path / "run", *TINY),
+        (MAIN, "export", tmp_path / "run", "--out", tmp_path / "bundle", "--steps", 3, "--guidance", 2),
+        (MAIN, "info", tmp_path / "bundle"),
+        (RUN, "--model", tmp_path / "bundle", "--class", "dog", "--n", 2, "--out", tmp_path / "dogs"),
+        (MAIN, "train", "--preset", "smoke", "--init", tmp_path / "bundle", "--data", pictures, "--out", tmp_path / "more", *TINY),
+        (MAIN, "train", "--resume", tmp_path / "run", "--data", pictures, "--set", "train.pictures=96"),
+    ]
+    results = []
+    for code, *args in steps:
+        results.append(call(code, *args))
+        assert results[-1].returncode == 0, results[-1].stderr
+    assert "guidance 2.0" in results[2].stdout and "pictures_seen" in results[2].stdout and str(tmp_path) not in results[2].stdout
+    assert sorted(p.name for p in (tmp_path / "dogs").iterdir()) == ["0000.png", "0001.png", "grid.png"]
+    assert (tmp_path / "run" / "checkpoints" / "000000096").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "expected"),
+    [
+        (["train", "--preset", "smok", "--data", "D", "--out", "O"], 2, "did you mean 'smoke'"),
+        (["train", "--data", "D"], 2, "--preset NAME"),
+        (["train", "--preset", "smoke", "--data", "D"], 2, "--out RUN is missing"),
+        (["train", "--preset", "smoke", "--data", "D", "--out", "O", "--set", "train.batch=0"], 2, "train.batch"),
+        (["train", "--preset", "smoke", "--data", "D", "--out", "O"], 1, "no such folder"),
+        (["train", "--resume", "R", "--data", "D"], 1, "no checkpoint there"),
+        (["export", "R"], 1, "no checkpoint there"),
+        (["export", "R", "--interval", "3,1"], 2, "LO < HI"),
+        (["info", "B"], 1, "no bundle there"),
+    ],
+)
+def test_every_mistake_is_one_line(args: list, code: int, expected: str, tmp_path: Path) -> None:
+    result = call(MAIN, *[str(tmp_path / a) if a in {"D", "O", "R", "B"} else a for a in args])
+    assert result.returncode == code and expected in result.stderr and "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line and not line.startswith(("Usage:", "Try "))]
+    assert len(lines) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_picture_is_named_before_training(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "cat" / "3.jpg").write_bytes(b"nonsense")
+    result = call(MAIN, "train", "--preset", "smoke", "--data", pictures, "--out", tmp_path / "run", *TINY)
+    assert result.returncode == 1 and "3.jpg" in result.stderr and not (tmp_path / "run").exists()

@@ -1,0 +1,74 @@
+"""`cfgdiff-run` as a user calls it: what it writes, what it reports, and one line for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+RUN = "from cfgdiff.cli.run import main; main()"
+
+
+def run(*args: object, code: str = RUN) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+def test_a_folder_of_frogs_with_a_report(tmp_path: Path) -> None:
+    result = run("--class", "frog", "--n", 10, "--steps", 2, "--out", tmp_path / "frogs", "--json", "--seed", 3, "--batch", 4)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert set(report) == {"n", "steps", "rows", "engine", "precision", "sampler", "guidance", "seed", "seconds"}
+    assert (report["n"], report["steps"], report["rows"], report["seed"], report["engine"]) == (10, 2, 40, 3, "cpu")
+    assert set(report["seconds"]) == {"load", "first", "total"}
+    names = sorted(p.name for p in (tmp_path / "frogs").iterdir())
+    assert names == [*(f"{i:04d}.png" for i in range(10)), "grid.png"]
+    assert Image.open(tmp_path / "frogs" / "0009.png").size == (32, 32)
+
+
+def test_guidance_one_costs_half_and_classes_go_round(tmp_path: Path) -> None:
+    result = run("--class", "cat, dog", "--class", "ship", "--n", 5, "--steps", 1, "--guidance", 1, "--out", tmp_path / "a.npz", "--json")
+    assert json.loads(result.stdout)["rows"] == 5
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["labels"].tolist() == [3, 5, 8, 3, 5] and arrays["pictures"].shape == (5, 32, 32, 3)
+    result = run("--class", "all", "--n", 12, "--steps", 1, "--out", tmp_path / "b.npz", "--json")
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert arrays["labels"].tolist() == [*range(10), 0, 1]
+
+
+def test_help_and_the_list_of_classes() -> None:
+    assert run("--list-classes").stdout.split()[6] == "frog"
+    text = run("--help").stdout
+    assert "cfgdiff-run --class frog --n 64 --out frogs" in text and "--guidance" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "expected"),
+    [
+        (["--class", "frgo"], 2, "did you mean 'frog'"),
+        (["--class", "frog", "--n", 0], 2, "--n: expected 1 or more, found 0"),
+        (["--class", "frog", "--steps", 0], 2, "--steps: expected 1 or more"),
+        (["--class", "frog", "--guidance", "nan"], 2, "--guidance: expected a finite number"),
+        (["--class", "frog", "--sampler", "dmpp"], 2, "choose from ddpm, ddim, dpmpp-2m"),
+        (["--class", "frog", "--engine", "gpu"], 2, "choose from auto, cpu"),
+        (["--class", "frog", "--seed", "x"], 2, "--seed"),
+        ([], 2, "--class NAME is missing"),
+        (["--class", "frog", "--model", "nowhere"], 1, "no bundle there"),
+        (["--class", "frog", "--out", "/proc/nothing/x"], 1, "--out"),
+    ],
+)
+def test_every_mistake_is_one_line(args: list, code: int, expected: str, tmp_path: Path) -> None:
+    out = [] if "--out" in args else ["--out", tmp_path / "out"]
+    result = run(*args, *out)
+    assert result.returncode == code and expected in result.stderr and "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line and not line.startswith(("Usage:", "Try "))]
+    assert len(lines) == 1 and lines[0].startswith("Error: ") and result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_model_is_one_line(copied: Path, tmp_path: Path) -> None:
+    (copied / "model.onnx").write_bytes(b"x")
+    result = run("--class", "frog", "--model", copied, "--out", tmp_path / "o")
+    assert result.returncode == 1 and "model.onnx: damaged" in result.stderr and len(result.stderr.splitlines()) == 1

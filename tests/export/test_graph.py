@@ -1,0 +1,45 @@
+"""The graph: contract, names of weights, no traces of its making, the same bytes twice."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from cfgdiff.export.graph import OPSET, SMALL, build_graph, rounded
+from cfgdiff.trainer.checkpoint import LoadedModel, initial_weights
+
+
+def test_inputs_and_outputs_are_the_contract(graph: onnx.ModelProto) -> None:
+    def describe(value: onnx.ValueInfoProto) -> tuple:
+        kind = value.type.tensor_type
+        return value.name, kind.elem_type, [d.dim_param or d.dim_value for d in kind.shape.dim]
+
+    batch = describe(graph.graph.input[0])[2][0]
+    assert isinstance(batch, str)
+    assert [describe(v)[:2] for v in graph.graph.input] == [("sample", 1), ("timestep", 1), ("class_label", 7), ("guidance", 1)]
+    assert describe(graph.graph.input[0])[2] == [batch, 3, 16, 16] and isinstance(describe(graph.graph.input[3])[2][0], str)
+    assert [v.name for v in graph.graph.output] == ["prediction"]
+    assert {o.domain: o.version for o in graph.opset_import}[""] >= OPSET
+
+
+def test_weights_keep_their_names_and_big_ones_are_halves(graph: onnx.ModelProto, model: LoadedModel) -> None:
+    stored = {i.name: numpy_helper.to_array(i) for i in graph.graph.initializer}
+    for name, p in model.network.named_parameters():
+        assert stored[name].dtype == (np.float16 if p.numel() >= SMALL else np.float32)
+        np.testing.assert_allclose(stored[name].astype(np.float32).reshape(p.shape), p.numpy(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_run_can_start_from_the_graph(graph: onnx.ModelProto, model: LoadedModel, tmp_path) -> None:
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    weights, expected = initial_weights(tmp_path), rounded(model.network).state_dict()
+    assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_weights_give_the_same_bytes_without_traces(graph: onnx.ModelProto, model: LoadedModel) -> None:
+    again = build_graph(rounded(model.network), 3, model.image_shape)
+    assert again.SerializeToString(deterministic=True) == graph.SerializeToString(deterministic=True)
+    text = str(graph.graph.node) + str(graph.metadata_props)
+    assert "/" not in text.replace("::", "") or "site-packages" not in text
+    assert not any(n.doc_string or n.metadata_props for n in graph.graph.node)

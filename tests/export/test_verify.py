@@ -1,0 +1,31 @@
+"""The check passes on a true graph and catches planted faults."""
+
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from cfgdiff.export.graph import rounded
+from cfgdiff.export.verify import check_graph
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.trainer.checkpoint import LoadedModel
+
+
+def test_the_true_graph_agrees_with_pytorch(graph: onnx.ModelProto, model: LoadedModel) -> None:
+    assert check_graph(graph.SerializeToString(), rounded(model.network), 3, model.image_shape) < 1e-4
+
+
+@pytest.mark.parametrize("fault", ["swap", "weight"])
+def test_planted_faults_are_caught(graph: onnx.ModelProto, model: LoadedModel, fault: str) -> None:
+    network = rounded(model.network)
+    broken = onnx.ModelProto()
+    broken.CopyFrom(graph)
+    if fault == "weight":
+        with torch.no_grad():
+            next(network.parameters()).add_(0.01)
+    else:  # cond - uncond the other way round
+        node = next(n for n in broken.graph.node if n.op_type == "Sub" and len(n.input) == 2)
+        node.input[:] = reversed(node.input)
+        assert helper.printable_node(node)
+    with pytest.raises(Failure, match=r"differs from PyTorch by .* at \(B, G\)"):
+        check_graph(broken.SerializeToString(), network, 3, model.image_shape)
