@@ -63,6 +63,7 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     assert program is not None
     model = program.model_proto
     _tidy(model)
+    _name_merged(model, network)
     _store_half(model)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -84,6 +85,16 @@ def _tidy(model: onnx.ModelProto) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
+
+
+def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Equal weights are merged by the exporter; the metadata keeps the lost names, as `same as:<lost>` = `<kept>`."""
+    stored = {i.name: numpy_helper.to_array(i).ravel() for i in model.graph.initializer}
+    for name, p in network.named_parameters():
+        if name not in stored:
+            values = p.detach().numpy().ravel()
+            entry = model.metadata_props.add()
+            entry.key, entry.value = f"same as:{name}", next(kept for kept, array in stored.items() if np.array_equal(array, values))
 
 
 def _store_half(model: onnx.ModelProto) -> None:

@@ -131,7 +131,9 @@ def initial_weights(path: Path) -> dict[str, Tensor]:
     from onnx import numpy_helper
 
     try:
-        initialisers = onnx.load(str(graph)).graph.initializer
+        model = onnx.load(str(graph))
     except Exception as error:  # onnx raises protobuf's own errors here
         raise Failure(f"--init {graph}: not a readable ONNX file ({type(error).__name__}); take another bundle") from None
-    return {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).float() for i in initialisers if i.data_type in (1, 10)}
+    weights = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).float() for i in model.graph.initializer if i.data_type in (1, 10)}
+    merged = {entry.key.removeprefix("same as:"): entry.value for entry in model.metadata_props if entry.key.startswith("same as:")}
+    return weights | {name: weights[kept] for name, kept in merged.items()}

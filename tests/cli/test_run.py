@@ -25,7 +25,8 @@ def test_a_folder_of_frogs_with_a_report(tmp_path: Path) -> None:
     assert set(report["seconds"]) == {"load", "first", "total"}
     names = sorted(p.name for p in (tmp_path / "frogs").iterdir())
     assert names == [*(f"{i:04d}.png" for i in range(10)), "grid.png"]
-    assert Image.open(tmp_path / "frogs" / "0009.png").size == (32, 32)
+    with Image.open(tmp_path / "frogs" / "0009.png") as picture:
+        assert picture.size == (32, 32)
 
 
 def test_guidance_one_costs_half_and_classes_go_round(tmp_path: Path) -> None:

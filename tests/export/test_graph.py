@@ -1,5 +1,7 @@
 """The graph: contract, names of weights, no traces of its making, the same bytes twice."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -34,6 +36,16 @@ def test_a_run_can_start_from_the_graph(graph: onnx.ModelProto, model: LoadedMod
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
     weights, expected = initial_weights(tmp_path), rounded(model.network).state_dict()
     assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_merged_weights_keep_both_names(model: LoadedModel, tmp_path) -> None:
+    network = copy.deepcopy(model.network)
+    for p in network.parameters():
+        p.data.fill_(0.25)  # all weights of a shape are equal, so the exporter merges them
+    (tmp_path / "model.onnx").write_bytes(build_graph(network, 3, model.image_shape).SerializeToString())
+    weights = initial_weights(tmp_path)
+    assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in network.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore")

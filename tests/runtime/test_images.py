@@ -12,6 +12,11 @@ from cfgdiff.runtime.images import Output, grid, output, write_whole
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
 
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
 def test_the_grid_holds_every_picture_in_order() -> None:
     sheet = grid(PICTURES)
     assert sheet.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
@@ -25,7 +30,7 @@ def test_a_folder_gets_pngs_and_a_grid(tmp_path: Path) -> None:
         sink.add(3, PICTURES[3:])
     names = sorted(p.name for p in (tmp_path / "new" / "out").iterdir())
     assert names == ["0000.png", "0001.png", "0002.png", "0003.png", "0004.png", "grid.png"]
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "out" / "0004.png")), PICTURES[4])
+    np.testing.assert_array_equal(pixels(tmp_path / "new" / "out" / "0004.png"), PICTURES[4])
 
 
 def test_an_npz_holds_arrays_and_a_png_the_grid(tmp_path: Path) -> None:
@@ -35,7 +40,7 @@ def test_an_npz_holds_arrays_and_a_png_the_grid(tmp_path: Path) -> None:
     with np.load(tmp_path / "a.npz") as arrays:
         np.testing.assert_array_equal(arrays["pictures"], PICTURES)
         np.testing.assert_array_equal(arrays["labels"], np.arange(5))
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), grid(PICTURES))
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), grid(PICTURES))
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
