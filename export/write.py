@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +47,9 @@ def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults
     rounding = relative_error(
         GuidedNetwork(model.network, null_class), GuidedNetwork(stored, null_class), example(64, 10, model.image_shape, null_class)
     )
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     temporary = target.parent / f".{target.name}.partial"
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         temporary.mkdir(parents=True)
         save_graph(graph, temporary / "model.onnx")
         digest = hashlib.sha256((temporary / "model.onnx").read_bytes()).hexdigest()
@@ -67,7 +66,6 @@ def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults
         raise Failure(f"--out {target}: cannot write the bundle ({error.strerror or error}); nothing was left behind") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        signal.signal(signal.SIGTERM, previous)
     return Report(graph_error, rounding, size)
 
 

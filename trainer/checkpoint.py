@@ -65,6 +65,10 @@ def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[
     root = run / "checkpoints"
     final, temporary = root / name, root / f".{name}.partial"
     try:
+        if name != BEFORE_DECAY and final.exists():  # the same pictures seen, so the same tensors: only the state is new
+            (final / ".state.json.partial").write_text(json.dumps({"format": FORMAT} | state, indent=1))
+            (final / ".state.json.partial").replace(final / "state.json")
+            return
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")

@@ -62,6 +62,11 @@ class Run:
         by_time = self.seconds / 60 / self.max_minutes if self.max_minutes else 0.0
         return min(1.0, max(self.pictures_seen / self.config.train.pictures, by_time))
 
+    @property
+    def decaying(self) -> bool:
+        """Whether the learning rate has begun to fall."""
+        return self.progress > 1 - self.config.optimiser.decay_share
+
     def start_from(self, path: Path) -> None:
         """Take the weights of a checkpoint or bundle; counters and optimisers start anew. Raises `Failure` where shapes differ."""
         found = initial_weights(path)
@@ -91,7 +96,7 @@ class Run:
             "config": self.config.model_dump(mode="json"), "class_names": self.data.class_names,
             "image_shape": list(self.data.pictures.shape[1:]), "data_set": self.data.name, "command": self.command,
             "step": self.step, "pictures_seen": self.pictures_seen, "hours": self.seconds / 3600, "test_loss": measured,
-            "initialised_from": self.initialised_from,
+            "initialised_from": self.initialised_from, "decaying": self.decaying,
         }  # fmt: skip
         write_checkpoint(self.out, name or f"{self.pictures_seen:09d}", state, tensors)
 
@@ -104,7 +109,7 @@ def resume(out: Path, overrides: Callable[[dict[str, Any]], Config], load: Calla
     config = overrides(state["config"])
     if config.network != Config.model_validate(state["config"]).network:
         raise BadInput("--set network.…: the network of a run cannot change on --resume; start a new run")
-    if config.train.pictures > state["config"]["train"]["pictures"] and before.is_dir():
+    if config.train.pictures > state["config"]["train"]["pictures"] and state["decaying"] and before.is_dir():
         state, tensors = read_checkpoint(before)
     run = Run(config, load(config), out, f"{state['command']}; {command}", max_minutes)
     run.restore(state, tensors)
@@ -161,7 +166,7 @@ def train(run: Run, report: Callable[[int, float], None]) -> bool:
     config = run.config.train
     pictures, labels = torch.from_numpy(run.data.pictures), torch.from_numpy(run.data.labels)
     decay_from = 1 - run.config.optimiser.decay_share
-    in_decay, saved = run.progress > decay_from, time.monotonic()
+    in_decay, saved = run.decaying, time.monotonic()
     with _stop_requests() as stopped:
         while run.progress < 1 and not stopped:
             started = time.monotonic()

@@ -86,6 +86,11 @@ def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_fold
     assert longer.pictures_seen == state["pictures_seen"]
     assert train(longer, lambda n, value: None)
     assert longer.pictures_seen == 200 and find_checkpoint(tmp_path / "run").name == "000000200"
+    not_decaying = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=400",)), lambda _: run.data, "more", None)
+    not_decaying.step, not_decaying.pictures_seen = 30, 240
+    not_decaying.save()
+    later = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=500",)), lambda _: run.data, "more", None)
+    assert later.pictures_seen == 240
 
 
 def test_the_network_of_a_run_cannot_change(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
