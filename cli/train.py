@@ -91,7 +91,9 @@ def _train_with_progress(run: Any, data: Path) -> None:
 
     parameters = sum(p.numel() for p in run.network.parameters())
     click.echo(
-        f"{len(run.data.labels):,} pictures in {len(run.data.class_names)} classes; {parameters:,} parameters; run {run.out}", err=True
+        f"{len(run.data.labels):,} pictures in {len(run.data.class_names)} classes; {parameters:,} parameters; "
+        f"{run.device.type}, {run.precision}; run {run.out}",
+        err=True,
     )
     average = 0.0
     with tqdm(total=run.config.train.pictures, initial=run.pictures_seen, unit="pictures", smoothing=0.05, mininterval=1) as bar:

@@ -56,7 +56,7 @@ class TrainConfig(_Section):
     batch: int = Field(128, ge=1)
     image_size: int = Field(32, ge=8)  # for folders of pictures
     flip: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the products; auto is bfloat16 where the device computes in it
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     seed: int = Field(0, ge=0)
     checkpoint_seconds: float = Field(60.0, gt=0)

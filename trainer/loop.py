@@ -29,7 +29,7 @@ from .config import Config
 from .data import PictureSet, batch_indices
 from .ema import EMA
 from .objective import loss, test_loss
-from .optim import make_optimisers, rate_factor, set_rate
+from .optim import fast_bfloat16, make_optimisers, rate_factor, set_rate
 from .unet import UNet
 
 TEST_PICTURES = 1024
@@ -49,6 +49,8 @@ class Run:
         torch.manual_seed(self.config.train.seed)
         _, c, h, w = self.data.pictures.shape
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = self.config.train.precision
+        self.precision = ("bfloat16" if fast_bfloat16(self.device) else "float32") if wanted == "auto" else wanted
         self.network = UNet(self.config.network, (c, h, w), len(self.data.class_names))
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EMA(self.network, self.config.train.ema_decay)
@@ -136,7 +138,7 @@ def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
     if config.train.flip:
         flipped = torch.rand(len(pictures), generator=generator) < 0.5
         pictures = torch.where(flipped[:, None, None, None], pictures.flip(3), pictures)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
         value = loss(run.network, config.objective, config.schedule, pictures, labels, run.network.null_class, generator)
     value.backward()
     set_rate(run.optimisers, rate_factor(config.optimiser, run.step, run.progress))
@@ -153,7 +155,7 @@ def measure(run: Run) -> float | None:
         return None
     pictures = torch.from_numpy(run.data.test_pictures[:TEST_PICTURES]).float() / 127.5 - 1
     labels = torch.from_numpy(run.data.test_labels[:TEST_PICTURES])
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.train.precision == "bfloat16"):
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
         return test_loss(run.ema.network, run.config.schedule, pictures, labels)
 
 

@@ -8,10 +8,18 @@ from torch import Tensor, nn
 from .config import OptimiserConfig
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16; others emulate it, a hundred times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot tell
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
+
+
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iterations of degree 5 in bfloat16. (K, M, N) -> (K, M, N)."""
+    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iterations of degree 5. (K, M, N) -> (K, M, N)."""
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: singular values land in about [0.7, 1.2]
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices.float()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT

@@ -93,6 +93,15 @@ def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_fold
     assert later.pictures_seen == 240
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_auto_is_what_the_device_computes_in(fast: bool, tiny_tree: dict, picture_folder: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("cfgdiff.trainer.loop.fast_bfloat16", lambda device: fast)
+    assert new_run(tiny_tree, picture_folder, tmp_path / "run").precision == ("bfloat16" if fast else "float32")
+    named = tiny_tree | {"train": tiny_tree["train"] | {"precision": "float32"}}
+    assert new_run(named, picture_folder, tmp_path / "run").precision == "float32"
+
+
 def test_the_network_of_a_run_cannot_change(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
     run.save()

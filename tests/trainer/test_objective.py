@@ -48,6 +48,13 @@ def test_lognormal_levels_have_their_mean_and_deviation() -> None:
     assert levels.mean() == pytest.approx(-0.5, abs=0.02) and levels.std() == pytest.approx(1.2, abs=0.02)
 
 
+def test_lognormal_levels_take_one_from_each_share_of_the_distribution() -> None:
+    schedule, n = Schedule(), 64
+    t = sample_timesteps(ObjectiveConfig(timesteps="lognormal", mean=-0.5, std=1.2), schedule, n, torch.Generator().manual_seed(1))
+    quantiles = torch.special.ndtr(torch.from_numpy((np.log(schedule.ratio(t)) + 0.5) / 1.2))
+    assert np.floor(quantiles.numpy() * n).astype(int).tolist() == list(range(n))
+
+
 def test_uniform_steps_are_one_to_t_max() -> None:
     t = sample_timesteps(ObjectiveConfig(timesteps="uniform"), Schedule(), 50_000, torch.Generator().manual_seed(0))
     assert t.min() == 1 and t.max() == 1000 and np.array_equal(t, np.round(t))

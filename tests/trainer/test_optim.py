@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from cfgdiff.trainer.config import OptimiserConfig
-from cfgdiff.trainer.optim import make_optimisers, orthogonalise, rate_factor
+from cfgdiff.trainer.optim import fast_bfloat16, make_optimisers, orthogonalise, rate_factor
+
+
+@pytest.mark.parametrize(("found", "expected"), [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)])
+def test_bfloat16_is_taken_where_the_processor_computes_in_it(found: dict, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert fast_bfloat16(torch.device("cpu")) is expected
+    update = orthogonalise(torch.randn(1, 8, 8))
+    assert update.dtype == (torch.bfloat16 if expected else torch.float32)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 24, 24)])
