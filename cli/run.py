@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
 
 class CountingEngine:
-    """An engine that counts the network rows it evaluates, B + G a call."""
+    """An engine that counts the network rows it evaluates, B + G a call, and tells `watch` the B of every call."""
 
     def __init__(self, engine: "Engine") -> None:
         self.engine, self.rows = engine, 0
+        self.watch: Callable[[int], object] = lambda b: None
         self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
 
     def predict(self, sample: "np.ndarray", timestep: "np.ndarray", class_label: "np.ndarray", guidance: "np.ndarray") -> "np.ndarray":
         """See `Engine.predict`."""
+        answer = self.engine.predict(sample, timestep, class_label, guidance)
         self.rows += len(sample) + len(guidance)
-        return self.engine.predict(sample, timestep, class_label, guidance)
+        self.watch(len(sample))
+        return answer
 
     def close(self) -> None:
         """Close the engine inside."""
@@ -86,10 +89,11 @@ def command(classes: tuple[str, ...], n: int, out: Path, model: Path | None, eng
     counting = CountingEngine(open_engine(bundle, engine, precision, threads))
     loaded = time.perf_counter()
     names = _classes(bundle, classes, n)
-    first_done = _generate(counting, bundle, names, out, settings)
+    steps = bundle.defaults.steps if settings["steps"] is None else settings["steps"]
+    first_done = _generate(counting, bundle, names, out, settings, n * steps)
     done = time.perf_counter()
     report = {
-        "n": n, "steps": settings["steps"] or bundle.defaults.steps, "rows": counting.rows, "engine": counting.name,
+        "n": n, "steps": steps, "rows": counting.rows, "engine": counting.name,
         "precision": counting.precision, "sampler": settings["sampler"] or bundle.defaults.sampler,
         "guidance": bundle.defaults.guidance if settings["guidance"] is None else settings["guidance"], "seed": settings["seed"],
         "seconds": {"load": round(loaded - started, 4), "first": round(first_done - started, 4), "total": round(done - started, 4)},
@@ -100,26 +104,26 @@ def command(classes: tuple[str, ...], n: int, out: Path, model: Path | None, eng
         click.echo(f"{n} pictures in {done - started:.1f} s ({counting.name}, {counting.precision}): {out}", err=True)
 
 
-def _generate(engine: CountingEngine, bundle: "Bundle", names: list[str], out: Path, settings: dict[str, Any]) -> float:
+def _generate(engine: CountingEngine, bundle: "Bundle", names: list[str], out: Path, settings: dict[str, Any], evaluations: int) -> float:
     from cfgdiff.runtime import generate
     from cfgdiff.runtime.generate import class_labels
     from cfgdiff.runtime.images import output
 
     batches = generate(engine, bundle, names, **settings)
     first_done = 0.0
-    with output(out, len(names), class_labels(bundle, names)) as sink, _progress(len(names)) as bar:
+    with output(out, len(names), class_labels(bundle, names)) as sink, _progress(evaluations) as bar:
+        engine.watch = bar.update
         for first, pictures in batches:
             first_done = first_done or time.perf_counter()
             sink.add(first, pictures)
-            bar.update(len(pictures))
     engine.close()
     return first_done
 
 
 @contextmanager
-def _progress(n: int) -> Iterator[Any]:
-    """A progress bar on standard error, on a terminal only."""
-    with click.progressbar(length=n, label="pictures", file=sys.stderr, show_pos=True, hidden=not sys.stderr.isatty()) as bar:
+def _progress(evaluations: int) -> Iterator[Any]:
+    """A progress bar over pictures times steps on standard error, on a terminal only."""
+    with click.progressbar(length=evaluations, label="sampling", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         yield bar
 
 

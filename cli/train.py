@@ -1,5 +1,6 @@
 """`cfgdiff train`: reads the flags, hands over to cfgdiff.trainer, shows progress."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,9 @@ def _train_with_progress(run: Any, data: Path) -> None:
 
         done = train_loop(run, report)
     if not done:
-        click.echo(f"stopped; go on with: cfgdiff train --resume {run.out} --data {data}", err=True)
+        limit = ["--max-minutes", f"{run.max_minutes:g}"] if run.max_minutes else []
+        again = shlex.join(["cfgdiff", "train", "--resume", str(run.out), "--data", str(data), *limit])
+        click.echo(f"stopped; go on with: {again}", err=True)
         return
-    click.echo(f"done: {run.pictures_seen:,} pictures; export with: cfgdiff export {run.out}", err=True)
+    loss = "" if run.test_loss is None else f", test loss {run.test_loss:.4f}"
+    click.echo(f"done: {run.pictures_seen:,} pictures{loss}; export with: {shlex.join(['cfgdiff', 'export', str(run.out)])}", err=True)

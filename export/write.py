@@ -8,21 +8,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cfgdiff.runtime import load_bundle, open_engine
 from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.checkpoint import LoadedModel
 
 from .fold import GuidedNetwork
 from .graph import build_graph, rounded, save_graph
-from .verify import check_graph, example, relative_error
+from .verify import TorchEngine, check_graph, example, picture_psnr, relative_error
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an export found: relative errors of the prediction, and the bundle's size."""
+    """What an export found: relative errors of the prediction, likeness of the pictures, and the bundle's size."""
 
-    graph_error: float
-    rounding_error: float
+    graph_error: float  # ONNX Runtime against PyTorch, same weights
+    rounding_error: float  # weights as float16 against float32, in PyTorch
+    picture_psnr: float  # dB, pictures of the bundle against pictures of PyTorch in float32
     megabytes: float
 
 
@@ -52,9 +54,13 @@ def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         temporary.mkdir(parents=True)
         save_graph(graph, temporary / "model.onnx")
-        digest = hashlib.sha256((temporary / "model.onnx").read_bytes()).hexdigest()
-        tree = _describe(model, name, defaults, digest) | {"errors": {"graph": graph_error, "float16_weights": rounding}}
-        (temporary / "bundle.json").write_text(json.dumps(tree, indent=1) + "\n")
+        tree = _describe(model, name, defaults, hashlib.sha256((temporary / "model.onnx").read_bytes()).hexdigest())
+        _write_json(temporary / "bundle.json", tree)
+        bundle = load_bundle(temporary)  # as a user will
+        psnr = picture_psnr(open_engine(bundle, "cpu"), TorchEngine(model.network, null_class), bundle)
+        errors = {"graph": f"{graph_error:.1e}", "float16_weights": f"{rounding:.1e}", "picture_psnr_db": round(psnr, 1)}
+        tree["provenance"] = model.provenance | {"errors": errors}
+        _write_json(temporary / "bundle.json", tree)
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -66,7 +72,11 @@ def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults
         raise Failure(f"--out {target}: cannot write the bundle ({error.strerror or error}); nothing was left behind") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Report(graph_error, rounding, size)
+    return Report(graph_error, rounding, psnr, size)
+
+
+def _write_json(path: Path, tree: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=1) + "\n")
 
 
 def _describe(model: LoadedModel, name: str, defaults: Defaults, digest: str) -> dict[str, Any]:

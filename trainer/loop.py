@@ -32,8 +32,6 @@ from .objective import loss, test_loss
 from .optim import fast_bfloat16, make_optimisers, rate_factor, set_rate
 from .unet import UNet
 
-TEST_PICTURES = 1024
-
 
 @dataclass
 class Run:
@@ -57,6 +55,7 @@ class Run:
         self.optimisers = make_optimisers(self.network, self.config.optimiser)
         self.step, self.pictures_seen, self.seconds = 0, 0, 0.0
         self.initialised_from: str | None = None
+        self.test_loss: float | None = None  # of the averaged weights, once the run is done
 
     @property
     def progress(self) -> float:
@@ -89,7 +88,7 @@ class Run:
         self.step, self.pictures_seen, self.seconds = state["step"], state["pictures_seen"], state["hours"] * 3600
         self.initialised_from = state["initialised_from"]
 
-    def save(self, name: str | None = None, measured: float | None = None) -> None:
+    def save(self, name: str | None = None) -> None:
         """Write a checkpoint, by default under the number of pictures seen."""
         tensors = optimiser_tensors(self.optimisers)
         tensors |= {f"network.{k}": v for k, v in self.network.state_dict().items()}
@@ -97,7 +96,7 @@ class Run:
         state = {
             "config": self.config.model_dump(mode="json"), "class_names": self.data.class_names,
             "image_shape": list(self.data.pictures.shape[1:]), "data_set": self.data.name, "command": self.command,
-            "step": self.step, "pictures_seen": self.pictures_seen, "hours": self.seconds / 3600, "test_loss": measured,
+            "step": self.step, "pictures_seen": self.pictures_seen, "hours": self.seconds / 3600, "test_loss": self.test_loss,
             "initialised_from": self.initialised_from, "decaying": self.decaying,
         }  # fmt: skip
         write_checkpoint(self.out, name or f"{self.pictures_seen:09d}", state, tensors)
@@ -153,10 +152,13 @@ def measure(run: Run) -> float | None:
     """The test loss of the averaged weights, or None where nothing was held out."""
     if not len(run.data.test_pictures):
         return None
-    pictures = torch.from_numpy(run.data.test_pictures[:TEST_PICTURES]).float() / 127.5 - 1
-    labels = torch.from_numpy(run.data.test_labels[:TEST_PICTURES])
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-        return test_loss(run.ema.network, run.config.schedule, pictures, labels)
+
+    def predict(x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+            answer: Tensor = run.ema.network(x_t.to(run.device), t.to(run.device), label.to(run.device))
+            return answer
+
+    return test_loss(predict, run.config.schedule, run.data.test_pictures, run.data.test_labels)
 
 
 def train(run: Run, report: Callable[[int, float], None]) -> bool:
@@ -186,5 +188,6 @@ def train(run: Run, report: Callable[[int, float], None]) -> bool:
                 run.save()
                 saved = time.monotonic()
         done = run.progress >= 1
-        run.save(measured=measure(run) if done else None)
+        run.test_loss = measure(run) if done else None
+        run.save()
     return done

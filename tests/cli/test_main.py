@@ -1,5 +1,6 @@
 """`cfgdiff` from a folder of pictures to a bundle that runs; its mistakes in one line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def pictures(tmp_path: Path) -> Path:
     """Two classes of pictures."""
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(10):
+        for i in range(20):
             pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.jpg")
     return tmp_path / "data"
@@ -32,7 +33,7 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
     steps = [
         (MAIN, "train", "--preset", "smoke", "--data", pictures, "--out", tmp_path / "run", *TINY),
         (MAIN, "export", tmp_path / "run", "--out", tmp_path / "bundle", "--steps", 3, "--guidance", 2),
-        (MAIN, "info", tmp_path / "bundle"),
+        (MAIN, "info", tmp_path / "bundle", "--data", pictures),
         (RUN, "--model", tmp_path / "bundle", "--class", "dog", "--n", 2, "--out", tmp_path / "dogs"),
         (MAIN, "train", "--preset", "smoke", "--init", tmp_path / "bundle", "--data", pictures, "--out", tmp_path / "more", *TINY),
         (MAIN, "train", "--resume", tmp_path / "run", "--data", pictures, "--set", "train.pictures=96"),
@@ -41,6 +42,8 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
     for code, *args in steps:
         results.append(call(code, *args))
         assert results[-1].returncode == 0, results[-1].stderr
+    found = re.findall(r"test_loss.*?([0-9.]+)\n", results[2].stdout)  # what the trainer measured, and what the bundle gives
+    assert float(found[0]) == pytest.approx(float(found[1]), abs=2e-3) and "test loss" in results[0].stderr
     assert "guidance 2.0" in results[2].stdout and "pictures_seen" in results[2].stdout and str(tmp_path) not in results[2].stdout
     assert sorted(p.name for p in (tmp_path / "dogs").iterdir()) == ["0000.png", "0001.png", "grid.png"]
     assert (tmp_path / "run" / "checkpoints" / "000000096").is_dir()
@@ -58,6 +61,7 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
         (["export", "R"], 1, "no checkpoint there"),
         (["export", "R", "--interval", "3,1"], 2, "LO < HI"),
         (["info", "B"], 1, "no bundle there"),
+        (["info", "--data", "D"], 1, "no such folder"),
     ],
 )
 def test_every_mistake_is_one_line(args: list, code: int, expected: str, tmp_path: Path) -> None:
@@ -71,3 +75,8 @@ def test_a_broken_picture_is_named_before_training(pictures: Path, tmp_path: Pat
     (pictures / "cat" / "3.jpg").write_bytes(b"nonsense")
     result = call(MAIN, "train", "--preset", "smoke", "--data", pictures, "--out", tmp_path / "run", *TINY)
     assert result.returncode == 1 and "3.jpg" in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_info_refuses_data_of_other_classes(pictures: Path) -> None:
+    result = call(MAIN, "info", "--data", pictures)
+    assert result.returncode == 1 and "has the classes cat, dog" in result.stderr and "Traceback" not in result.stderr

@@ -19,7 +19,8 @@ def test_the_bundle_runs_and_carries_its_settings(model: LoadedModel, tmp_path: 
     report = write_bundle(model, tmp_path / "deep" / "b", "b", DEFAULTS)
     bundle = load_bundle(tmp_path / "deep" / "b")
     assert (bundle.defaults, bundle.class_names, bundle.schedule) == (DEFAULTS, ["a", "b", "c"], model.schedule)
-    assert 0 < report.graph_error < 1e-4 and 0 < report.rounding_error < 1e-2
+    assert 0 < report.graph_error < 1e-4 and 0 < report.rounding_error < 1e-2 and report.picture_psnr > 35
+    assert bundle.provenance["errors"]["picture_psnr_db"] == round(report.picture_psnr, 1)
     ((_, pictures),) = generate(open_engine(bundle), bundle, ["a", "c"])
     assert pictures.shape == (2, 16, 16, 3)
 
