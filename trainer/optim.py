@@ -1,5 +1,6 @@
 """Optimisers: AdamW, or Muon (Jordan et al. 2024) for the network's inner matrices with AdamW for the rest; and the rate's schedule."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16; others emulate it, a hundred times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot tell
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot tell
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
 
 

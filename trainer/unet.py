@@ -29,6 +29,13 @@ def conv(inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.C
     return layer
 
 
+def skip_conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution that starts orthogonal: it keeps the variance, so that the deep blocks get their share of the gradient."""
+    layer = conv(inputs, outputs, 1)
+    nn.init.orthogonal_(layer.weight)
+    return layer
+
+
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """Sinusoids of t (Vaswani et al. 2017; DDPM): (B,) float -> (B, width)."""
     half = width // 2
@@ -47,7 +54,7 @@ class ResidualBlock(nn.Module):
         self.modulation = nn.Linear(embedding, 2 * outputs)
         self.norm_out, self.conv_out = group_norm(outputs), conv(outputs, outputs, zero=True)
         self.dropout = nn.Dropout(dropout)
-        self.skip = conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = skip_conv(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def _resample(self, x: Tensor) -> Tensor:
         if self.resample == "down":
@@ -138,9 +145,7 @@ class UNet(nn.Module):
                 channels = multiplier * config.channels
             if level:
                 size *= 2
-                finer = config.multipliers[level - 1] * config.channels  # ADM keeps the width here; narrowing first costs 15 % less
-                self.up.append(stage(channels, finer, "up"))
-                channels = finer
+                self.up.append(stage(channels, channels, "up"))
         self.norm, self.head = group_norm(channels), conv(channels, inputs, zero=True)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
