@@ -123,6 +123,7 @@ def load_model(path: Path) -> LoadedModel:
     network.load_state_dict(network_tensors(tensors, "ema"))
     network.eval().requires_grad_(False)
     provenance = {key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")}
+    provenance |= {key: round(state[key], 4) for key in ("hours", "test_loss") if state[key] is not None}
     return LoadedModel(network, config, state["class_names"], shape, config.schedule, provenance)
 
 
