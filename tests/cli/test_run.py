@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfgdiff.cli.run import CountingEngine
+
 RUN = "from cfgdiff.cli.run import main; main()"
 
 
@@ -37,6 +39,24 @@ def test_guidance_one_costs_half_and_classes_go_round(tmp_path: Path) -> None:
     result = run("--class", "all", "--n", 12, "--steps", 1, "--out", tmp_path / "b.npz", "--json")
     with np.load(tmp_path / "b.npz") as arrays:
         assert arrays["labels"].tolist() == [*range(10), 0, 1]
+
+
+def test_every_evaluation_is_counted_and_told_to_the_progress_bar() -> None:
+    class Silent:
+        name, precision, max_batch = "fake", "float32", 8
+
+        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+            return sample
+
+        def close(self) -> None:
+            pass
+
+    told: list[int] = []
+    engine = CountingEngine(Silent())
+    engine.watch = told.append
+    for b, g in ((5, 3), (2, 0)):
+        engine.predict(np.zeros((b, 3, 2, 2)), np.zeros(b), np.zeros(b), np.ones(g))
+    assert told == [5, 2] and engine.rows == 10
 
 
 def test_help_and_the_list_of_classes() -> None:
