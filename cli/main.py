@@ -1,4 +1,4 @@
-"""`cfgdiff`: train, export, info. Heavy packages are imported inside the commands."""
+"""`cfgdiff`: train, export, info, plugins. Heavy packages are imported inside the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import run_command
-from .train import PATH, train
+from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
@@ -41,8 +41,10 @@ Examples:
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Default number of evaluations.")
 @click.option("--guidance", default=1.5, show_default=True, help="Default guidance w.")
 @click.option("--interval", metavar="LO,HI", help="Guide only where sigma / alpha lies between these. Default: everywhere.")
+@plugin_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
-def export(checkpoint: Path, out: Path | None, sampler: str, steps: int, guidance: float, interval: str | None, force: bool) -> None:
+def export(checkpoint: Path, out: Path | None, sampler: str, steps: int, guidance: float, interval: str | None,
+           plugins: tuple[Path, ...], force: bool) -> None:  # fmt: skip
     """Export a run or checkpoint (its averaged weights) as a bundle that cfgdiff-run uses."""
     from cfgdiff.runtime.bundle import Defaults
     from cfgdiff.runtime.samplers import find_sampler
@@ -54,8 +56,10 @@ def export(checkpoint: Path, out: Path | None, sampler: str, steps: int, guidanc
     target = out or Path("exported") / name
     from cfgdiff.export.write import check_target, write_bundle
     from cfgdiff.trainer.checkpoint import load_model
+    from cfgdiff.trainer.registry import load_plugins
 
     check_target(target, force)
+    load_plugins(plugins)
     report = write_bundle(load_model(checkpoint), target, target.resolve().name, defaults, force)
     click.echo(f"ONNX Runtime against PyTorch: largest relative error {report.graph_error:.1e}", err=True)
     click.echo(f"weights stored as float16: largest relative change of the prediction {report.rounding_error:.1e}", err=True)
@@ -123,6 +127,29 @@ def _test_loss(bundle: "Bundle", data: Path) -> float:
     if pictures.class_names != bundle.class_names:
         raise Failure(f"--data {data}: has the classes {', '.join(pictures.class_names)}; the bundle has {', '.join(bundle.class_names)}")
     return bundle_loss(open_engine(bundle), bundle, pictures.test_pictures, pictures.test_labels)
+
+
+@group.command(
+    epilog="""\b
+Examples:
+  cfgdiff plugins
+  cfgdiff plugins --plugin mine.py"""
+)
+@plugin_option
+def plugins(plugins: tuple[Path, ...]) -> None:
+    """List the parts that a training run can be made of, and where they come from.
+
+    A part is chosen by its name: --set data.name=NAME, and so on for network, objective and optimiser; its options are set
+    with --set data.options='{KEY: VALUE}'. A callback is added with --set callbacks.NAME='{KEY: VALUE}' and left out with
+    --set callbacks.NAME=null. Parts of other packages are found by their entry points in the group cfgdiff.plugins.
+    """
+    from cfgdiff.trainer.registry import all_parts, load_plugins
+
+    load_plugins(plugins)
+    rows = [(part.kind, part.name, part.origin, part.summary) for part in all_parts()]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)))
 
 
 main = run_command(group)

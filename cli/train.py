@@ -2,11 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from cfgdiff.trainer.run import Run
+
 PATH = click.Path(path_type=Path)
+PLUGIN_HELP = "Load parts of a run from this file (see cfgdiff plugins). Repeats."
+plugin_option = click.option("--plugin", "plugins", multiple=True, type=PATH, metavar="FILE.py", help=PLUGIN_HELP)
 
 
 def _show_presets(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -23,7 +28,8 @@ Examples:
   cfgdiff train --preset smoke --data DATA --out runs/smoke
   cfgdiff train --preset cifar10-small --data DATA --out runs/small --max-minutes 120
   cfgdiff train --resume runs/small --data DATA --set train.pictures=2000000
-  cfgdiff train --preset cifar10-small --init runs/small --data DATA --out runs/more"""
+  cfgdiff train --preset cifar10-small --init runs/small --data DATA --out runs/more
+  cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine"""
 )
 @click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-paper or smoke (see --list-presets).")
 @click.option(
@@ -36,12 +42,13 @@ Examples:
 @click.option("--resume", "resumed", type=PATH, help="Go on with this run, in its folder.")
 @click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats.")
+@plugin_option
 @click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="End the run, decay included, after this time at the latest.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets, help="List the presets and stop.")
 def train(preset: str | None, data: Path, out: Path | None, resumed: Path | None, init: Path | None, overrides: tuple[str, ...],
-          max_minutes: float | None, threads: int | None, dry_run: bool) -> None:  # fmt: skip
+          plugins: tuple[Path, ...], max_minutes: float | None, threads: int | None, dry_run: bool) -> None:  # fmt: skip
     """Train a class-conditional diffusion model with classifier-free guidance."""
     if (resumed is None) == (preset is None):
         raise click.UsageError("give --preset NAME for a new run, or --resume RUN to go on with one (not both)")
@@ -50,8 +57,12 @@ def train(preset: str | None, data: Path, out: Path | None, resumed: Path | None
     if preset and not out and not dry_run:
         raise click.UsageError("--out RUN is missing: the folder of the new run")
     from cfgdiff.trainer.config import Config, load_preset, make_config
+    from cfgdiff.trainer.registry import check_name, load_plugins
 
+    load_plugins(plugins)
     config = make_config(load_preset(preset), overrides) if preset else None
+    for kind, name in config.parts if config else []:
+        check_name(kind, name)
     if dry_run and config:
         click.echo(config.model_dump_json(indent=2))
         return
@@ -60,14 +71,14 @@ def train(preset: str | None, data: Path, out: Path | None, resumed: Path | None
     import torch
 
     from cfgdiff.trainer.data import load_data
-    from cfgdiff.trainer.loop import Run, resume
+    from cfgdiff.trainer.run import Run, resume
 
     if threads:
         torch.set_num_threads(threads)
-    command = _recorded_command(preset, overrides, max_minutes)
+    command = _recorded_command(preset, overrides, plugins, max_minutes)
 
     def load(settings: Config) -> Any:
-        return load_data(data, settings.train.image_size)
+        return load_data(data, settings.train.image_size, settings.data.name, settings.data.options)
 
     if resumed:
         run = resume(resumed, lambda tree: make_config(tree, overrides), load, command, max_minutes)
@@ -76,19 +87,32 @@ def train(preset: str | None, data: Path, out: Path | None, resumed: Path | None
         run = Run(config, load(config), out, command, max_minutes)
         if init:
             run.start_from(init)
-    _train_with_progress(run, data)
+    run.add_callbacks()
+    _train_with_progress(run, data, plugins)
 
 
-def _recorded_command(preset: str | None, overrides: tuple[str, ...], max_minutes: float | None) -> str:
+def _recorded_command(preset: str | None, overrides: tuple[str, ...], plugins: tuple[Path, ...], max_minutes: float | None) -> str:
     """What goes into the provenance: the settings as typed, without the paths of this machine."""
-    words = ["cfgdiff train", f"--preset {preset}" if preset else "--resume RUN", *(f"--set {o}" for o in overrides)]
+    words = ["cfgdiff train", f"--preset {preset}" if preset else "--resume RUN"]
+    words += [f"--plugin {file.name}" for file in plugins] + [f"--set {o}" for o in overrides]
     return " ".join([*words, f"--max-minutes {max_minutes:g}"] if max_minutes else words)
 
 
-def _train_with_progress(run: Any, data: Path) -> None:
+def _train_with_progress(run: "Run", data: Path, plugins: tuple[Path, ...]) -> None:
     from tqdm import tqdm
 
+    from cfgdiff.trainer.callbacks import Callback
     from cfgdiff.trainer.loop import train as train_loop
+
+    class Bar(Callback):
+        """Shows every step and its smoothed loss."""
+
+        average = 0.0
+
+        def step(self, run: "Run", loss: float) -> None:
+            self.average = 0.98 * self.average + 0.02 * loss if self.average else loss
+            bar.set_postfix(loss=f"{self.average:.4f}", refresh=False)
+            bar.update(run.config.train.batch)
 
     parameters = sum(p.numel() for p in run.network.parameters())
     click.echo(
@@ -96,19 +120,13 @@ def _train_with_progress(run: Any, data: Path) -> None:
         f"{run.device.type}, {run.precision}; run {run.out}",
         err=True,
     )
-    average = 0.0
     with tqdm(total=run.config.train.pictures, initial=run.pictures_seen, unit="pictures", smoothing=0.05, mininterval=1) as bar:
-
-        def report(n: int, value: float) -> None:
-            nonlocal average
-            average = 0.98 * average + 0.02 * value if average else value
-            bar.set_postfix(loss=f"{average:.4f}", refresh=False)
-            bar.update(n)
-
-        done = train_loop(run, report)
+        run.callbacks.append(Bar())
+        done = train_loop(run)
     if not done:
-        limit = ["--max-minutes", f"{run.max_minutes:g}"] if run.max_minutes else []
-        again = shlex.join(["cfgdiff", "train", "--resume", str(run.out), "--data", str(data), *limit])
+        more = [word for file in plugins for word in ("--plugin", str(file))]
+        more += ["--max-minutes", f"{run.max_minutes:g}"] if run.max_minutes else []
+        again = shlex.join(["cfgdiff", "train", "--resume", str(run.out), "--data", str(data), *more])
         click.echo(f"stopped; go on with: {again}", err=True)
         return
     loss = "" if run.test_loss is None else f", test loss {run.test_loss:.4f}"

@@ -49,24 +49,6 @@ def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: 
     return worst
 
 
-class TorchEngine:
-    """An `Engine` that runs the network in PyTorch, for comparison."""
-
-    name, precision, max_batch = "pytorch", "float32", 4096
-
-    def __init__(self, network: nn.Module, null_class: int) -> None:
-        self._guided = GuidedNetwork(network, null_class).eval()
-
-    @torch.no_grad()
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        """See `Engine.predict`."""
-        answer: np.ndarray = self._guided(*(torch.from_numpy(a) for a in (sample, timestep, class_label, guidance))).numpy()
-        return answer
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
 def picture_psnr(a: Engine, b: Engine, bundle: Bundle, n: int = 16) -> float:
     """How alike the pictures of two engines are: the peak signal-to-noise ratio in dB over n pictures of all classes in turn.
 

@@ -12,10 +12,11 @@ from cfgdiff.runtime import load_bundle, open_engine
 from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.checkpoint import LoadedModel
+from cfgdiff.trainer.engine_torch import TorchEngine
 
 from .fold import GuidedNetwork
 from .graph import build_graph, rounded, save_graph
-from .verify import TorchEngine, check_graph, example, picture_psnr, relative_error
+from .verify import check_graph, example, picture_psnr, relative_error
 
 
 @dataclass(frozen=True)

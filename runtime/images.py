@@ -16,10 +16,10 @@ from .errors import Failure
 GRID_MOST = 1024  # pictures in a grid: the first ones
 
 
-def grid(pictures: np.ndarray, pad: int = 2) -> np.ndarray:
-    """(N, H, W, C) uint8 -> one picture (H', W', C), row by row, as square as it gets, white between."""
+def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.ndarray:
+    """(N, H, W, C) uint8 -> one picture (H', W', C), row by row, by default as square as it gets, white between."""
     n, h, w, c = pictures.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
     for i, picture in enumerate(pictures):

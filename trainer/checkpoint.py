@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.schedule import Schedule
 
+from . import registry
 from .config import Config, make_config
-from .unet import UNet
 
 FORMAT = 1
 BEFORE_DECAY = "before-decay"
@@ -114,12 +114,19 @@ def network_tensors(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
+def make_network(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The untrained network of a config. Raises `BadInput` for an unknown name or option."""
+    part = config.network
+    network: nn.Module = registry.bound("network", part.name, part.options)(part, image_shape, num_classes)
+    return network
+
+
 def load_model(path: Path) -> LoadedModel:
     """The averaged weights of a checkpoint or run as a network ready for use. Raises `Failure`."""
     state, tensors = read_checkpoint(path)
     config = make_config(state["config"])
     shape: tuple[int, int, int] = tuple(state["image_shape"])
-    network = UNet(config.network, shape, len(state["class_names"]))
+    network = make_network(config, shape, len(state["class_names"]))
     network.load_state_dict(network_tensors(tensors, "ema"))
     network.eval().requires_grad_(False)
     provenance = {key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")}

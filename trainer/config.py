@@ -14,9 +14,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class NetworkConfig(_Section):
+class _Part(_Section):
+    """A section that chooses a part by its name in the registry. `options` go to parts of plugins."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataConfig(_Part):
+    """How the pictures are read; auto looks at what lies in the folder."""
+
+    name: str = "auto"
+
+
+class NetworkConfig(_Part):
     """Widths and depths of the U-Net."""
 
+    name: str = "unet"
     channels: int = Field(64, ge=8, multiple_of=4)
     multipliers: tuple[int, ...] = Field((1, 2, 2), min_length=1)
     blocks: int = Field(1, ge=1)  # residual blocks a level going down; one more going up
@@ -26,9 +39,10 @@ class NetworkConfig(_Section):
     patch: int = Field(1, ge=1)  # pixel-unshuffle factor of the stem
 
 
-class ObjectiveConfig(_Section):
+class ObjectiveConfig(_Part):
     """What the network learns to predict, and at which noise levels."""
 
+    name: str = "simple"
     prediction: Literal["eps", "v"] = "v"
     data_std: float = Field(1.0, gt=0)  # pictures in [-1, 1] are divided by this before noising
     timesteps: Literal["uniform", "lognormal"] = "uniform"
@@ -37,11 +51,12 @@ class ObjectiveConfig(_Section):
     label_dropout: float = Field(0.1, ge=0, le=1)
 
 
-class OptimiserConfig(_Section):
+class OptimiserConfig(_Part):
     """AdamW for everything, or Muon for the convolutions and attention and AdamW for the rest."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: str = "adamw"
     lr: float = Field(1e-3, gt=0)
+    beta2: float = Field(0.999, ge=0, lt=1)  # AdamW's memory of squared gradients; lower suits a short run
     weight_decay: float = Field(0.0, ge=0)
     muon_lr: float = Field(0.02, gt=0)
     muon_momentum: float = Field(0.95, ge=0, lt=1)
@@ -63,19 +78,28 @@ class TrainConfig(_Section):
 
 
 class Config(_Section):
-    """A whole run. `schedule` is the noise schedule that it implies."""
+    """A whole run. `schedule` is the noise schedule that it implies; `callbacks` maps names to options, or to null for none of it."""
 
+    data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     train: TrainConfig = TrainConfig()
+    callbacks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "Config":
         factor = self.network.patch * 2 ** (len(self.network.multipliers) - 1)
-        if self.train.image_size % factor:
+        if self.network.name == "unet" and self.train.image_size % factor:
             raise ValueError(f"train.image_size must be a multiple of {factor} for this network, found {self.train.image_size}")
         return self
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """(kind, name) of every part that is looked up in the registry; the data set only where it is named."""
+        chosen = [("network", self.network.name), ("objective", self.objective.name), ("optimiser", self.optimiser.name)]
+        chosen += [("data", self.data.name)] if self.data.name != "auto" else []
+        return chosen + [("callback", name) for name in self.callbacks]
 
     @property
     def schedule(self) -> Schedule:

@@ -13,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cfgdiff.runtime.errors import Failure
 
+from . import registry
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 HELD_OUT_MOST = 1024
 
@@ -28,15 +30,35 @@ class PictureSet:
     test_pictures: np.ndarray
     test_labels: np.ndarray
 
+    def check(self) -> None:
+        """Raises `Failure` where shapes, types or labels are not as described; for data sets of plugins."""
+        for what, pictures, labels in (("", self.pictures, self.labels), ("test_", self.test_pictures, self.test_labels)):
+            shape, kind, where = np.shape(pictures), getattr(pictures, "dtype", None), f"data set '{self.name}': {what}"
+            if kind != np.uint8 or len(shape) != 4 or shape[1:] != self.pictures.shape[1:]:
+                raise Failure(f"{where}pictures must be (N, C, H, W) uint8, found {shape} {kind}")
+            if np.shape(labels) != shape[:1] or getattr(labels, "dtype", None) != np.int64:
+                raise Failure(f"{where}labels must be ({shape[0]},) int64, found {np.shape(labels)} {getattr(labels, 'dtype', None)}")
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+                raise Failure(f"{where}labels must lie in 0 .. {len(self.class_names) - 1}, found {labels.min()} .. {labels.max()}")
+        if not len(self.pictures):
+            raise Failure(f"data set '{self.name}': no pictures to train on")
 
-def load_data(path: Path, image_size: int) -> PictureSet:
-    """Read a data folder. Raises `Failure` naming the file or folder that is not as it must be."""
-    if not path.is_dir():
-        raise Failure(f"--data {path}: no such folder; expected cifar-10-batches-py or one sub-folder of pictures for each class")
-    for root in (path, path / "cifar-10-batches-py"):
-        if (root / "batches.meta").is_file():
-            return _cifar10(root, image_size)
-    return _folder(path, image_size)
+
+def load_data(path: Path, image_size: int, name: str = "auto", options: dict[str, Any] | None = None) -> PictureSet:
+    """Read `path` with the data set part of that name. Raises `Failure` naming the file or folder that is not as it must be."""
+    if name == "auto":
+        if not path.is_dir():
+            raise Failure(f"--data {path}: no such folder; expected cifar-10-batches-py or one sub-folder of pictures for each class")
+        name = "folder" if _cifar10_root(path) is None else "cifar10"
+    found: PictureSet = registry.bound("data", name, options or {})(path, image_size)
+    if not isinstance(found, PictureSet):
+        raise Failure(f"the data set '{name}' gave {type(found).__name__}; expected a cfgdiff.trainer.data.PictureSet")
+    found.check()
+    return found
+
+
+def _cifar10_root(path: Path) -> Path | None:
+    return next((root for root in (path, path / "cifar-10-batches-py") if (root / "batches.meta").is_file()), None)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -59,7 +81,11 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
         raise Failure(f"--data: {path} is not a CIFAR-10 batch ({error}); unpack the archive (python version) again") from None
 
 
-def _cifar10(root: Path, image_size: int) -> PictureSet:
+def cifar10(path: Path, image_size: int) -> PictureSet:
+    """CIFAR-10 in its official python layout (cifar-10-batches-py)."""
+    root = _cifar10_root(path)
+    if root is None:
+        raise Failure(f"--data {path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)")
     if image_size != 32:
         raise Failure(f"--data {root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
 
@@ -78,12 +104,15 @@ def _cifar10(root: Path, image_size: int) -> PictureSet:
     return PictureSet("cifar10", names, pictures, labels, test_pictures, test_labels)
 
 
-def _folder(path: Path, image_size: int) -> PictureSet:
+def folder(path: Path, image_size: int) -> PictureSet:
+    """One sub-folder of pictures for each class, in any size, mode and format that Pillow reads."""
+    if not path.is_dir():
+        raise Failure(f"--data {path}: no such folder; expected one sub-folder of pictures for each class")
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [(file, k) for k, folder in enumerate(classes) for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
+    files = [(file, k) for k, inside in enumerate(classes) for file in sorted(inside.rglob("*")) if file.suffix.lower() in SUFFIXES]
     if not files:
         raise Failure(f"--data {path}: no pictures found; expected a sub-folder for each class, with {', '.join(sorted(SUFFIXES))} files")
-    if empty := [folder.name for k, folder in enumerate(classes) if not any(label == k for _, label in files)]:
+    if empty := [inside.name for k, inside in enumerate(classes) if not any(label == k for _, label in files)]:
         raise Failure(f"--data {path}: no pictures in class folder '{empty[0]}'; fill or remove it")
     pictures = np.stack([_read_picture(file, image_size) for file, _ in files])
     labels = np.array([label for _, label in files], np.int64)

@@ -60,8 +60,8 @@ def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictur
 
 
 @torch.no_grad()
-def test_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
-    """The loss on held-out pictures with their labels, at ln(sigma / alpha) ~ N(-0.5, 1.2), from a fixed seed.
+def test_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The squared error on held-out pictures with their labels, at ln(sigma / alpha) ~ N(-0.5, 1.2), from a fixed seed.
 
     The levels are the quantiles of that distribution in a random order, one a picture, so that they add no variance.
     Comparable only between models of the same prediction type and data_std, on the same pictures.
@@ -70,17 +70,25 @@ def test_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels
         predict: (x_t, t, label) -> eps or v, for (B, C, H, W) float32, (B,) float32 and (B,) int64.
         pictures: (N, C, H, W) uint8, the first `TEST_PICTURES` of which are taken.
         labels: (N,) int64.
+
+    Returns:
+        ln(sigma / alpha) and the mean squared error of each picture, (n,) float64 each.
     """
     x0, label = torch.from_numpy(pictures[:TEST_PICTURES]).float() / 127.5 - 1, torch.from_numpy(labels[:TEST_PICTURES])
     generator = torch.Generator().manual_seed(20_061)
     n = len(x0)
     quantiles = (torch.randperm(n, generator=generator).double() + 0.5) / n
-    t = schedule.t_of_ratio(np.exp(-0.5 + 1.2 * torch.special.ndtri(quantiles).numpy()))
-    eps = torch.randn(x0.shape, generator=generator)
-    total = 0.0
+    levels = -0.5 + 1.2 * torch.special.ndtri(quantiles).numpy()
+    t = schedule.t_of_ratio(np.exp(levels))
+    eps, errors = torch.randn(x0.shape, generator=generator), []
     for i in range(0, n, 128):
         part = slice(i, i + 128)
         x_t, target = noised(schedule, x0[part], t[part], eps[part])
         prediction = predict(x_t, torch.from_numpy(t[part]).float(), label[part])
-        total += F.mse_loss(prediction.float().cpu(), target, reduction="sum").item()
-    return total / x0.numel()
+        errors.append(F.mse_loss(prediction.float().cpu(), target, reduction="none").double().mean(dim=(1, 2, 3)).numpy())
+    return levels, np.concatenate(errors)
+
+
+def test_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of `test_errors`: one number for a model."""
+    return float(test_errors(predict, schedule, pictures, labels)[1].mean())

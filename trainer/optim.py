@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cfgdiff.runtime.errors import BadInput, Failure
+
+from . import registry
 from .config import OptimiserConfig
 
 
@@ -18,15 +21,23 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iterations of degree 5. (K, M, N) -> (K, M, N)."""
+    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iterations of degree 5. (K, M, N) -> (K, M, N) float32.
+
+    Each iteration multiplies X with a polynomial of X X^T. These polynomials commute, so all of them are gathered on the short side
+    first: less than half of the work for a 3x3 convolution, and the same result.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: singular values land in about [0.7, 1.2]
-    x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices.float()
+    x = matrices.float()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
+    gram = x @ x.mT  # (K, M, M)
+    factor = torch.eye(gram.shape[1], device=x.device).expand_as(gram)
     for _ in range(iterations):
-        gram = x @ x.mT  # (K, M, M)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        step = torch.baddbmm(b * gram, gram, gram, alpha=c)
+        step.diagonal(dim1=1, dim2=2).add_(a)
+        factor, gram = step @ factor, step @ gram @ step
+    x = factor @ x
     return x.mT if tall else x
 
 
@@ -56,21 +67,41 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, grads, 1 - momentum)
         nesterov = torch.stack([g.lerp(m, momentum).flatten(1) for g, m in zip(grads, averages, strict=True)])  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
-        for p, update in zip(params, orthogonalise(nesterov).float(), strict=True):
+        for p, update in zip(params, orthogonalise(nesterov), strict=True):
             p.mul_(1 - lr * weight_decay).add_(update.reshape(shape), alpha=-lr * scale)
 
 
+def adamw(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov & Hutter 2019) for every parameter."""
+    return [_adamw(list(network.parameters()), config)]
+
+
+def muon(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the convolutions and attention between stem and head, AdamW for the rest."""
+    named = list(network.named_parameters())
+    inner = [p for name, p in named if p.ndim == 4 and not name.startswith(("stem", "head"))]
+    rest = [p for name, p in named if p.ndim != 4 or name.startswith(("stem", "head"))]
+    if not inner:
+        raise BadInput("optimiser.name=muon: this network has no convolutions between stem and head; set optimiser.name=adamw")
+    return [_adamw(rest, config), Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay)]
+
+
+def _adamw(params: list[nn.Parameter], config: OptimiserConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+
+
 def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
-    """The optimisers that together hold every parameter once; each group remembers its full rate as `base_lr`."""
+    """The optimisers that together hold every parameter once; each group remembers its full rate as `base_lr`.
 
-    def is_inner(name: str, p: nn.Parameter) -> bool:
-        return config.name == "muon" and p.ndim == 4 and not name.startswith(("stem", "head"))
-
-    inner = [p for name, p in network.named_parameters() if is_inner(name, p)]
-    rest = [p for name, p in network.named_parameters() if not is_inner(name, p)]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay)]
-    if inner:
-        optimisers.append(Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay))
+    Raises:
+        Failure: an optimiser of a plugin that holds a parameter twice or not at all.
+    """
+    optimisers: list[torch.optim.Optimizer] = registry.bound("optimiser", config.name, config.options)(network, config)
+    held = [id(p) for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
+    wanted = [id(p) for p in network.parameters() if p.requires_grad]
+    if sorted(held) != sorted(wanted):
+        found = f"holds {len(set(held))} in {len(held)} places"
+        raise Failure(f"optimiser '{config.name}': must hold each of the {len(wanted)} parameters once, {found}")
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["base_lr"] = group["lr"]

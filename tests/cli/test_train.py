@@ -1,6 +1,10 @@
-"""`cfgdiff train` without training: presets and settings."""
+"""`cfgdiff train`: presets and settings, and a whole run whose data set and callback come from a plugin file."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +12,7 @@ from click.testing import CliRunner
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
 
 from cfgdiff.cli.train import train
+from cfgdiff.runtime.errors import BadInput
 
 
 def test_dry_run_prints_the_settings() -> None:
@@ -16,5 +21,67 @@ def test_dry_run_prints_the_settings() -> None:
     assert settings["train"]["batch"] == 7 and settings["objective"]["prediction"] == "eps"
 
 
+def test_dry_run_knows_the_names_of_parts() -> None:
+    result = CliRunner().invoke(train, ["--preset", "smoke", "--data", "D", "--dry-run", "--set", "network.name=u-net"])
+    assert isinstance(result.exception, BadInput) and "did you mean 'unet'" in str(result.exception)
+
+
 def test_presets_are_listed() -> None:
     assert CliRunner().invoke(train, ["--list-presets"]).stdout.split() == ["cifar10-paper", "cifar10-small", "smoke"]
+
+
+SHAPES = Path(__file__).parents[1] / "plugins" / "shapes.py"
+TINY = [
+    "network.channels=16",
+    "network.head_channels=16",
+    "train.image_size=16",
+    "train.pictures=64",
+    "train.batch=16",
+    "train.checkpoint_seconds=1",
+]
+
+
+def cfgdiff(folder: Path, *args: str, program: str = "main") -> "subprocess.CompletedProcess[str]":
+    """A command in a process of its own, in `folder`."""
+    code = f"from cfgdiff.cli.{program} import main; main()"
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    return subprocess.run([sys.executable, "-c", code, *args], cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def train_shapes(folder: Path, *settings: str) -> "subprocess.CompletedProcess[str]":
+    chosen = [word for setting in [*TINY, *settings] for word in ("--set", setting)]
+    return cfgdiff(folder, "train", "--preset", "smoke", "--plugin", str(SHAPES), *chosen, "--data", ".", "--out", "run")
+
+
+def test_a_run_made_of_a_plugin_goes_through_to_pictures(tmp_path: Path) -> None:
+    trained = train_shapes(tmp_path, "data.name=shapes", "data.options={count: 100}", "callbacks.norms={steps: 2}")
+    assert trained.returncode == 0, trained.stderr
+    assert "90 pictures in 2 classes" in trained.stderr and "done: 64 pictures, test loss" in trained.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "weight_norm" in line] == [2, 4]
+    assert lines[-1]["test_loss"] > 0 and any("gflops" in line for line in lines)
+    assert [file.name for file in (tmp_path / "run" / "previews").iterdir()] == ["000000064.png"]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert "--plugin shapes.py" in json.loads((tmp_path / "run" / "checkpoints" / "000000064" / "state.json").read_text())["command"]
+    exported = cfgdiff(tmp_path, "export", "run", "--steps", "2")
+    assert exported.returncode == 0, exported.stderr
+    made = cfgdiff(tmp_path, "--model", "exported/run", "--class", "circle", "--n", "2", "--out", "circles", program="run")
+    assert made.returncode == 0 and len(list((tmp_path / "circles").glob("0*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "data.name=shape",
+            "no data 'shape'; choose from cifar10, folder, shapes, or bring one with --plugin FILE.py; did you mean 'shapes'?",
+        ),
+        ("callbacks.norm={}", "no callback 'norm'"),
+        ("optimiser.name=sgd", "no optimiser 'sgd'; choose from adamw, muon"),
+        ("data={name: shapes}", "--set data={name: shapes}: expected section.key=value"),
+    ],
+)
+def test_unknown_parts_are_usage_errors(setting: str, message: str, tmp_path: Path) -> None:
+    found = train_shapes(tmp_path, "data.name=shapes", setting)
+    assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()

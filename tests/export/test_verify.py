@@ -9,11 +9,12 @@ import torch
 from onnx import helper
 
 from cfgdiff.export.graph import rounded
-from cfgdiff.export.verify import TorchEngine, bundle_loss, check_graph, picture_psnr
+from cfgdiff.export.verify import bundle_loss, check_graph, picture_psnr
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.checkpoint import LoadedModel
+from cfgdiff.trainer.engine_torch import TorchEngine
 from cfgdiff.trainer.objective import test_loss as measured_loss
 
 

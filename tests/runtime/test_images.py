@@ -17,6 +17,13 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
+def test_a_grid_has_as_many_columns_as_asked() -> None:
+    pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((6, 4, 4, 3), np.uint8)
+    sheet = grid(pictures, pad=1, columns=2)
+    assert sheet.shape == (3 * 5 + 1, 2 * 5 + 1, 3)
+    assert [int(sheet[y, x, 0]) for y in (1, 6, 11) for x in (1, 6)] == [0, 1, 2, 3, 4, 5]
+
+
 def test_the_grid_holds_every_picture_in_order() -> None:
     sheet = grid(PICTURES)
     assert sheet.shape == (2 * 10 + 2, 3 * 10 + 2, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.data import batch_indices, load_data
+from cfgdiff.trainer.data import PictureSet, batch_indices, load_data
 
 
 def write_cifar(root: Path, n: int = 6) -> np.ndarray:
@@ -85,3 +85,21 @@ def test_the_order_is_epochs_of_permutations_however_it_is_cut() -> None:
     assert not np.array_equal(whole[:10], whole[10:20])
     np.testing.assert_array_equal(np.concatenate([batch_indices(10, i, 7, 4) for i in (0, 7, 14)]), whole[:21])
     assert not np.array_equal(batch_indices(10, 0, 10, 5), whole[:10])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pictures": np.zeros((4, 3, 8, 8), np.float32)}, r"pictures must be \(N, C, H, W\) uint8, found \(4, 3, 8, 8\) float32"),
+        ({"test_pictures": np.zeros((2, 3, 9, 9), np.uint8)}, "test_pictures must be"),
+        ({"labels": np.zeros(3, np.int64)}, r"labels must be \(4,\) int64, found \(3,\)"),
+        ({"labels": np.array([0, 1, 2, 0])}, r"labels must lie in 0 \.\. 1, found 0 \.\. 2"),
+        ({"pictures": np.zeros((0, 3, 8, 8), np.uint8), "labels": np.zeros(0, np.int64)}, "no pictures to train on"),
+    ],
+)
+def test_a_data_set_of_a_plugin_is_checked(change: dict, message: str) -> None:
+    arrays = {"pictures": np.zeros((4, 3, 8, 8), np.uint8), "labels": np.array([0, 1, 1, 0])}
+    held_out = {"test_pictures": np.zeros((2, 3, 8, 8), np.uint8), "test_labels": np.array([0, 1])}
+    PictureSet("mine", ["a", "b"], **(arrays | held_out)).check()
+    with pytest.raises(Failure, match=message):
+        PictureSet("mine", ["a", "b"], **(arrays | held_out | change)).check()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,20 @@ import yaml
 from safetensors.torch import load_file
 
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.trainer.callbacks import Callback
 from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, load_model, read_checkpoint
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
-from cfgdiff.trainer.loop import Run, resume, train
+from cfgdiff.trainer.loop import train
+from cfgdiff.trainer.run import Run, resume
 
 SCRIPT = """
 import sys, pathlib, torch, yaml, time
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
-from cfgdiff.trainer.loop import Run, resume, train
+from cfgdiff.trainer.callbacks import Callback
+from cfgdiff.trainer.loop import train
+from cfgdiff.trainer.run import Run, resume
 torch.set_num_threads(1)
 tree, data, out, pause = yaml.safe_load(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), float(sys.argv[4])
 load = lambda config: load_data(data, config.train.image_size)
@@ -31,7 +36,11 @@ if (out / "checkpoints").exists():
 else:
     config = make_config(tree)
     run = Run(config, load(config), out, "first", None)
-train(run, lambda n, value: time.sleep(pause))
+class Pause(Callback):
+    def step(self, run, loss):
+        time.sleep(pause)
+run.callbacks.append(Pause())
+train(run)
 """
 
 
@@ -70,6 +79,16 @@ def len_seen(run: Path) -> int:
         return 0
 
 
+class Hook(Callback):
+    """Calls a function after every step."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+
+    def step(self, run: Run, loss: float) -> None:
+        self.function()
+
+
 def new_run(tree: dict, data: Path, out: Path) -> Run:
     config = make_config(tree)
     return Run(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
@@ -78,13 +97,14 @@ def new_run(tree: dict, data: Path, out: Path) -> Run:
 def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     rates: list[float] = []
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
-    assert train(run, lambda n, value: rates.append(run.optimisers[0].param_groups[0]["lr"]))
+    run.callbacks.append(Hook(lambda: rates.append(run.optimisers[0].param_groups[0]["lr"])))
+    assert train(run)
     assert rates[4] == pytest.approx(1e-3) and 0 < rates[-1] < 5e-4
     state, _ = read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)
     assert 0.7 * 96 <= state["pictures_seen"] < 0.7 * 96 + 8
     longer = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=200",)), lambda _: run.data, "more", None)
     assert longer.pictures_seen == state["pictures_seen"]
-    assert train(longer, lambda n, value: None)
+    assert train(longer)
     assert longer.pictures_seen == 200 and find_checkpoint(tmp_path / "run").name == "000000200"
     not_decaying = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=400",)), lambda _: run.data, "more", None)
     not_decaying.step, not_decaying.pictures_seen = 30, 240
@@ -96,7 +116,7 @@ def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_fold
 @pytest.mark.parametrize("fast", [True, False])
 def test_precision_auto_is_what_the_device_computes_in(fast: bool, tiny_tree: dict, picture_folder: Path, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr("cfgdiff.trainer.loop.fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("cfgdiff.trainer.run.fast_bfloat16", lambda device: fast)
     assert new_run(tiny_tree, picture_folder, tmp_path / "run").precision == ("bfloat16" if fast else "float32")
     named = tiny_tree | {"train": tiny_tree["train"] | {"precision": "float32"}}
     assert new_run(named, picture_folder, tmp_path / "run").precision == "float32"
@@ -111,7 +131,7 @@ def test_the_network_of_a_run_cannot_change(tiny_tree: dict, picture_folder: Pat
 
 def test_init_takes_the_averaged_weights_and_refuses_others(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     first = new_run(tiny_tree, picture_folder, tmp_path / "first")
-    train(first, lambda n, value: None)
+    train(first)
     second = new_run(tiny_tree, picture_folder, tmp_path / "second")
     second.start_from(tmp_path / "first")
     assert all(torch.equal(a, b) for a, b in zip(second.network.parameters(), first.ema.network.parameters(), strict=True))
@@ -122,7 +142,7 @@ def test_init_takes_the_averaged_weights_and_refuses_others(tiny_tree: dict, pic
 
 
 def test_the_loaded_model_carries_its_provenance(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
-    train(new_run(tiny_tree, picture_folder, tmp_path / "run"), lambda n, value: None)
+    train(new_run(tiny_tree, picture_folder, tmp_path / "run"))
     model = load_model(tmp_path / "run")
     assert model.class_names == ["blue", "green", "red"] and model.image_shape == (3, 16, 16)
     assert model.provenance["pictures_seen"] == 96 and model.provenance["data_set"] == "pictures"
@@ -133,13 +153,14 @@ def test_the_loaded_model_carries_its_provenance(tiny_tree: dict, picture_folder
 def test_max_minutes_ends_the_run_with_its_decay(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     run = new_run(tiny_tree | {"train": tiny_tree["train"] | {"pictures": 10**9}}, picture_folder, tmp_path / "run")
     run.max_minutes = 2 / 60
-    assert train(run, lambda n, value: None)
+    assert train(run)
     assert run.pictures_seen < 10**9 and (tmp_path / "run" / "checkpoints" / BEFORE_DECAY).is_dir()
 
 
 def test_a_stop_request_leaves_a_checkpoint(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
-    assert not train(run, lambda n, value: os.kill(os.getpid(), signal.SIGTERM))
+    run.callbacks.append(Hook(lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert not train(run)
     assert read_checkpoint(tmp_path / "run")[0]["pictures_seen"] == 8
 
 
@@ -147,4 +168,4 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_tree: dict, picture_folder
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
     torch.nn.init.constant_(run.network.stem.weight, float("nan"))
     with pytest.raises(Failure, match="loss became nan"):
-        train(run, lambda n, value: None)
+        train(run)

@@ -1,0 +1,109 @@
+"""Plugins from files and installed packages are found, listed and used; a wrong one is reported in a line that says what is wrong."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.trainer import registry
+from cfgdiff.trainer.registry import KINDS, all_parts, bound, find, load_plugins, names
+
+SHAPES = Path(__file__).parents[1] / "plugins" / "shapes.py"
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(registry, "_added", {})
+    monkeypatch.setattr(registry, "_loaded", set())
+    yield
+
+
+def plugin(folder: Path, text: str) -> Path:
+    file = folder / "mine.py"
+    file.write_text("from cfgdiff.trainer.registry import register\n" + text)
+    return file
+
+
+def test_built_in_parts_have_a_summary_and_the_signature_of_their_kind() -> None:
+    parts = all_parts()
+    assert {part.kind for part in parts} == set(KINDS)
+    for part in parts:
+        assert part.origin == "cfgdiff" and part.summary.endswith((".", ")"))
+        registry._check_signature(part.kind, part.name, part.make)
+
+
+def test_a_file_brings_parts_with_options() -> None:
+    load_plugins((SHAPES,))
+    load_plugins((SHAPES,))  # a second time changes nothing
+    assert "shapes" in names("data") and find("callback", "norms").origin == f"--plugin {SHAPES}"
+    data = bound("data", "shapes", {"count": 50})(Path(), 16)
+    assert data.pictures.shape == (45, 3, 16, 16) and data.class_names == ["circle", "square"]
+    data.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise RuntimeError('no luck')", r"mine.py: cannot be loaded \(RuntimeError: no luck\)"),
+        ("import nowhere_to_be_found", r"mine.py: cannot be loaded \(ModuleNotFoundError: .*nowhere_to_be_found"),
+        ("def (", r"mine.py: cannot be loaded \(SyntaxError"),
+        ("x = 1", "mine.py: registers nothing; expected at least one @register"),
+        ("@register('date', 'x')\ndef f(path, image_size): ...", "no kind of part 'date'; .* did you mean 'data'"),
+        ("@register('data', 'x')\ndef f(path): ...", r"the data 'x' must take \(path, image_size\), .*found \(path\)"),
+        ("@register('data', 'x')\ndef f(path, image_size, depth=3): ...", r"options by keyword only; found"),
+        ("@register('data', 'x')\ndef f(path, image_size, *, depth): ...", "option 'depth' of the data 'x' has no default"),
+        ("@register('network', 'unet')\ndef f(config, image_shape, num_classes): ...", "the network 'unet' is already there, from cfgdiff"),
+        ("@register('data', 'shapes')\ndef f(path, image_size): ...", r"'shapes' is already there, from --plugin .*shapes.py"),
+    ],
+)
+def test_a_wrong_plugin_is_named_and_leaves_nothing(text: str, message: str, tmp_path: Path) -> None:
+    load_plugins((SHAPES,))
+    before, good = names("data"), "" if text == "x = 1" else "@register('data', 'good')\ndef g(path, image_size): ...\n"
+    with pytest.raises(Failure, match=message):
+        load_plugins((plugin(tmp_path, good + text),))
+    assert names("data") == before
+
+
+def test_missing_files_and_unknown_names_are_told(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"--plugin .*none.py: no such file"):
+        load_plugins((tmp_path / "none.py",))
+    with pytest.raises(BadInput, match=r"no optimiser 'adam'; choose from adamw, muon, or .*; did you mean 'adamw'"):
+        find("optimiser", "adam")
+    with pytest.raises(BadInput, match=r"the callback 'preview' has no option 'row'; known options: .*did you mean 'rows'"):
+        bound("callback", "preview", {"row": 3})
+    with pytest.raises(BadInput, match="the data 'cifar10' has no option 'x'; it has none"):
+        bound("data", "cifar10", {"x": 3})
+
+
+def installed(folder: Path, text: str) -> dict[str, str]:
+    """An installed distribution `shapes-for-cfgdiff`, as pip leaves it behind, and the environment that sees it."""
+    (folder / "shapes_for_cfgdiff.py").write_text(text)
+    info = folder / "shapes_for_cfgdiff-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shapes-for-cfgdiff\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[cfgdiff.plugins]\nshapes = shapes_for_cfgdiff\n")
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+def run_plugins(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from cfgdiff.cli.main import main; main(['plugins'])"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    found = run_plugins(installed(tmp_path, SHAPES.read_text()))
+    assert found.returncode == 0, found.stderr
+    rows = [line.split(maxsplit=2) for line in found.stdout.splitlines()]
+    assert ["data", "cifar10"] in [row[:2] for row in rows]
+    shapes = next(row for row in rows if row[:2] == ["data", "shapes"])
+    assert shapes[2].startswith("package shapes-for-cfgdiff 1.2 (shapes)") and "Circles and squares" in shapes[2]
+
+
+def test_a_broken_installed_package_is_named(tmp_path: Path) -> None:
+    found = run_plugins(installed(tmp_path, "1 / 0"))
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert found.stderr.startswith("Error: package shapes-for-cfgdiff 1.2 (shapes): cannot be loaded (ZeroDivisionError")

@@ -1,0 +1,35 @@
+"""An engine that runs a network in PyTorch, two passes for guided rows: for previews, and to compare exports with."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TorchEngine:
+    """See `cfgdiff.runtime.Engine`.
+
+    Args:
+        predict: (x_t, t, label) -> eps or v, for (B, C, H, W) float32, (B,) float32 and (B,) int64 on the CPU.
+        null_class: the label K.
+    """
+
+    name, precision, max_batch = "pytorch", "float32", 4096
+
+    def __init__(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], null_class: int) -> None:
+        self._predict, self._null_class = predict, null_class
+
+    @torch.no_grad()
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        """See `Engine.predict`; uncond + w (cond - uncond) in the guided rows (Ho & Salimans 2022, with w = 1 for none)."""
+        x, t, label = (torch.from_numpy(a) for a in (sample, timestep, class_label))
+        answer = self._predict(x, t, label)
+        if g := len(guidance):
+            uncond = self._predict(x[:g], t[:g], torch.full((g,), self._null_class))
+            answer[:g] = uncond + torch.from_numpy(guidance)[:, None, None, None] * (answer[:g] - uncond)
+        found: np.ndarray = answer.numpy()
+        return found
+
+    def close(self) -> None:
+        """Nothing to give back."""
