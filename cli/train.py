@@ -36,8 +36,9 @@ Examples:
     "--data",
     required=True,
     type=PATH,
-    help="CIFAR-10 (python layout), or a folder with one sub-folder of pictures a class.",
+    help="CIFAR-10 (python layout), a folder with one sub-folder of pictures a class, or an .npz (pictures, labels).",
 )
+@click.option("--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping.")
 @click.option("--out", type=PATH, help="Folder of the new run.")
 @click.option("--resume", "resumed", type=PATH, help="Go on with this run, in its folder.")
 @click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
@@ -47,8 +48,9 @@ Examples:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets, help="List the presets and stop.")
-def train(preset: str | None, data: Path, out: Path | None, resumed: Path | None, init: Path | None, overrides: tuple[str, ...],
-          plugins: tuple[Path, ...], max_minutes: float | None, threads: int | None, dry_run: bool) -> None:  # fmt: skip
+def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, resumed: Path | None, init: Path | None,
+          overrides: tuple[str, ...], plugins: tuple[Path, ...], max_minutes: float | None, threads: int | None,
+          dry_run: bool) -> None:  # fmt: skip
     """Train a class-conditional diffusion model with classifier-free guidance."""
     if (resumed is None) == (preset is None):
         raise click.UsageError("give --preset NAME for a new run, or --resume RUN to go on with one (not both)")
@@ -60,6 +62,8 @@ def train(preset: str | None, data: Path, out: Path | None, resumed: Path | None
     from cfgdiff.trainer.registry import check_name, load_plugins
 
     load_plugins(plugins)
+    if skip_broken:
+        overrides += ("data.options={skip_broken: true}",)
     config = make_config(load_preset(preset), overrides) if preset else None
     for kind, name in config.parts if config else []:
         check_name(kind, name)

@@ -33,8 +33,9 @@ KINDS = {  # what each kind of part is called with
     "callback": ("run",),
 }
 BUILT_IN = {  # imported when used
-    ("data", "cifar10"): "data:cifar10",
-    ("data", "folder"): "data:folder",
+    ("data", "cifar10"): "readers:cifar10",
+    ("data", "folder"): "readers:folder",
+    ("data", "npz"): "readers:npz",
     ("network", "unet"): "unet:UNet",
     ("objective", "simple"): "objective:loss",
     ("optimiser", "adamw"): "optim:adamw",

@@ -56,12 +56,12 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
         (["train", "--data", "D"], 2, "--preset NAME"),
         (["train", "--preset", "smoke", "--data", "D"], 2, "--out RUN is missing"),
         (["train", "--preset", "smoke", "--data", "D", "--out", "O", "--set", "train.batch=0"], 2, "train.batch"),
-        (["train", "--preset", "smoke", "--data", "D", "--out", "O"], 1, "no such folder"),
+        (["train", "--preset", "smoke", "--data", "D", "--out", "O"], 1, "no such file or folder"),
         (["train", "--resume", "R", "--data", "D"], 1, "no checkpoint there"),
         (["export", "R"], 1, "no checkpoint there"),
         (["export", "R", "--interval", "3,1"], 2, "LO < HI"),
         (["info", "B"], 1, "no bundle there"),
-        (["info", "--data", "D"], 1, "no such folder"),
+        (["info", "--data", "D"], 1, "no such file or folder"),
     ],
 )
 def test_every_mistake_is_one_line(args: list, code: int, expected: str, tmp_path: Path) -> None:
@@ -75,6 +75,8 @@ def test_a_broken_picture_is_named_before_training(pictures: Path, tmp_path: Pat
     (pictures / "cat" / "3.jpg").write_bytes(b"nonsense")
     result = call(MAIN, "train", "--preset", "smoke", "--data", pictures, "--out", tmp_path / "run", *TINY)
     assert result.returncode == 1 and "3.jpg" in result.stderr and not (tmp_path / "run").exists()
+    result = call(MAIN, "train", "--preset", "smoke", "--data", pictures, "--out", tmp_path / "run", *TINY, "--skip-broken")
+    assert result.returncode == 0 and (tmp_path / "run" / "checkpoints").is_dir()
 
 
 def test_info_refuses_data_of_other_classes(pictures: Path) -> None:

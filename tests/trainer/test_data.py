@@ -65,7 +65,7 @@ def test_a_folder_of_any_sizes_and_modes(picture_folder: Path) -> None:
 def test_folders_that_will_not_do(picture_folder: Path, tmp_path: Path, case: str) -> None:
     path, expected = picture_folder, "bad.png"
     if case == "absent":
-        path, expected = tmp_path / "nowhere", "no such folder"
+        path, expected = tmp_path / "nowhere", "no such file or folder"
     elif case == "empty":
         path, expected = tmp_path / "empty", "no pictures found"
         path.mkdir()
@@ -73,7 +73,7 @@ def test_folders_that_will_not_do(picture_folder: Path, tmp_path: Path, case: st
         (picture_folder / "red" / "bad.png").write_bytes(b"\x89PNG no picture")
     else:
         (picture_folder / "void").mkdir()
-        expected = "no pictures in class folder 'void'"
+        expected = "no readable pictures in class folder 'void'"
     with pytest.raises(Failure, match=expected) as error:
         load_data(path, 16)
     assert "\n" not in str(error.value)
@@ -103,3 +103,43 @@ def test_a_data_set_of_a_plugin_is_checked(change: dict, message: str) -> None:
     PictureSet("mine", ["a", "b"], **(arrays | held_out)).check()
     with pytest.raises(Failure, match=message):
         PictureSet("mine", ["a", "b"], **(arrays | held_out | change)).check()
+
+
+def test_broken_pictures_are_named_or_skipped(picture_folder: Path) -> None:
+    whole = load_data(picture_folder, 16)
+    for i in range(5):
+        (picture_folder / "red" / f"bad{i}.png").write_bytes(b"no picture")
+    with pytest.raises(Failure, match=r"bad0.png .*bad1.png .*bad2.png .* and 2 more; .*--skip-broken"):
+        load_data(picture_folder, 16)
+    rest = load_data(picture_folder, 16, options={"skip_broken": True})
+    np.testing.assert_array_equal(rest.pictures, whole.pictures)
+
+
+def test_an_npz_is_read_at_its_size_or_another(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures, labels = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), rng.integers(0, 3, 40)
+    np.savez(tmp_path / "mine.npz", pictures=pictures, labels=labels, class_names=["a", "b", "c"])
+    data = load_data(tmp_path / "mine.npz", 8)
+    assert data.name == "mine" and data.class_names == ["a", "b", "c"] and len(data.test_pictures) == 2
+    found = {tuple(p.ravel()) for p in [*data.pictures, *data.test_pictures]}
+    assert found == {tuple(p.transpose(2, 0, 1).ravel()) for p in pictures}
+    assert load_data(tmp_path / "mine.npz", 16).pictures.shape == (38, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": np.zeros((4, 8, 8, 3), np.uint8)}, "has no array 'labels'"),
+        ({"pictures": np.zeros((4, 3, 8, 8), np.uint8), "labels": np.zeros(4, int)}, r"pictures must be \(N, H, W, 3\) uint8"),
+        ({"pictures": np.zeros((4, 8, 8, 3), np.uint8), "labels": np.zeros(4)}, r"labels must be \(4,\) whole numbers"),
+        ({"pictures": np.array([{}]), "labels": np.zeros(1, int)}, "not readable as .npz"),
+        (None, "not readable as .npz"),
+    ],
+)
+def test_an_npz_that_will_not_do(arrays: dict | None, message: str, tmp_path: Path) -> None:
+    if arrays is None:
+        (tmp_path / "mine.npz").write_bytes(b"nothing of the kind")
+    else:
+        np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(Failure, match=message):
+        load_data(tmp_path / "mine.npz", 8)
