@@ -114,7 +114,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        self.patch, self.width, self.null_class = config.patch, config.channels, num_classes
+        self.patch, self.width = config.patch, config.channels
         inputs, embedding = image_shape[0] * config.patch**2, 4 * config.channels
         self.time = nn.Sequential(nn.Linear(config.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = nn.Embedding(num_classes + 1, embedding)
