@@ -1,4 +1,4 @@
-"""`cfgdiff`: train, export, info, plugins. Heavy packages are imported inside the commands."""
+"""`cfgdiff`: train, ema, export, info, plugins. Heavy packages are imported inside the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +127,43 @@ def _test_loss(bundle: "Bundle", data: Path) -> float:
     if pictures.class_names != bundle.class_names:
         raise Failure(f"--data {data}: has the classes {', '.join(pictures.class_names)}; the bundle has {', '.join(bundle.class_names)}")
     return bundle_loss(open_engine(bundle), bundle, pictures.test_pictures, pictures.test_labels)
+
+
+@group.command(
+    epilog="""\b
+Examples:
+  cfgdiff ema runs/small --width 0.1
+  cfgdiff ema runs/small --width 0.03,0.06,0.12 --data DATA"""
+)
+@click.argument("run", type=PATH)
+@click.option("--width", required=True, metavar="W[,W...]", help="Width of the average, relative to the run's length; repeats by commas.")
+@click.option("--data", type=PATH, help="Measure the test loss of each on the held-out pictures of this data folder.")
+@plugin_option
+def ema(run: Path, width: str, data: Path | None, plugins: tuple[Path, ...]) -> None:
+    """Average a run's weights anew, with another width, from the snapshots it stored; writes RUN/ema-WIDTH, for cfgdiff export."""
+    try:
+        widths = [float(part) for part in width.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--width: expected numbers as in 0.05,0.1, found {width}") from None
+    from cfgdiff.trainer.checkpoint import load_model
+    from cfgdiff.trainer.data import load_data
+    from cfgdiff.trainer.objective import test_loss
+    from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
+    from cfgdiff.trainer.registry import load_plugins
+
+    load_plugins(plugins)
+    for value in widths:
+        gamma_of_width(value)
+    for value in widths:
+        out = run / f"ema-{value:g}"
+        write_reconstructed(run, value, out)
+        measured = ""
+        if data is not None:
+            model = load_model(out)
+            pictures = load_data(data, model.image_shape[1])
+            loss = test_loss(model.network, model.schedule, pictures.test_pictures, pictures.test_labels)
+            measured = f", test loss {loss:.4f}"
+        click.echo(f"width {value:g}{measured}: export with cfgdiff export {out}")
 
 
 @group.command(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from cfgdiff.trainer.config import Config
+    from cfgdiff.trainer.distributed import Processes
     from cfgdiff.trainer.run import Run
 
 PATH = click.Path(path_type=Path)
@@ -29,14 +31,19 @@ Examples:
   cfgdiff train --preset cifar10-small --data DATA --out runs/small --max-minutes 120
   cfgdiff train --resume runs/small --data DATA --set train.pictures=2000000
   cfgdiff train --preset cifar10-small --init runs/small --data DATA --out runs/more
-  cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine"""
+  cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine
+  torchrun --nproc-per-node 8 --no-python cfgdiff train --preset cifar10-paper --out runs/paper
+
+Under torchrun every process trains on its share of train.batch; the result is that of one process."""
 )
 @click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-paper or smoke (see --list-presets).")
 @click.option(
     "--data",
-    required=True,
+    default="cifar10",
+    show_default=True,
     type=PATH,
-    help="CIFAR-10 (python layout), a folder with one sub-folder of pictures a class, or an .npz (pictures, labels).",
+    help="CIFAR-10 (python layout; the word cifar10 downloads it), a folder with one sub-folder of pictures a class, an .npz "
+    "(pictures, labels), or a data set of Hugging Face with --set data.name=huggingface.",
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping.")
 @click.option("--out", type=PATH, help="Folder of the new run.")
@@ -47,18 +54,19 @@ Examples:
 @click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="End the run, decay included, after this time at the latest.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
+@click.option("--profile", is_flag=True, help="Train a few steps, print where their time goes, write nothing and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets, help="List the presets and stop.")
 def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, resumed: Path | None, init: Path | None,
           overrides: tuple[str, ...], plugins: tuple[Path, ...], max_minutes: float | None, threads: int | None,
-          dry_run: bool) -> None:  # fmt: skip
+          dry_run: bool, profile: bool) -> None:  # fmt: skip
     """Train a class-conditional diffusion model with classifier-free guidance."""
     if (resumed is None) == (preset is None):
         raise click.UsageError("give --preset NAME for a new run, or --resume RUN to go on with one (not both)")
     if resumed and (out or init):
         raise click.UsageError("--resume goes on in its own folder: drop --out and --init")
-    if preset and not out and not dry_run:
+    if preset and not out and not (dry_run or profile):
         raise click.UsageError("--out RUN is missing: the folder of the new run")
-    from cfgdiff.trainer.config import Config, load_preset, make_config
+    from cfgdiff.trainer.config import load_preset, make_config
     from cfgdiff.trainer.registry import check_name, load_plugins
 
     load_plugins(plugins)
@@ -70,29 +78,55 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
     if dry_run and config:
         click.echo(config.model_dump_json(indent=2))
         return
-    if out and (out / "checkpoints").exists():
-        raise click.UsageError(f"--out {out}: a run is already there; go on with --resume {out}, or choose another folder")
-    import torch
+    from cfgdiff.trainer.distributed import joined, restarted
 
+    if out and (out / "checkpoints").exists():
+        if not restarted():
+            raise click.UsageError(f"--out {out}: a run is already there; go on with --resume {out}, or choose another folder")
+        resumed = out  # torchrun starts the same command again after a failure
+    command = _recorded_command(preset, overrides, plugins, max_minutes)
+    with joined() as processes:
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
+        run = _open_run(None if resumed else config, overrides, data, resumed or out or Path(), command, max_minutes, processes)
+        if init and not resumed:
+            run.start_from(init)
+        if profile:
+            _profile(run)
+            return
+        run.add_callbacks()
+        _train_with_progress(run, data, plugins)
+
+
+def _open_run(config: "Config | None", overrides: tuple[str, ...], data: Path, folder: Path, command: str, max_minutes: float | None,
+              processes: "Processes") -> "Run":  # fmt: skip
+    """A new run, or without a config the one in `folder`."""
+    from cfgdiff.trainer.config import make_config
     from cfgdiff.trainer.data import load_data
     from cfgdiff.trainer.run import Run, resume
 
-    if threads:
-        torch.set_num_threads(threads)
-    command = _recorded_command(preset, overrides, plugins, max_minutes)
+    def load(settings: "Config") -> Any:
+        with processes.main_first():
+            return load_data(data, settings.train.image_size, settings.data.name, settings.data.options)
 
-    def load(settings: Config) -> Any:
-        return load_data(data, settings.train.image_size, settings.data.name, settings.data.options)
+    if config is None:
+        return resume(folder, lambda tree: make_config(tree, overrides), load, command, max_minutes, processes)
+    return Run(config, load(config), folder, command, max_minutes, processes)
 
-    if resumed:
-        run = resume(resumed, lambda tree: make_config(tree, overrides), load, command, max_minutes)
-    else:
-        assert config and out
-        run = Run(config, load(config), out, command, max_minutes)
-        if init:
-            run.start_from(init)
-    run.add_callbacks()
-    _train_with_progress(run, data, plugins)
+
+def _profile(run: "Run") -> None:
+    import tempfile
+
+    from cfgdiff.trainer.profiling import profile_steps
+
+    with tempfile.TemporaryDirectory() as folder:
+        run.out = Path(folder)
+        run.add_callbacks()
+        table = profile_steps(run)
+    if run.processes.main:
+        click.echo(table)
 
 
 def _recorded_command(preset: str | None, overrides: tuple[str, ...], plugins: tuple[Path, ...], max_minutes: float | None) -> str:
@@ -118,15 +152,19 @@ def _train_with_progress(run: "Run", data: Path, plugins: tuple[Path, ...]) -> N
             bar.set_postfix(loss=f"{self.average:.4f}", refresh=False)
             bar.update(run.config.train.batch)
 
-    parameters = sum(p.numel() for p in run.network.parameters())
-    click.echo(
-        f"{len(run.data.labels):,} pictures in {len(run.data.class_names)} classes; {parameters:,} parameters; "
-        f"{run.device.type}, {run.precision}; run {run.out}",
-        err=True,
-    )
-    with tqdm(total=run.config.train.pictures, initial=run.pictures_seen, unit="pictures", smoothing=0.05, mininterval=1) as bar:
+    parameters, main = sum(p.numel() for p in run.network.parameters()), run.processes.main
+    if main:
+        click.echo(
+            f"{len(run.data.labels):,} pictures in {len(run.data.class_names)} classes; {parameters:,} parameters; "
+            f"{run.processes.size} x {run.device.type}, {run.precision}; run {run.out}",
+            err=True,
+        )
+    length, seen = run.config.train.pictures, run.pictures_seen
+    with tqdm(total=length, initial=seen, unit="pictures", smoothing=0.05, mininterval=1, disable=not main) as bar:
         run.callbacks.append(Bar())
         done = train_loop(run)
+    if not main:
+        return
     if not done:
         more = [word for file in plugins for word in ("--plugin", str(file))]
         more += ["--max-minutes", f"{run.max_minutes:g}"] if run.max_minutes else []

@@ -7,11 +7,13 @@ Notation (Ho et al. 2020, DDPM; Nichol & Dhariwal 2021; Salimans & Ho 2022 for v
     alpha, sigma   sqrt(alpha_bar), sqrt(1 - alpha_bar):  x_t = alpha x0 + sigma eps
     ratio          sigma / alpha, the noise level of EDM (Karras et al. 2022)
     v              alpha eps - sigma x0
+    snr            1 / ratio^2, the signal-to-noise ratio
 
 x0 here is the picture in [-1, 1] divided by `data_std`. Nothing here knows of networks, engines or pictures.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,32 +22,42 @@ from .errors import Failure
 
 OFFSET = 0.008  # s in equation 17 of Nichol & Dhariwal
 MAX_BETA = 0.999
+KINDS, PREDICTIONS = ["cosine", "linear"], ["eps", "v", "x0"]
+
+
+@cache
+def _linear_log_alpha_bars(steps: int) -> np.ndarray:
+    """ln alpha_bar(0 .. T) of DDPM's betas, 1e-4 to 0.02 at T = 1000 and as much noise in all at any other T. (T + 1,)."""
+    betas = np.linspace(1e-4, 0.02, steps) * (1000 / steps)
+    return np.concatenate([[0.0], np.cumsum(np.log1p(-np.minimum(betas, MAX_BETA)))])
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The cosine schedule with its prediction type.
+    """A noise schedule, cosine (Nichol & Dhariwal 2021) or linear in beta (Ho et al. 2020), with the type of the prediction.
 
     Raises `Failure` where a bundle or checkpoint names a kind or prediction that is not known here.
     """
 
     kind: str = "cosine"
     T: int = 1000
-    prediction: str = "v"  # what the network answers with: "eps" or "v"
+    prediction: str = "v"  # what the network answers with
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value, known in (("kind", self.kind, ["cosine"]), ("prediction", self.prediction, ["eps", "v"])):
+        for name, value, known in (("kind", self.kind, KINDS), ("prediction", self.prediction, PREDICTIONS)):
             if value not in known:
                 raise Failure(f"schedule {name} is {value!r}, expected one of {', '.join(known)}: update cfgdiff, or correct bundle.json")
         if self.T < 1 or not self.data_std > 0:
             raise Failure(f"schedule needs T >= 1 and data_std > 0, found T={self.T} and data_std={self.data_std}")
 
     def alpha_bar(self, t: Any) -> np.ndarray:
-        """Equation 17 in closed form, with beta_T clipped at 0.999.
+        """Cosine: equation 17 in closed form, with beta_T clipped at 0.999; linear: the product of 1 - beta, geometric in between.
 
-        Only the last of the T betas exceeds 0.999 (it would be 1), so clipping is a floor of alpha_bar(T-1) / 1000.
+        Only the last of the cosine's T betas exceeds 0.999 (it would be 1), so clipping is a floor of alpha_bar(T-1) / 1000.
         """
+        if self.kind == "linear":
+            return np.exp(np.interp(np.asarray(t, np.float64), np.arange(self.T + 1), _linear_log_alpha_bars(self.T)))
         floor = self._cosine(self.T - 1.0) * (1 - MAX_BETA)
         return np.maximum(self._cosine(np.asarray(t, np.float64)), floor)
 
@@ -69,6 +81,9 @@ class Schedule:
 
     def t_of_ratio(self, ratio: Any) -> np.ndarray:
         """The t whose sigma / alpha is `ratio`: the inverse of `ratio`, between 0 and T."""
+        if self.kind == "linear":
+            falling = np.log1p(np.asarray(ratio, np.float64) ** 2)  # -ln alpha_bar
+            return np.interp(falling, -_linear_log_alpha_bars(self.T), np.arange(self.T + 1.0))
         alpha_bar = 1 / (1 + np.asarray(ratio, np.float64) ** 2)
         angle = np.arccos(np.sqrt(alpha_bar) * np.cos(OFFSET / (1 + OFFSET) * np.pi / 2))
         return np.clip(self.T * (angle * 2 / np.pi * (1 + OFFSET) - OFFSET), 0, self.T)
@@ -78,10 +93,15 @@ class Schedule:
         alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
         if self.prediction == "v":
             return alpha * x - sigma * prediction
+        if self.prediction == "x0":
+            return prediction
         return (x - sigma * prediction) / alpha
 
     def to_eps(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
         """The noise that `prediction` at x_t implies, (B, C, H, W)."""
         if self.prediction == "eps":
             return prediction
-        return float(self.sigma(t)) * x + float(self.alpha(t)) * prediction
+        alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
+        if self.prediction == "x0":
+            return (x - alpha * prediction) / sigma
+        return sigma * x + alpha * prediction

@@ -1,13 +1,21 @@
 """The packaged model, and copies of it to damage."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept in, or taken from, the cache of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +47,21 @@ def edited(copied: Path) -> Callable[[Callable[[dict], None]], Path]:
         return copied
 
     return edit
+
+
+@pytest.fixture
+def write_cifar() -> Callable[..., np.ndarray]:
+    """A function (root, n) that writes a CIFAR-10 of 5 n random pictures and n for tests; gives its training pictures (5 n, 3, 32, 32)."""
+
+    def write(root: Path, n: int = 6) -> np.ndarray:
+        folder = root / "cifar-10-batches-py"
+        folder.mkdir(parents=True)
+        rng, parts = np.random.default_rng(0), []
+        for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+            parts.append(rng.integers(0, 256, (n, 3072), dtype=np.uint8))
+            (folder / name).write_bytes(pickle.dumps({b"data": parts[-1], b"labels": [i % 10 for i in range(n)]}, protocol=2))
+        names = b"airplane automobile bird cat deer dog frog horse ship truck".split()
+        (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
+        return np.concatenate(parts[:5]).reshape(-1, 3, 32, 32)
+
+    return write

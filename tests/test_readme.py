@@ -1,11 +1,11 @@
 """Every command and the library example of the README, run in order as a reader would."""
 
 import os
-import pickle
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +18,9 @@ ENTRY = {"cfgdiff": "from cfgdiff.cli.main import main; main()", "cfgdiff-run": 
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(write_cifar: Callable[..., np.ndarray], tmp_path: Path) -> Path:
     """A CIFAR-10 of 200 random pictures."""
-    folder = tmp_path / "data" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        batch = {b"data": rng.integers(0, 256, (40, 3072), dtype=np.uint8), b"labels": [i % 10 for i in range(40)]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    names = b"airplane automobile bird cat deer dog frog horse ship truck".split()
-    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
+    write_cifar(tmp_path / "data", 40)
     return tmp_path / "data"
 
 

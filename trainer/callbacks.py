@@ -1,11 +1,11 @@
 """What happens beside the step: measuring, validation, previews, logs. Each is a small class; plugins bring more.
 
-Callbacks run in the order meter, validation, preview, log, tensorboard, then those of plugins. None of them changes what a step computes.
+Callbacks run in the order meter, ema, validation, preview, log, tensorboard, then the others that the config names. None of them
+changes what a step computes.
 """
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,23 @@ import numpy as np
 from cfgdiff.runtime.errors import Failure
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .run import Run
 
 
 class Callback:
     """The hooks; a callback overrides those it needs."""
+
+    name = ""  # in the registry; empty for one that was not looked up
+    everywhere = False  # whether all processes of a run have it, and not the main one alone: for what runs the network
+
+    def tensors(self) -> dict[str, "Tensor"]:
+        """What of it a checkpoint should hold."""
+        return {}
+
+    def restore(self, tensors: dict[str, "Tensor"]) -> None:
+        """Take back what `tensors` gave, on a resumed run; empty on a new one."""
 
     def step(self, run: "Run", loss: float) -> None:
         """After every step; `run.step` and `run.pictures_seen` count it already."""
@@ -31,32 +43,33 @@ class Callback:
 
 
 class Every:
-    """A clock: `due()` is true once in so many seconds."""
+    """A clock of training time, the same in all processes: `due(run)` is true once in so many seconds."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self._last = seconds, time.monotonic()
+    def __init__(self, run: "Run", seconds: float) -> None:
+        self.seconds, self._last = seconds, run.seconds
 
-    def due(self) -> bool:
+    def due(self, run: "Run") -> bool:
         """Whether the time has passed since it last was true (or since the start)."""
-        now = time.monotonic()
-        if now - self._last < self.seconds:
+        if run.seconds - self._last < self.seconds:
             return False
-        self._last = now
+        self._last = run.seconds
         return True
 
 
 class Meter(Callback):
     """Reports loss, learning rate, pictures a second and the network's floating-point operations a second."""
 
+    everywhere = True
+
     def __init__(self, run: "Run", *, seconds: float = 10.0) -> None:
-        self._every, self._losses = Every(seconds), list[float]()
+        self._every, self._losses = Every(run, seconds), list[float]()
         self._pictures, self._spent = run.pictures_seen, run.seconds
         self._flops = training_flops(run)
 
     def step(self, run: "Run", loss: float) -> None:
         """Counts; reports when it is time."""
         self._losses.append(loss)
-        if self._every.due():
+        if self._every.due(run):
             self._report(run)
 
     def end(self, run: "Run", done: bool) -> None:
@@ -88,12 +101,14 @@ def training_flops(run: "Run") -> float:
 class Validation(Callback):
     """Reports the test loss of the averaged weights, in all and by noise level ln(sigma / alpha)."""
 
+    everywhere = True
+
     def __init__(self, run: "Run", *, seconds: float = 600.0) -> None:
-        self._every = Every(seconds)
+        self._every = Every(run, seconds)
 
     def step(self, run: "Run", loss: float) -> None:
         """Measures when it is time; takes about a hundredth of it for the packaged model."""
-        if self._every.due():
+        if self._every.due(run):
             self._measure(run)
 
     def end(self, run: "Run", done: bool) -> None:
@@ -114,15 +129,42 @@ class Validation(Callback):
         run.report(values)
 
 
+class Best(Callback):
+    """Keeps the checkpoint with the lowest test loss so far, as RUN/checkpoints/best; it is measured by the callback validation."""
+
+    everywhere = True  # a checkpoint may be gathered from all
+
+    def __init__(self, run: "Run") -> None:
+        self._lowest = math.inf
+
+    def tensors(self) -> dict[str, "Tensor"]:
+        """The lowest test loss so far."""
+        import torch
+
+        return {"lowest": torch.tensor(self._lowest, dtype=torch.float64)}
+
+    def restore(self, tensors: dict[str, "Tensor"]) -> None:
+        """See `tensors`."""
+        self._lowest = tensors["lowest"].item() if tensors else math.inf
+
+    def metrics(self, run: "Run", values: dict[str, float]) -> None:
+        """Saves where the test loss is lower than ever."""
+        if values.get("test_loss", math.inf) < self._lowest:
+            self._lowest = values["test_loss"]
+            run.save("best")
+
+
 class Preview(Callback):
     """Writes a grid of pictures, a column a class (ten at most), to RUN/previews: always from the same noise, by the runtime's sampler."""
 
+    everywhere = True
+
     def __init__(self, run: "Run", *, seconds: float = 600.0, rows: int = 4, steps: int = 12, guidance: float = 2.0) -> None:
-        self._every, self._rows, self._steps, self._guidance = Every(seconds), rows, steps, guidance
+        self._every, self._rows, self._steps, self._guidance = Every(run, seconds), rows, steps, guidance
 
     def step(self, run: "Run", loss: float) -> None:
         """Draws when it is time."""
-        if self._every.due():
+        if self._every.due(run):
             self._draw(run)
 
     def end(self, run: "Run", done: bool) -> None:
@@ -142,6 +184,8 @@ class Preview(Callback):
         classes = run.data.class_names[:10]
         engine = TorchEngine(run.predict, run.null_class)
         pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])
+        if not run.processes.main:
+            return
         folder = run.out / "previews"
         folder.mkdir(parents=True, exist_ok=True)
         save_png(folder / f"{run.pictures_seen:09d}.png", grid(pictures, columns=len(classes)))

@@ -20,6 +20,8 @@ from cfgdiff.runtime.schedule import Schedule
 
 from . import registry
 from .config import Config, make_config
+from .distributed import cut_like
+from .objective import LearnedWeight
 
 FORMAT = 1
 BEFORE_DECAY = "before-decay"
@@ -57,18 +59,27 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return state, load_file(folder / "tensors.safetensors")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         message = str(error).splitlines()[0]
-        raise Failure(f"{folder}: damaged checkpoint ({message}); use an older one, or {BEFORE_DECAY} beside it") from None
+        raise Failure(f"{folder}: damaged checkpoint ({message}); remove this folder to go on from an earlier one") from None
 
 
-def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write RUN/checkpoints/`name` whole, then remove what it replaces. Raises `Failure` where the folder cannot be written."""
+def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[str, Tensor], keep: int = 1) -> None:
+    """Write RUN/checkpoints/`name` whole, then remove all but the `keep` newest. Raises `Failure` where it cannot be written."""
     root = run / "checkpoints"
-    final, temporary = root / name, root / f".{name}.partial"
+    if name.isdigit() and (root / name).exists():  # the same pictures seen, so the same tensors: only the state is new
+        replace_text(root / name / "state.json", json.dumps({"format": FORMAT} | state, indent=1))
+        return
+    write_folder(root / name, state, tensors)
+    if name.isdigit():
+        found = sorted(root.glob("[0-9]*"))
+        later = [folder for folder in found if folder.name > name]  # of a run that now goes on from before its decay
+        for old in later + found[: len(found) - len(later)][:-keep]:
+            shutil.rmtree(old)
+
+
+def write_folder(final: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write one checkpoint folder whole, or leave what was there. Raises `Failure`."""
+    temporary = final.with_name(f".{final.name}.partial")
     try:
-        if name != BEFORE_DECAY and final.exists():  # the same pictures seen, so the same tensors: only the state is new
-            (final / ".state.json.partial").write_text(json.dumps({"format": FORMAT} | state, indent=1))
-            (final / ".state.json.partial").replace(final / "state.json")
-            return
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")
@@ -82,10 +93,16 @@ def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise Failure(f"{final}: cannot write the checkpoint ({error.strerror or error}); earlier checkpoints are untouched") from None
-    if name != BEFORE_DECAY:
-        for old in root.glob("[0-9]*"):
-            if old.name != name:
-                shutil.rmtree(old)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises `Failure`."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(text)
+        partial.replace(file)
+    except OSError as error:
+        raise Failure(f"{file}: cannot be written ({error.strerror or error}); what was there is untouched") from None
 
 
 def optimiser_tensors(optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -104,8 +121,11 @@ def restore_optimisers(optimisers: list[torch.optim.Optimizer], tensors: dict[st
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith(f"optimiser.{i}."):
-                _, _, p, key = name.split(".", 3)
-                states.setdefault(int(p), {})[key] = value
+                _, _, which, key = name.split(".", 3)
+                states.setdefault(int(which), {})[key] = value
+        params = [p for group in optimiser.param_groups for p in group["params"]]
+        for p, entries in states.items():
+            entries |= {key: cut_like(value, params[p]) for key, value in sorted(entries.items()) if value.shape == params[p].shape}
         optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
@@ -118,6 +138,8 @@ def make_network(config: Config, image_shape: tuple[int, int, int], num_classes:
     """The untrained network of a config. Raises `BadInput` for an unknown name or option."""
     part = config.network
     network: nn.Module = registry.bound("network", part.name, part.options)(part, image_shape, num_classes)
+    if config.objective.weighting == "learned":
+        network.loss_weight = LearnedWeight()
     return network
 
 

@@ -37,18 +37,28 @@ class NetworkConfig(_Part):
     head_channels: int = Field(64, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     patch: int = Field(1, ge=1)  # pixel-unshuffle factor of the stem
+    narrow_up: bool = False  # going up, take the next level's width and convolve before upsampling: a quarter less work than ADM's way
 
 
 class ObjectiveConfig(_Part):
     """What the network learns to predict, and at which noise levels."""
 
     name: str = "simple"
-    prediction: Literal["eps", "v"] = "v"
+    prediction: Literal["eps", "v", "x0"] = "v"
+    schedule: Literal["cosine", "linear"] = "cosine"
     data_std: float = Field(1.0, gt=0)  # pictures in [-1, 1] are divided by this before noising
-    timesteps: Literal["uniform", "lognormal"] = "uniform"
-    mean: float = -0.5  # of ln(sigma / alpha), for lognormal
+    timesteps: Literal["uniform", "continuous", "lognormal", "logit-normal"] = "uniform"
+    mean: float = -0.5  # of ln(sigma / alpha) for lognormal, of ln(t / (T - t)) for logit-normal
     std: float = Field(1.2, gt=0)
+    weighting: Literal["simple", "min-snr", "bound", "learned"] = "simple"
+    gamma: float = Field(5.0, gt=0)  # of min-snr
     label_dropout: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _bound_needs_steps(self) -> "ObjectiveConfig":
+        if self.weighting == "bound" and self.timesteps != "uniform":
+            raise ValueError("weighting=bound is defined on the steps 1 .. T: set objective.timesteps=uniform")
+        return self
 
 
 class OptimiserConfig(_Part):
@@ -71,10 +81,21 @@ class TrainConfig(_Section):
     batch: int = Field(128, ge=1)
     image_size: int = Field(32, ge=8)  # for folders of pictures
     flip: bool = True
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the products; auto is bfloat16 where the device computes in it
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the products; auto is bfloat16 where the device has it
+    accumulate: int = Field(1, ge=1)  # parts that a process cuts its rows into, one after the other, to save memory
+    clip: float | None = Field(None, gt=0)  # largest norm of all gradients together
+    shard: bool = False  # under torchrun: FSDP2, each process holds its share of weights, averages and optimiser, for large networks
+    compile: bool = False  # torch.compile: worth its minutes on a GPU
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     seed: int = Field(0, ge=0)
     checkpoint_seconds: float = Field(60.0, gt=0)
+    keep: int = Field(1, ge=1)  # newest checkpoints to keep
+
+    @model_validator(mode="after")
+    def _sharded_is_not_scaled(self) -> "TrainConfig":
+        if self.shard and (self.precision == "float16" or self.accumulate > 1):
+            raise ValueError("train.shard goes without float16 and train.accumulate: set train.precision=bfloat16, train.accumulate=1")
+        return self
 
 
 class Config(_Section):
@@ -90,7 +111,7 @@ class Config(_Section):
     @model_validator(mode="after")
     def _sizes_divide(self) -> "Config":
         factor = self.network.patch * 2 ** (len(self.network.multipliers) - 1)
-        if self.network.name == "unet" and self.train.image_size % factor:
+        if self.network.name in ("unet", "augmented-unet") and self.train.image_size % factor:
             raise ValueError(f"train.image_size must be a multiple of {factor} for this network, found {self.train.image_size}")
         return self
 
@@ -103,8 +124,8 @@ class Config(_Section):
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule, cosine with T = 1000."""
-        return Schedule(prediction=self.objective.prediction, data_std=self.objective.data_std)
+        """The noise schedule, with T = 1000."""
+        return Schedule(kind=self.objective.schedule, prediction=self.objective.prediction, data_std=self.objective.data_std)
 
 
 def preset_names() -> list[str]:

@@ -1,6 +1,7 @@
 """Labelled pictures in memory, and the order in which a run sees them. What reads them is in readers.py and in plugins."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,13 @@ def _look(path: Path) -> str:
     """The reader for what lies at `path`."""
     if path.is_file():
         return "npz"
+    if str(path) == "cifar10" and not path.exists():
+        return "cifar10"
     if not path.is_dir():
-        expected = "cifar-10-batches-py, one sub-folder of pictures for each class, or an .npz file"
+        expected = "cifar-10-batches-py, one sub-folder of pictures for each class, an .npz file, or the word cifar10 to download it"
         raise Failure(f"--data {path}: no such file or folder; expected {expected}")
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return "huggingface"
     return "cifar10" if cifar10_root(path) else "folder"
 
 
@@ -72,10 +77,15 @@ def hold_out(name: str, class_names: list[str], pictures: np.ndarray, labels: np
     return PictureSet(name, class_names, pictures[train], labels[train], pictures[test], labels[test])
 
 
+@lru_cache(maxsize=2)
+def _epoch(n: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+
+
 def batch_indices(n: int, first: int, count: int, seed: int) -> np.ndarray:
     """The pictures first .. first + count - 1 of an endless run over n pictures, shuffled anew every epoch. (count,) int64."""
     parts = []
     for epoch in range(first // n, (first + count - 1) // n + 1):
-        order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+        order = _epoch(n, epoch, seed)
         parts.append(order[max(0, first - epoch * n) : first + count - epoch * n])
     return np.concatenate(parts)

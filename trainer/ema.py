@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from .distributed import local
+
 
 class EMA:
     """A running average of a network's parameters, short at first: the decay of step n is min(decay, (1 + n) / (10 + n))."""
@@ -17,4 +19,4 @@ class EMA:
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards `network` after step `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        torch._foreach_lerp_(local(self.network.parameters()), local(network.parameters()), 1 - decay)

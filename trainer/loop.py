@@ -1,66 +1,85 @@
 """The training loop: what happens in which order. The loss is in objective.py, the network in unet.py, the rest in callbacks.
 
-Everything random in step n is drawn from generators seeded with (seed, n), so a resumed run repeats an uninterrupted one bit for bit.
+Everything random in step n is drawn from (seed, n), so a resumed run repeats an uninterrupted one bit for bit.
 """
 
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from cfgdiff.runtime.errors import Failure
 
 from .checkpoint import BEFORE_DECAY
-from .data import batch_indices
 from .optim import rate_factor, set_rate
 from .run import Run
 
 
 def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
-    """One step of the run on pictures (B, C, H, W) float32 in [-1, 1] with labels (B,). Returns the loss."""
-    config = run.config
-    generator = torch.Generator().manual_seed(config.train.seed * 1_000_003 + run.step)
-    torch.manual_seed(config.train.seed * 1_000_003 + run.step)  # dropout
-    if config.train.flip:
-        flipped = torch.rand(len(pictures), generator=generator) < 0.5
-        pictures = torch.where(flipped[:, None, None, None], pictures.flip(3), pictures)
-    with run.autocast():
-        value = run.objective(run.network, config.objective, config.schedule, pictures, labels, run.null_class, generator)
-    value.backward()
-    set_rate(run.optimisers, rate_factor(config.optimiser, run.step, run.progress))
+    """One step of the run on this process's pictures (B, C, H, W) uint8 with labels (B,). Returns their loss."""
+    config, total = run.config, 0.0
+    torch.manual_seed((config.train.seed * 1_000_003 + run.step) * run.processes.size + run.processes.rank)  # dropout
+    for part, draws, last in run.parts():  # one, unless gradients accumulate
+        x = pictures[part].to(run.device, non_blocking=True).float() / 127.5 - 1
+        if config.train.flip:
+            flipped = (draws.uniform() < 0.5).to(run.device)
+            x = torch.where(flipped[:, None, None, None], x.flip(3), x)
+        with run.gradients_shared(last):
+            with record_function("forward"), run.autocast():
+                value = run.loss(x, labels[part].to(run.device, non_blocking=True), draws) / config.train.accumulate
+            with record_function("backward"):
+                run.scaler.scale(value).backward()
+        total += value.item()
+    with record_function("update"):
+        update(run)
+    return total
+
+
+def update(run: Run) -> None:
+    """Change the weights by their gradients, and the average by the weights."""
     for optimiser in run.optimisers:
-        optimiser.step()
+        run.scaler.unscale_(optimiser)
+    if run.config.train.clip is not None:
+        torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.config.train.clip)
+    set_rate(run.optimisers, rate_factor(run.config.optimiser, run.step, run.progress))
+    for optimiser in run.optimisers:
+        run.scaler.step(optimiser)
         optimiser.zero_grad(set_to_none=True)
+    run.scaler.update()
     run.ema.update(run.network, run.step)
-    return value.item()
 
 
 def train(run: Run) -> bool:
     """Train to the end, with checkpoints. Returns False where SIGINT or SIGTERM ended it early (after a last checkpoint)."""
-    config = run.config.train
-    pictures, labels = torch.from_numpy(run.data.pictures), torch.from_numpy(run.data.labels)
-    decay_from = 1 - run.config.optimiser.decay_share
-    in_decay, saved = run.decaying, time.monotonic()
-    with _stop_requests() as stopped:
+    config, saved, stopped = run.config.train, run.seconds, False
+    in_decay, decay_from = run.decaying, 1 - run.config.optimiser.decay_share
+    with _stop_requests() as requests, ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(run.batch, run.pictures_seen)
         while run.progress < 1 and not stopped:
             started = time.monotonic()
             if not in_decay and run.progress >= decay_from:
                 in_decay = True
                 run.save(BEFORE_DECAY)
-            index = torch.from_numpy(batch_indices(len(labels), run.pictures_seen, config.batch, config.seed))
-            value = train_step(run, pictures[index].float() / 127.5 - 1, labels[index])
+            with record_function("data"):
+                pictures, labels = coming.result()
+                coming = ahead.submit(run.batch, run.pictures_seen + config.batch)
+            value = train_step(run, pictures, labels) / run.processes.size
+            run.step, run.pictures_seen = run.step + 1, run.pictures_seen + config.batch
+            value, spent, wanted = run.processes.total(value, (time.monotonic() - started) * run.processes.main, len(requests))
+            run.seconds, stopped = run.seconds + spent, wanted > 0
             if not value < float("inf"):
                 raise Failure(f"the loss became {value} after {run.pictures_seen} pictures; lower optimiser.lr and resume from {run.out}")
-            run.step, run.pictures_seen = run.step + 1, run.pictures_seen + config.batch
-            run.seconds += time.monotonic() - started
-            for callback in run.callbacks:
-                callback.step(run, value)
-            if time.monotonic() - saved > config.checkpoint_seconds:
+            with record_function("callbacks"):
+                for callback in run.callbacks:
+                    callback.step(run, value)
+            if run.seconds - saved > config.checkpoint_seconds:
                 run.save()
-                saved = time.monotonic()
+                saved = run.seconds
         done = run.progress >= 1
         errors = run.test_errors() if done else None
         run.test_loss = None if errors is None else float(errors[1].mean())

@@ -1,5 +1,6 @@
 """The loss of one step: noise a batch, drop some labels, compare the prediction. It knows nothing of optimisers or files."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,53 +11,98 @@ from torch.nn import functional as F
 from cfgdiff.runtime.schedule import Schedule
 
 from .config import ObjectiveConfig
+from .draws import Draws
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 TEST_PICTURES = 1024
 
 
-def sample_timesteps(config: ObjectiveConfig, schedule: Schedule, n: int, generator: torch.Generator) -> np.ndarray:
-    """(n,) float64 t: uniform over 1 .. T (DDPM), or ln(sigma / alpha) normal (EDM, table 1), mapped to a fractional t.
+def sample_timesteps(config: ObjectiveConfig, schedule: Schedule, draws: Draws) -> np.ndarray:
+    """(B,) float64 t, 0 .. T.
 
-    The normal is stratified, one level from each n-th of the distribution (Kingma et al. 2021, I.1), so that the loss varies less.
+    uniform: 1 .. T (DDPM). continuous: anywhere between. lognormal: ln(sigma / alpha) is normal (EDM, table 1). logit-normal: ln of
+    t / (T - t) is (Esser et al. 2024, equation 19). All are stratified, one t from each B-th of the distribution (Kingma et al.
+    2021, I.1), so that the loss varies less.
     """
+    quantiles = draws.quantiles().clamp(1e-9, 1 - 1e-9)
     if config.timesteps == "uniform":
-        return torch.randint(1, schedule.T + 1, (n,), generator=generator).double().numpy()
-    quantiles = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
-    z = torch.special.ndtri(quantiles.clamp(1e-9, 1 - 1e-9)).numpy()
-    return schedule.t_of_ratio(np.exp(config.mean + config.std * z))
+        return np.floor(quantiles.numpy() * schedule.T) + 1
+    if config.timesteps == "continuous":
+        return quantiles.numpy() * schedule.T
+    z = config.mean + config.std * torch.special.ndtri(quantiles)
+    if config.timesteps == "logit-normal":
+        return torch.sigmoid(z).numpy() * schedule.T
+    return schedule.t_of_ratio(np.exp(z.numpy()))
 
 
-def drop_labels(labels: Tensor, null_class: int, share: float, generator: torch.Generator) -> Tensor:
+def drop_labels(labels: Tensor, null_class: int, share: float, draws: Draws) -> Tensor:
     """Each label becomes the null class with probability `share` (Ho & Salimans 2022, algorithm 1). (B,) int64."""
-    dropped = torch.rand(len(labels), generator=generator) < share
+    dropped = (draws.uniform() < share).to(labels.device)
     return torch.where(dropped, null_class, labels)
 
 
 def noised(schedule: Schedule, pictures: Tensor, t: np.ndarray, eps: Tensor) -> tuple[Tensor, Tensor]:
     """x_t and the target the network should answer with, both (B, C, H, W), for pictures in [-1, 1] and t (B,)."""
-    alpha = torch.from_numpy(schedule.alpha(t)).float()[:, None, None, None]  # (B, 1, 1, 1)
-    sigma = torch.from_numpy(schedule.sigma(t)).float()[:, None, None, None]
+    alpha = torch.from_numpy(schedule.alpha(t)).float().to(eps.device)[:, None, None, None]  # (B, 1, 1, 1)
+    sigma = torch.from_numpy(schedule.sigma(t)).float().to(eps.device)[:, None, None, None]
     x0 = pictures / schedule.data_std
     x_t = alpha * x0 + sigma * eps
-    return x_t, eps if schedule.prediction == "eps" else alpha * eps - sigma * x0
+    if schedule.prediction == "v":
+        return x_t, alpha * eps - sigma * x0
+    return x_t, eps if schedule.prediction == "eps" else x0
+
+
+def loss_weights(config: ObjectiveConfig, schedule: Schedule, t: np.ndarray) -> np.ndarray:
+    """What the squared error of each row is multiplied with, (B,) float64.
+
+    simple: 1, L_simple on the prediction itself (DDPM, equation 14). min-snr: min(snr, gamma) on x0 (Hang et al. 2023, equation 8).
+    bound: the variational bound's, at the posterior variance beta_t (DDPM, equation 12), in nats.
+    """
+    if config.weighting in ("simple", "learned"):
+        return np.ones(len(t))
+    alpha_bar = schedule.alpha_bar(t)
+    snr = alpha_bar / (1 - alpha_bar)
+    on_eps = {"eps": np.ones(len(t)), "v": alpha_bar, "x0": snr}[schedule.prediction]  # |error of eps|^2 = this * |error|^2
+    if config.weighting == "min-snr":
+        return on_eps / snr * np.minimum(snr, config.gamma)
+    beta = 1 - alpha_bar / schedule.alpha_bar(t - 1)
+    return on_eps * beta / (2 * (1 - beta) * (1 - alpha_bar))
+
+
+class LearnedWeight(nn.Module):
+    """u(t), the logarithm of the loss that is expected at t: a cosine series. Training on loss / e^u + u weights all t alike.
+
+    Karras et al. 2024 (EDM2), equation 14 (there of an MLP). It is a part of the network that only training uses.
+    """
+
+    def __init__(self, terms: int = 16) -> None:
+        super().__init__()
+        self.series = nn.Parameter(torch.zeros(terms))
+
+    def forward(self, share: Tensor) -> Tensor:
+        """t / T (B,) -> u (B,)."""
+        orders = torch.arange(len(self.series), device=share.device, dtype=torch.float32)
+        return torch.cos(math.pi * share[:, None] * orders) @ self.series  # (B, terms) @ (terms,)
 
 
 def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
-         null_class: int, generator: torch.Generator) -> Tensor:  # fmt: skip
-    """L_simple (DDPM, equation 14) on eps or v: the mean squared error of one noised batch, a scalar.
+         null_class: int, draws: Draws) -> Tensor:  # fmt: skip
+    """The weighted mean squared error of one noised batch, a scalar; L_simple (DDPM, equation 14) unless weighted otherwise.
 
     Args:
         pictures: (B, C, H, W) float32 in [-1, 1].
         labels: (B,) int64, 0 .. K-1.
     """
-    t = sample_timesteps(config, schedule, len(pictures), generator)
-    eps = torch.randn(pictures.shape, generator=generator)
+    t = sample_timesteps(config, schedule, draws)
+    eps = draws.normal(pictures.shape[1:]).to(pictures.device, non_blocking=True)
     x_t, target = noised(schedule, pictures, t, eps)
-    labels = drop_labels(labels, null_class, config.label_dropout, generator)
-    device = next(network.parameters()).device
-    prediction = network(x_t.to(device), torch.from_numpy(t).float().to(device), labels.to(device))
-    return F.mse_loss(prediction.float(), target.to(device))
+    labels = drop_labels(labels, null_class, config.label_dropout, draws)
+    prediction = network(x_t, torch.from_numpy(t).float().to(x_t.device), labels)
+    errors = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))  # (B,)
+    if config.weighting == "learned":
+        u = network.loss_weight(torch.from_numpy(t / schedule.T).float().to(x_t.device))
+        return (errors * torch.exp(-u) + u).mean()
+    return (errors * torch.from_numpy(loss_weights(config, schedule, t)).float().to(x_t.device)).mean()
 
 
 @torch.no_grad()
@@ -74,7 +120,7 @@ def test_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labe
     Returns:
         ln(sigma / alpha) and the mean squared error of each picture, (n,) float64 each.
     """
-    x0, label = torch.from_numpy(pictures[:TEST_PICTURES]).float() / 127.5 - 1, torch.from_numpy(labels[:TEST_PICTURES])
+    x0, label = torch.tensor(pictures[:TEST_PICTURES]).float() / 127.5 - 1, torch.tensor(labels[:TEST_PICTURES])
     generator = torch.Generator().manual_seed(20_061)
     n = len(x0)
     quantiles = (torch.randperm(n, generator=generator).double() + 0.5) / n

@@ -10,6 +10,7 @@ from cfgdiff.runtime.errors import BadInput, Failure
 
 from . import registry
 from .config import OptimiserConfig
+from .distributed import cut_like, local, whole
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -64,11 +65,11 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
         averages = [self.state[p]["momentum"] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
-        torch._foreach_lerp_(averages, grads, 1 - momentum)
-        nesterov = torch.stack([g.lerp(m, momentum).flatten(1) for g, m in zip(grads, averages, strict=True)])  # (K, M, N)
+        torch._foreach_lerp_(local(averages), local(grads), 1 - momentum)
+        nesterov = torch.stack([whole(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)])  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
         for p, update in zip(params, orthogonalise(nesterov), strict=True):
-            p.mul_(1 - lr * weight_decay).add_(update.reshape(shape), alpha=-lr * scale)
+            p.mul_(1 - lr * weight_decay).add_(cut_like(update.reshape(shape), p), alpha=-lr * scale)
 
 
 def adamw(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:

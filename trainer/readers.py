@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cfgdiff.runtime.errors import Failure
 
+from .cache import cached, content_key
 from .data import PictureSet, cifar10_root, hold_out
+from .download import MD5, URL, cache_folder, fetch_cifar10
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -35,9 +38,9 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
         raise Failure(f"--data: {path} is not a CIFAR-10 batch ({error}); unpack the archive (python version) again") from None
 
 
-def cifar10(path: Path, image_size: int) -> PictureSet:
-    """CIFAR-10 in its official python layout (cifar-10-batches-py)."""
-    root = cifar10_root(path)
+def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> PictureSet:
+    """CIFAR-10 in its official python layout (cifar-10-batches-py); where `path` is the word cifar10, downloaded once."""
+    root = fetch_cifar10(cache_folder(), url, md5) if str(path) == "cifar10" and not path.exists() else cifar10_root(path)
     if root is None:
         raise Failure(f"--data {path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)")
     if image_size != 32:
@@ -66,20 +69,33 @@ def folder(path: Path, image_size: int, *, skip_broken: bool = False) -> Picture
     files = [(file, k) for k, inside in enumerate(classes) for file in sorted(inside.rglob("*")) if file.suffix.lower() in SUFFIXES]
     if not files:
         raise Failure(f"--data {path}: no pictures found; expected a sub-folder for each class, with {', '.join(sorted(SUFFIXES))} files")
-    pictures, labels, broken = [], [], list[str]()
-    for file, label in files:
+    key = content_key((file for file, _ in files), "folder", image_size, skip_broken, [c.name for c in classes])
+    return cached(key, lambda: _decode(path, files, [c.name for c in classes], image_size, skip_broken))
+
+
+def _decode(path: Path, files: list[tuple[Path, int]], classes: list[str], image_size: int, skip_broken: bool) -> PictureSet:
+    from tqdm import tqdm
+
+    def read(file: Path) -> np.ndarray | str:
         try:
             with Image.open(file) as picture:
-                pictures.append(_square(picture, image_size))
-            labels.append(label)
+                return _square(picture, image_size)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            broken.append(f"{file} ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
+            return f"{file} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+    with ThreadPoolExecutor() as pool:
+        found = list(
+            tqdm(pool.map(read, (file for file, _ in files)), total=len(files), desc="decoding", unit="pictures", leave=False, disable=None)
+        )
+    broken = [answer for answer in found if isinstance(answer, str)]
     if broken and not skip_broken:
         named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise Failure(f"--data: cannot read {named}; replace or remove what is broken, or leave it out with --skip-broken")
-    if empty := [inside.name for k, inside in enumerate(classes) if k not in labels]:
+    read_well = [(picture, label) for picture, (_, label) in zip(found, files, strict=True) if not isinstance(picture, str)]
+    pictures, labels = [picture for picture, _ in read_well], np.array([label for _, label in read_well], np.int64)
+    if empty := [name for k, name in enumerate(classes) if k not in labels]:
         raise Failure(f"--data {path}: no readable pictures in class folder '{empty[0]}'; fill or remove it")
-    return hold_out(path.resolve().name, [c.name for c in classes], np.stack(pictures), np.array(labels, np.int64))
+    return hold_out(path.resolve().name, classes, np.stack(pictures), labels)
 
 
 def _square(picture: Image.Image, size: int) -> np.ndarray:
@@ -109,3 +125,40 @@ def npz(path: Path, image_size: int) -> PictureSet:
     else:
         planes = np.stack([_square(Image.fromarray(picture), image_size) for picture in pictures])
     return hold_out(path.stem, names, planes, labels.astype(np.int64))
+
+
+def huggingface(path: Path, image_size: int, *, split: str = "train", test_split: str | None = None) -> PictureSet:
+    """A data set of Hugging Face `datasets`, by its name on the hub or its folder; needs a column of pictures and one of class labels."""
+    from tqdm import tqdm
+
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise Failure("data.name=huggingface needs the package datasets: pip install 'cfgdiff[huggingface]'") from None
+    saved = (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
+    try:
+        whole = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise Failure(f"--data {path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder") from None
+    parts = whole if isinstance(whole, dict) else {split: whole}
+    for wanted in (split, *([test_split] if test_split else [])):
+        if wanted not in parts:
+            raise Failure(f"--data {path}: no split '{wanted}'; choose from {', '.join(parts)} with data.options={{split: NAME}}")
+    columns = parts[split].features
+    image = next((name for name, kind in columns.items() if isinstance(kind, datasets.Image)), None)
+    label = next((name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)
+    if image is None or label is None:
+        raise Failure(f"--data {path}: expected a column of type Image and one of type ClassLabel, found {', '.join(columns)}")
+
+    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = tqdm(parts[name], desc=f"decoding {name}", unit="pictures", leave=False, disable=None)
+        pictures = [(_square(row[image], image_size), row[label]) for row in rows]
+        return np.stack([picture for picture, _ in pictures]), np.array([k for _, k in pictures], np.int64)
+
+    def decode() -> PictureSet:
+        if test_split is None:
+            return hold_out(path.name, columns[label].names, *read(split))
+        return PictureSet(path.name, columns[label].names, *read(split), *read(test_split))
+
+    prints = [parts[name]._fingerprint for name in (split, test_split) if name]
+    return cached(content_key([], "huggingface", image_size, split, test_split, prints), decode)

@@ -5,7 +5,7 @@ A plugin is a Python file that registers what it brings:
     from cfgdiff.trainer.registry import register
 
     @register("objective", "huber")
-    def huber(network, config, schedule, pictures, labels, null_class, generator, *, delta=1.0):
+    def huber(network, config, schedule, pictures, labels, null_class, draws, *, delta=1.0):
         "Huber's loss on the prediction."
         ...
 
@@ -28,21 +28,28 @@ GROUP = "cfgdiff.plugins"
 KINDS = {  # what each kind of part is called with
     "data": ("path", "image_size"),
     "network": ("config", "image_shape", "num_classes"),
-    "objective": ("network", "config", "schedule", "pictures", "labels", "null_class", "generator"),
+    "objective": ("network", "config", "schedule", "pictures", "labels", "null_class", "draws"),
     "optimiser": ("network", "config"),
     "callback": ("run",),
 }
 BUILT_IN = {  # imported when used
     ("data", "cifar10"): "readers:cifar10",
     ("data", "folder"): "readers:folder",
+    ("data", "huggingface"): "readers:huggingface",
     ("data", "npz"): "readers:npz",
+    ("network", "augmented-unet"): "augment:AugmentedUNet",
     ("network", "unet"): "unet:UNet",
+    ("objective", "augmented"): "augment:augmented_loss",
     ("objective", "simple"): "objective:loss",
     ("optimiser", "adamw"): "optim:adamw",
     ("optimiser", "muon"): "optim:muon",
+    ("callback", "best"): "callbacks:Best",
+    ("callback", "ema"): "power_ema:PowerEMA",
     ("callback", "meter"): "callbacks:Meter",
     ("callback", "log"): "callbacks:Log",
     ("callback", "tensorboard"): "callbacks:TensorBoard",
+    ("callback", "trackio"): "trackers:Trackio",
+    ("callback", "wandb"): "trackers:Wandb",
     ("callback", "preview"): "callbacks:Preview",
     ("callback", "validation"): "callbacks:Validation",
 }

@@ -1,13 +1,15 @@
 """The state of a training run: what it is made of, what a checkpoint holds of it, and how it goes on from one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cfgdiff.runtime.errors import BadInput, Failure
 
@@ -24,12 +26,30 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import Config
-from .data import PictureSet
+from .data import PictureSet, batch_indices
+from .distributed import Processes, copy_whole, here, shard, whole
+from .draws import Draws
 from .ema import EMA
 from .objective import test_errors
 from .optim import fast_bfloat16, make_optimisers
 
-DEFAULT_CALLBACKS = ("meter", "validation", "preview", "log", "tensorboard")
+DEFAULT_CALLBACKS = ("meter", "ema", "validation", "preview", "log", "tensorboard")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Loss(nn.Module):
+    """The objective as a module with one forward pass, as torch's wrappers want it."""
+
+    def __init__(self, network: nn.Module, config: Config, null_class: int) -> None:
+        super().__init__()
+        self.network, self._config, self._null_class = network, config, null_class
+        self._objective = registry.bound("objective", config.objective.name, config.objective.options)
+
+    def forward(self, pictures: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """(B, C, H, W) in [-1, 1], (B,) -> a scalar."""
+        config = self._config
+        value: Tensor = self._objective(self.network, config.objective, config.schedule, pictures, labels, self._null_class, draws)
+        return value
 
 
 @dataclass
@@ -41,6 +61,7 @@ class Run:
     out: Path
     command: str
     max_minutes: float | None = None
+    processes: Processes = field(default_factory=lambda: Processes(here()))
     callbacks: list[Callback] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -48,17 +69,28 @@ class Run:
         torch.manual_seed(config.train.seed)
         _, c, h, w = self.data.pictures.shape
         self.image_shape, self.null_class = (c, h, w), len(self.data.class_names)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device, self._rows = self.processes.device, self.processes.rows(config.train.batch, config.train.accumulate)
         wanted = config.train.precision
         self.precision = ("bfloat16" if fast_bfloat16(self.device) else "float32") if wanted == "auto" else wanted
+        sharded = config.train.shard and self.processes.size > 1
+        layout = torch.contiguous_format if sharded else torch.channels_last  # FSDP2 knows no other
         self.network = make_network(config, self.image_shape, self.null_class)
-        self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = self.network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = EMA(self.network, config.train.ema_decay)
+        if config.train.compile:
+            self.network.compile()
+        if sharded:
+            shard(self.network)
+            shard(self.ema.network)
         self.optimisers = make_optimisers(self.network, config.optimiser)
-        self.objective = registry.bound("objective", config.objective.name, config.objective.options)
+        self.loss: nn.Module = _Loss(self.network, config, self.null_class)
+        if self.processes.size > 1 and not sharded:
+            self.loss = DistributedDataParallel(self.loss)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.step, self.pictures_seen, self.seconds = 0, 0, 0.0
         self.initialised_from: str | None = None
         self.test_loss: float | None = None  # of the averaged weights, once the run is done
+        self._restored: dict[str, Tensor] = {}
         self._measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None  # the step of the last `test_errors`, and what it found
 
     @property
@@ -74,7 +106,25 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "float32")
+
+    def batch(self, first: int) -> tuple[Tensor, Tensor]:
+        """This process's rows of the batch that begins after `first` pictures: (B, C, H, W) uint8 and (B,) int64, ready to be moved."""
+        index = batch_indices(len(self.data.labels), first, self.config.train.batch, self.config.train.seed)[self._rows]
+        rows = torch.from_numpy(self.data.pictures[index]), torch.from_numpy(self.data.labels[index])
+        return (rows[0].pin_memory(), rows[1].pin_memory()) if self.device.type == "cuda" else rows
+
+    def parts(self) -> Iterator[tuple[slice, Draws, bool]]:
+        """What this process computes in this step, one after the other: rows, their random numbers, and whether it is the last part."""
+        train, parts = self.config.train, self.config.train.accumulate
+        count = (self._rows.stop - self._rows.start) // parts
+        for i in range(parts):
+            draws = Draws(train.seed, self.step, train.batch, self._rows.start + i * count, count)
+            yield slice(i * count, (i + 1) * count), draws, i == parts - 1
+
+    def gradients_shared(self, now: bool) -> AbstractContextManager[None]:
+        """The context of a backward pass after which the processes average their gradients, or leave that for later."""
+        return self.loss.no_sync() if not now and isinstance(self.loss, DistributedDataParallel) else nullcontext()
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """The answer of the averaged network, (B, C, H, W) float32 on the CPU."""
@@ -96,42 +146,54 @@ class Run:
         found = initial_weights(path)
         own = self.network.state_dict()
         for name, value in own.items():
+            if name.startswith("loss_weight.") and name not in found:  # bundles leave out what only training uses
+                found[name] = value
             if name not in found or found[name].squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
                 shape = tuple(found[name].shape) if name in found else "nothing"
                 raise Failure(f"--init {path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
-        self.network.load_state_dict({name: found[name].reshape(value.shape) for name, value in own.items()})
-        self.ema.network.load_state_dict(self.network.state_dict())
+        for network in (self.network, self.ema.network):
+            copy_whole(network.state_dict(), {name: found[name].reshape(value.shape) for name, value in own.items()})
         self.initialised_from = str(path)
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Continue exactly where the checkpoint was written."""
-        self.network.load_state_dict(network_tensors(tensors, "network"))
-        self.ema.network.load_state_dict(network_tensors(tensors, "ema"))
+        copy_whole(self.network.state_dict(), network_tensors(tensors, "network"))
+        copy_whole(self.ema.network.state_dict(), network_tensors(tensors, "ema"))
         restore_optimisers(self.optimisers, tensors)
         self.step, self.pictures_seen, self.seconds = state["step"], state["pictures_seen"], state["hours"] * 3600
         self.initialised_from = state["initialised_from"]
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self._restored = tensors
 
     def save(self, name: str | None = None) -> None:
-        """Write a checkpoint, by default under the number of pictures seen."""
+        """Write a checkpoint (the main process; but all must call this), by default under the number of pictures seen."""
         tensors = optimiser_tensors(self.optimisers)
         tensors |= {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.network.state_dict().items()}
+        tensors |= {f"callback.{c.name}.{k}": v for c in self.callbacks for k, v in c.tensors().items()}
+        tensors = {name: whole(value) for name, value in sorted(tensors.items())}
+        if not self.processes.main:
+            return
         state = {
             "config": self.config.model_dump(mode="json"), "class_names": self.data.class_names,
             "image_shape": list(self.image_shape), "data_set": self.data.name, "command": self.command,
             "step": self.step, "pictures_seen": self.pictures_seen, "hours": self.seconds / 3600, "test_loss": self.test_loss,
-            "initialised_from": self.initialised_from, "decaying": self.decaying,
+            "initialised_from": self.initialised_from, "decaying": self.decaying, "scaler": self.scaler.state_dict(),
         }  # fmt: skip
-        write_checkpoint(self.out, name or f"{self.pictures_seen:09d}", state, tensors)
+        write_checkpoint(self.out, name or f"{self.pictures_seen:09d}", state, tensors, self.config.train.keep)
 
     def add_callbacks(self) -> None:
-        """The callbacks that the config asks for: the usual ones unless set to null, then those of plugins, in order."""
+        """The callbacks that the config asks for: the usual ones unless set to null, then the others, in order."""
         chosen: dict[str, dict[str, Any] | None] = {name: {} for name in DEFAULT_CALLBACKS} | self.config.callbacks
         for name, options in chosen.items():
-            if options is not None:
+            everywhere = getattr(registry.find("callback", name).make, "everywhere", False)
+            if options is not None and (everywhere or self.processes.main):
                 made = registry.bound("callback", name, options)(self)
                 if not isinstance(made, Callback):
                     raise Failure(f"the callback '{name}' gave {type(made).__name__}; expected a cfgdiff.trainer.callbacks.Callback")
+                made.name = name
+                made.restore(network_tensors(self._restored, f"callback.{name}"))
                 self.callbacks.append(made)
 
     def report(self, values: dict[str, float]) -> None:
@@ -141,7 +203,7 @@ class Run:
 
 
 def resume(out: Path, overrides: Callable[[dict[str, Any]], Config], load: Callable[[Config], PictureSet], command: str,
-           max_minutes: float | None) -> Run:  # fmt: skip
+           max_minutes: float | None, processes: Processes | None = None) -> Run:  # fmt: skip
     """A run as its newest checkpoint left it; from before the decay where more pictures are asked for than it was made for."""
     state, tensors = read_checkpoint(out)
     before = out / "checkpoints" / BEFORE_DECAY
@@ -150,6 +212,6 @@ def resume(out: Path, overrides: Callable[[dict[str, Any]], Config], load: Calla
         raise BadInput("--set network.…: the network of a run cannot change on --resume; start a new run")
     if config.train.pictures > state["config"]["train"]["pictures"] and state["decaying"] and before.is_dir():
         state, tensors = read_checkpoint(before)
-    run = Run(config, load(config), out, f"{state['command']}; {command}", max_minutes)
+    run = Run(config, load(config), out, f"{state['command']}; {command}", max_minutes, processes or Processes(here()))
     run.restore(state, tensors)
     return run

@@ -45,11 +45,14 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """ADM's residual block: norm, SiLU, (up or down), conv, AdaGN, SiLU, dropout, conv; with a skip of the right shape."""
+    """ADM's residual block: norm, SiLU, (up or down), conv, AdaGN, SiLU, dropout, conv; with a skip of the right shape.
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: str = "none") -> None:
+    `late` resamples after the first convolution and the skip's, which then work on fewer positions where the block goes up.
+    """
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: str = "none", late: bool = False) -> None:
         super().__init__()
-        self.resample = resample
+        self.resample, self.late = resample, late
         self.norm_in, self.conv_in = group_norm(inputs), conv(inputs, outputs)
         self.modulation = nn.Linear(embedding, 2 * outputs)
         self.norm_out, self.conv_out = group_norm(outputs), conv(outputs, outputs, zero=True)
@@ -65,10 +68,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, inputs, H, W), (B, E) -> (B, outputs, H', W')."""
-        h = self.conv_in(self._resample(F.silu(self.norm_in(x))))
+        h = F.silu(self.norm_in(x))
+        h = self._resample(self.conv_in(h)) if self.late else self.conv_in(self._resample(h))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, outputs, 1, 1) each
         h = self.norm_out(h) * (1 + scale) + shift
-        return self.skip(self._resample(x)) + self.conv_out(self.dropout(F.silu(h)))
+        skip = self._resample(self.skip(x)) if self.late else self.skip(self._resample(x))
+        return skip + self.conv_out(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
@@ -123,8 +128,8 @@ class UNet(nn.Module):
 
         size, channels, skips = image_shape[1] // config.patch, config.channels, [config.channels]
 
-        def stage(inputs: int, outputs: int, resample: str = "none") -> Stage:
-            block = ResidualBlock(inputs, outputs, embedding, config.dropout, resample)
+        def stage(inputs: int, outputs: int, resample: str = "none", late: bool = False) -> Stage:
+            block = ResidualBlock(inputs, outputs, embedding, config.dropout, resample, late)
             return Stage(block, Attention(outputs, config.head_channels) if size in config.attention else None)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -145,7 +150,8 @@ class UNet(nn.Module):
                 channels = multiplier * config.channels
             if level:
                 size *= 2
-                self.up.append(stage(channels, channels, "up"))
+                wide, channels = channels, config.multipliers[level - 1] * config.channels if config.narrow_up else channels
+                self.up.append(stage(wide, channels, "up", late=config.narrow_up))
         self.norm, self.head = group_norm(channels), conv(channels, inputs, zero=True)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -159,7 +165,16 @@ class UNet(nn.Module):
         Returns:
             eps or v, (B, C, H, W).
         """
-        embedding = F.silu(self.time(timestep_embedding(t, self.width)) + self.label(label))  # (B, E)
+        return self.answer(x, self.embed(t, label))
+
+    def embed(self, t: Tensor, label: Tensor) -> Tensor:
+        """What the blocks are conditioned on, before its last activation: (B,), (B,) -> (B, E)."""
+        embedding: Tensor = self.time(timestep_embedding(t, self.width)) + self.label(label)
+        return embedding
+
+    def answer(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x_t (B, C, H, W) and its `embed`ding -> eps or v."""
+        embedding = F.silu(embedding)
         x = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [x]
         for stage in self.down:

@@ -61,6 +61,9 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
         (["export", "R"], 1, "no checkpoint there"),
         (["export", "R", "--interval", "3,1"], 2, "LO < HI"),
         (["info", "B"], 1, "no bundle there"),
+        (["ema", "R", "--width", "0.1"], 1, "no checkpoint there"),
+        (["ema", "R", "--width", "a"], 2, "expected numbers as in 0.05,0.1, found a"),
+        (["ema", "R", "--width", "0.5"], 2, "--width 0.5: expected 0.005 .. 0.28"),
         (["info", "--data", "D"], 1, "no such file or folder"),
     ],
 )

@@ -19,25 +19,35 @@ def test_alpha_bar_is_the_product_of_clipped_betas() -> None:
     assert Schedule().alpha_bar(0) == 1
 
 
-def test_the_ratio_leads_back_to_its_t() -> None:
-    t = np.linspace(0.5, 999.9, 400)
-    np.testing.assert_allclose(Schedule().t_of_ratio(Schedule().ratio(t)), t, rtol=1e-7)
-    assert np.all(np.diff(Schedule().alpha_bar(np.linspace(0, 1000, 5001))) < 0)
+@pytest.mark.parametrize("steps", [1000, 250])
+def test_linear_alpha_bar_is_the_product_of_ddpms_betas(steps: int) -> None:
+    expected = np.cumprod([1 - 1000 / steps * (1e-4 + (0.02 - 1e-4) * i / (steps - 1)) for i in range(steps)])
+    schedule = Schedule("linear", steps)
+    np.testing.assert_allclose(schedule.alpha_bar(np.arange(1, steps + 1)), expected, rtol=1e-9)
+    assert schedule.alpha_bar(0) == 1 and schedule.alpha_bar(10.5) == pytest.approx((expected[9] * expected[10]) ** 0.5)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+def test_the_ratio_leads_back_to_its_t(kind: str) -> None:
+    t, schedule = np.linspace(0.5, 999.9, 400), Schedule(kind)
+    np.testing.assert_allclose(schedule.t_of_ratio(schedule.ratio(t)), t, rtol=1e-7)
+    assert np.all(np.diff(schedule.alpha_bar(np.linspace(0, 1000, 5001))) < 0)
+    assert schedule.t_of_ratio(1e9) == pytest.approx(1000) and schedule.t_of_ratio(0) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_predictions_lead_back_to_picture_and_noise(prediction: str) -> None:
     schedule, rng = Schedule(prediction=prediction), np.random.default_rng(0)
     x0, eps = rng.standard_normal((2, 3, 4, 4)), rng.standard_normal((2, 3, 4, 4))
     for t in (1.0, 333.3, 900.0):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         x = alpha * x0 + sigma * eps
-        answer = eps if prediction == "eps" else alpha * eps - sigma * x0
+        answer = {"eps": eps, "v": alpha * eps - sigma * x0, "x0": x0}[prediction]
         np.testing.assert_allclose(schedule.to_x0(answer, x, t), x0, atol=1e-9)
         np.testing.assert_allclose(schedule.to_eps(answer, x, t), eps, atol=1e-9)
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "linear"}, {"prediction": "x"}, {"T": 0}, {"data_std": 0.0}])
+@pytest.mark.parametrize("wrong", [{"kind": "sigmoid"}, {"prediction": "x"}, {"T": 0}, {"data_std": 0.0}])
 def test_what_is_not_known_is_refused(wrong: dict) -> None:
     with pytest.raises(Failure, match="schedule"):
         Schedule(**wrong)

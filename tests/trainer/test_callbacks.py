@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from cfgdiff.runtime.errors import BadInput, Failure
-from cfgdiff.trainer.callbacks import Log, Meter, Preview, TensorBoard, Validation, training_flops
+from cfgdiff.trainer.callbacks import Best, Log, Meter, Preview, TensorBoard, Validation, training_flops
+from cfgdiff.trainer.checkpoint import read_checkpoint
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.loop import train
 from cfgdiff.trainer.objective import test_errors as measured_errors
-from cfgdiff.trainer.run import Run
+from cfgdiff.trainer.run import Run, resume
 
 
 def new_run(tree: dict, data: Path, out: Path, *overrides: str) -> Run:
@@ -83,6 +84,22 @@ def test_previews_are_a_column_a_class_from_the_same_noise(tiny_tree: dict, pict
     assert sorted(p.name for p in (run.out / "previews").iterdir()) == ["000000000.png", "000000008.png"]
 
 
+def test_the_best_checkpoint_is_the_one_of_the_lowest_test_loss(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run", "callbacks.best={}")
+    run.add_callbacks()
+    best = next(c for c in run.callbacks if isinstance(c, Best))
+    for run.pictures_seen, value in ((8, 0.5), (16, 0.3), (24, 0.4)):
+        best.metrics(run, {"test_loss": value})
+        best.metrics(run, {"loss": 0.1})
+    assert read_checkpoint(run.out / "checkpoints" / "best")[0]["pictures_seen"] == 16
+    run.save()
+    again = resume(run.out, make_config, lambda _: run.data, "again", None)
+    again.add_callbacks()
+    again.pictures_seen = 32
+    next(c for c in again.callbacks if isinstance(c, Best)).metrics(again, {"test_loss": 0.35})
+    assert read_checkpoint(run.out / "checkpoints" / "best")[0]["pictures_seen"] == 16
+
+
 def test_tensorboard_gets_every_value(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
@@ -114,7 +131,7 @@ def test_training_flops_of_a_known_network(tiny_tree: dict, picture_folder: Path
 def test_callbacks_are_chosen_by_the_config(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     run = new_run(tiny_tree, picture_folder, tmp_path / "a", "callbacks.tensorboard=null", "callbacks.preview={rows: 1}")
     run.add_callbacks()
-    assert [type(c).__name__ for c in run.callbacks] == ["Meter", "Validation", "Preview", "Log"]
-    assert run.callbacks[2]._rows == 1
+    assert [type(c).__name__ for c in run.callbacks] == ["Meter", "PowerEMA", "Validation", "Preview", "Log"]
+    assert run.callbacks[3]._rows == 1
     with pytest.raises(BadInput, match=r"no callback 'previews'.*did you mean 'preview'"):
         new_run(tiny_tree, picture_folder, tmp_path / "b", "callbacks.previews={}").add_callbacks()

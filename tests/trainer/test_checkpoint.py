@@ -19,6 +19,14 @@ def test_the_newest_is_kept_and_found(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "checkpoints" / "before-decay")[0]["name"] == "before-decay"
 
 
+def test_the_newest_few_are_kept_and_later_ones_go(tmp_path: Path) -> None:
+    for pictures in (64, 128, 192, 256, 160):  # the last as after going on from before the decay
+        write_checkpoint(tmp_path, f"{pictures:09d}", {}, {"a": torch.ones(2)}, keep=3)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [128, 160]
+    write_checkpoint(tmp_path, "000000200", {}, {"a": torch.ones(2)}, keep=1)
+    assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir()] == [200]
+
+
 def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path, "000000064", {}, {"a": torch.ones(2)})
 

@@ -1,9 +1,13 @@
 """Presets and overrides; errors name the key."""
 
 import pytest
+import torch
 
 from cfgdiff.runtime.errors import BadInput
+from cfgdiff.trainer.checkpoint import make_network
 from cfgdiff.trainer.config import load_preset, make_config, preset_names
+from cfgdiff.trainer.optim import rate_factor
+from cfgdiff.trainer.unet import ResidualBlock, Stage
 
 
 @pytest.mark.parametrize("name", ["cifar10-paper", "cifar10-small", "smoke"])
@@ -12,13 +16,53 @@ def test_every_preset_is_valid(name: str) -> None:
     make_config(load_preset(name))
 
 
+PAPER = {  # the project report, with ADM's widths for CIFAR-10 (Dhariwal & Nichol 2021; Nichol & Dhariwal 2021)
+    "T": 1000, "schedule": "cosine", "prediction": "eps", "timesteps": "uniform", "weighting": "simple", "data_std": 1.0,
+    "label_dropout": 0.1, "optimiser": "adamw", "lr": 3e-4, "weight_decay": 0.0, "batch": 14, "iterations": 1_000_000,
+    "channels": {32: 128, 16: 256, 8: 256, 4: 256}, "blocks a level": 3, "attention": {16, 8, 4}, "head_channels": 64, "dropout": 0.1,
+    "classes": 11, "image": (3, 32, 32),
+}  # fmt: skip
+
+
 def test_the_paper_preset_states_the_paper() -> None:
     config = make_config(load_preset("cifar10-paper"))
-    assert (config.train.batch, config.train.pictures / config.train.batch) == (14, 1_000_000)
-    assert (config.optimiser.name, config.optimiser.lr, config.optimiser.decay_share) == ("adamw", 3e-4, 0)
-    assert (config.objective.prediction, config.objective.timesteps, config.objective.data_std) == ("eps", "uniform", 1)
-    assert config.objective.label_dropout == 0.1 and config.network.head_channels == 64
-    assert (config.schedule.kind, config.schedule.T) == ("cosine", 1000)
+    objective, optimiser = config.objective, config.optimiser
+    found = {
+        "T": config.schedule.T, "schedule": config.schedule.kind, "prediction": objective.prediction, "timesteps": objective.timesteps,
+        "weighting": objective.weighting, "data_std": objective.data_std, "label_dropout": objective.label_dropout,
+        "optimiser": optimiser.name, "lr": optimiser.lr, "weight_decay": optimiser.weight_decay, "batch": config.train.batch,
+        "iterations": config.train.pictures / config.train.batch,
+    }  # fmt: skip
+    assert found == {key: PAPER[key] for key in found}
+    steps = 100_000
+    assert all(rate_factor(optimiser, step, step / PAPER["iterations"]) == 1 for step in range(0, PAPER["iterations"], steps))
+
+
+def test_the_network_that_the_paper_preset_builds_is_the_papers() -> None:
+    config, channels, attention = make_config(load_preset("cifar10-paper")), {}, set()
+    network = make_network(config, PAPER["image"], 10)
+    blocks: dict[int, int] = {}
+
+    def seen(stage: Stage, inputs: tuple, output: torch.Tensor) -> None:
+        size = output.shape[2]
+        channels[size] = max(channels.get(size, 0), output.shape[1]) if stage.block.resample == "none" else channels.get(size, 0)
+        if stage.attention is not None:
+            attention.add(size)
+            assert stage.attention.heads * PAPER["head_channels"] == output.shape[1]
+        if stage in list(network.down) and stage.block.resample == "none":
+            blocks[size] = blocks.get(size, 0) + 1
+
+    for module in network.modules():
+        if isinstance(module, Stage):
+            module.register_forward_hook(seen)
+    with torch.no_grad():
+        assert network(torch.zeros(1, *PAPER["image"]), torch.ones(1), torch.tensor([10])).shape == (1, *PAPER["image"])
+    assert channels == PAPER["channels"] and attention == PAPER["attention"]
+    assert blocks == dict.fromkeys(PAPER["channels"], PAPER["blocks a level"])
+    assert {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)} == {PAPER["dropout"]}
+    assert network.label.num_embeddings == PAPER["classes"]
+    kinds = [m.resample for m in network.modules() if isinstance(m, ResidualBlock)]
+    assert kinds.count("up") == kinds.count("down") == 3 and network.patch == 1
 
 
 def test_overrides_reach_their_key() -> None:

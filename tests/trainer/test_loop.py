@@ -1,6 +1,7 @@
 """A run that is killed and resumed equals one never interrupted, bit for bit; more pictures go on from before the decay."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ else:
 class Pause(Callback):
     def step(self, run, loss):
         time.sleep(pause)
+run.add_callbacks()
 run.callbacks.append(Pause())
 train(run)
 """
@@ -46,29 +48,28 @@ train(run)
 
 def trained(tree: dict, data: Path, out: Path, pause: float = 0.0) -> "subprocess.Popen[bytes]":
     """A training process."""
+    tree = tree | {"callbacks": dict.fromkeys(("preview", "tensorboard", "validation"))}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", SCRIPT, yaml.safe_dump(tree), str(data), str(out), str(pause)], env=environment)
 
 
-def test_sigkill_and_resume_equals_an_undisturbed_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
-    assert trained(tiny_tree, picture_folder, tmp_path / "whole").wait() == 0
-    killed = 0
-    while True:
-        process = trained(tiny_tree, picture_folder, tmp_path / "killed", pause=0.05)
-        deadline = time.monotonic() + 60
-        before = len_seen(tmp_path / "killed")
+def test_ten_sigkills_and_resumes_equal_an_undisturbed_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    tree = tiny_tree | {"train": tiny_tree["train"] | {"pictures": 240, "keep": 2}}
+    assert trained(tree, picture_folder, tmp_path / "whole").wait() == 0
+    moments = random.Random(5)
+    for _ in range(10):  # at a random moment of a step or of a checkpoint, once there is a new one
+        process = trained(tree, picture_folder, tmp_path / "killed", pause=0.02)
+        before, deadline = len_seen(tmp_path / "killed"), time.monotonic() + 60
         while process.poll() is None and len_seen(tmp_path / "killed") <= before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if killed == 2:
-            assert process.wait() == 0
-            break
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed += 1
+        assert process.wait() == -signal.SIGKILL
+    assert trained(tree, picture_folder, tmp_path / "killed").wait() == 0
     whole, other = (load_file(find_checkpoint(tmp_path / name) / "tensors.safetensors") for name in ("whole", "killed"))
-    assert whole.keys() == other.keys()
+    assert whole.keys() == other.keys() and any(key.startswith("callback.ema.") for key in whole)
     assert [k for k in whole if not torch.equal(whole[k], other[k])] == []
-    assert read_checkpoint(tmp_path / "killed")[0]["command"].count("again") == 2
+    assert read_checkpoint(tmp_path / "killed")[0]["command"].count("again") == 10
 
 
 def len_seen(run: Path) -> int:
@@ -161,7 +162,7 @@ def test_a_stop_request_leaves_a_checkpoint(tiny_tree: dict, picture_folder: Pat
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
     run.callbacks.append(Hook(lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert not train(run)
-    assert read_checkpoint(tmp_path / "run")[0]["pictures_seen"] == 8
+    assert read_checkpoint(tmp_path / "run")[0]["pictures_seen"] <= 16  # the step under way is finished
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
@@ -169,3 +170,64 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_tree: dict, picture_folder
     torch.nn.init.constant_(run.network.stem.weight, float("nan"))
     with pytest.raises(Failure, match="loss became nan"):
         train(run)
+
+
+def losses(tree: dict, data: Path, out: Path, *overrides: str) -> tuple[list[float], Run]:
+    """The loss of every step, and the run."""
+    found: list[float] = []
+    config = make_config(tree, overrides)
+    run = Run(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
+
+    class Keep(Callback):
+        def step(self, run: Run, loss: float) -> None:
+            found.append(loss)
+
+    run.callbacks.append(Keep())
+    train(run)
+    return found, run
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    tiny_tree["network"]["dropout"] = 0.0
+    whole, run = losses(tiny_tree, picture_folder, tmp_path / "whole")
+    parts, other = losses(tiny_tree, picture_folder, tmp_path / "parts", "train.accumulate=4")
+    assert parts == pytest.approx(whole, rel=2e-3)
+    for a, b in zip(run.network.parameters(), other.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=2e-3)
+    with pytest.raises(BadInput, match=r"train.batch=8: must be a multiple of 1 process\(es\) times train.accumulate=3"):
+        losses(tiny_tree, picture_folder, tmp_path / "odd", "train.accumulate=3")
+
+
+def test_clipping_bounds_the_step(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    tiny_tree["optimiser"] = {"name": "adamw", "warmup_steps": 0}
+    config = make_config(tiny_tree, ("train.clip=0.001",))
+    run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train", None)
+    norms: list[float] = []
+    run.optimisers[0].register_step_pre_hook(
+        lambda *_: norms.append(sum(p.grad.square().sum().item() for p in run.network.parameters() if p.grad is not None) ** 0.5)
+    )
+    train(run)
+    assert len(norms) == 12 and max(norms) == pytest.approx(0.001, rel=1e-2)
+
+
+def test_float16_trains_with_a_scaler_that_a_checkpoint_keeps(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    exact, _ = losses(tiny_tree, picture_folder, tmp_path / "exact", "train.precision=float32")
+    found, run = losses(tiny_tree, picture_folder, tmp_path / "half", "train.precision=float16")
+    assert found == pytest.approx(exact, rel=0.05)
+    kept = read_checkpoint(tmp_path / "half")[0]["scaler"]
+    assert kept["scale"] == run.scaler.get_scale() > 0
+    again = resume(tmp_path / "half", make_config, lambda _: run.data, "again", None)
+    again.scaler.load_state_dict(kept | {"scale": 8.0})
+    again.save()
+    assert resume(tmp_path / "half", make_config, lambda _: run.data, "again", None).scaler.get_scale() == 8.0
+
+
+def test_the_learned_weight_trains_and_stays_out_of_the_model(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    tiny_tree["objective"]["weighting"] = "learned"
+    _, run = losses(tiny_tree, picture_folder, tmp_path / "run", "train.pictures=400")
+    assert run.network.loss_weight.series.abs().max() > 1e-3
+    model = load_model(tmp_path / "run")
+    assert "loss_weight.series" in model.network.state_dict()
+    plain = new_run(tiny_tree, picture_folder, tmp_path / "more")
+    plain.start_from(tmp_path / "run")
+    assert torch.equal(plain.network.loss_weight.series, run.ema.network.loss_weight.series)

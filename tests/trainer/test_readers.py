@@ -1,30 +1,20 @@
 """CIFAR-10's official layout, folders of pictures and .npz files: what is read is what lies there, and what is wrong is named."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.data import load_data
 
-
-def write_cifar(root: Path, n: int = 6) -> np.ndarray:
-    """A small data set in the official layout; returns its training pictures (5 n, 3, 32, 32)."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    rng, parts = np.random.default_rng(0), []
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        rows = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
-        parts.append(rows)
-        (folder / name).write_bytes(pickle.dumps({b"data": rows, b"labels": [i % 10 for i in range(n)]}, protocol=2))
-    names = b"airplane automobile bird cat deer dog frog horse ship truck".split()
-    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
-    return np.concatenate(parts[:5]).reshape(-1, 3, 32, 32)
+WriteCifar = Callable[..., np.ndarray]
 
 
-def test_cifar_is_read_from_its_folder_or_the_one_above(tmp_path: Path) -> None:
+def test_cifar_is_read_from_its_folder_or_the_one_above(write_cifar: WriteCifar, tmp_path: Path) -> None:
     pictures = write_cifar(tmp_path)
     for path in (tmp_path, tmp_path / "cifar-10-batches-py"):
         data = load_data(path, 32)
@@ -38,7 +28,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "code", "size"])
-def test_damaged_cifar_is_named(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture) -> None:
+def test_damaged_cifar_is_named(write_cifar: WriteCifar, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture) -> None:
     write_cifar(tmp_path)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     if damage == "missing":
@@ -117,3 +107,34 @@ def test_an_npz_that_will_not_do(arrays: dict | None, message: str, tmp_path: Pa
         np.savez(tmp_path / "mine.npz", **arrays)
     with pytest.raises(Failure, match=message):
         load_data(tmp_path / "mine.npz", 8)
+
+
+@pytest.fixture
+def hugging(tmp_path: Path) -> Path:
+    """A data set as `datasets` saves it, with two splits."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 'cfgdiff[huggingface]'")
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["dark", "light"])})
+
+    def part(n: int) -> object:
+        pictures = [Image.new("RGB", (20 + i, 16), (200 * (i % 2) + i,) * 3) for i in range(n)]
+        return datasets.Dataset.from_dict({"picture": pictures, "kind": [i % 2 for i in range(n)]}, features=features)
+
+    datasets.DatasetDict({"train": part(40), "test": part(10)}).save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+def test_hugging_face_data_sets(hugging: Path) -> None:
+    data = load_data(hugging, 8)
+    assert data.class_names == ["dark", "light"] and len(data.pictures) == 38 and len(data.test_pictures) == 2
+    assert all((picture > 150).all() == bool(label) for picture, label in zip(data.pictures, data.labels, strict=True))
+    with_test = load_data(hugging, 8, options={"test_split": "test"})
+    assert len(with_test.pictures) == 40 and len(with_test.test_pictures) == 10
+    with pytest.raises(Failure, match="no split 'dev'; choose from train, test"):
+        load_data(hugging, 8, "huggingface", {"split": "dev"})
+
+
+def test_hugging_face_data_without_pictures_is_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 'cfgdiff[huggingface]'")
+    datasets.Dataset.from_dict({"text": ["a"], "kind": [0]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(Failure, match=r"expected a column of type Image and one of type ClassLabel, found text, kind"):
+        load_data(tmp_path / "saved", 8)

@@ -75,8 +75,8 @@ def test_missing_files_and_unknown_names_are_told(tmp_path: Path) -> None:
         find("optimiser", "adam")
     with pytest.raises(BadInput, match=r"the callback 'preview' has no option 'row'; known options: .*did you mean 'rows'"):
         bound("callback", "preview", {"row": 3})
-    with pytest.raises(BadInput, match="the data 'cifar10' has no option 'x'; it has none"):
-        bound("data", "cifar10", {"x": 3})
+    with pytest.raises(BadInput, match="the data 'npz' has no option 'x'; it has none"):
+        bound("data", "npz", {"x": 3})
 
 
 def installed(folder: Path, text: str) -> dict[str, str]:

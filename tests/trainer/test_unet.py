@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from cfgdiff.trainer.config import NetworkConfig, load_preset, make_config
 from cfgdiff.trainer.unet import Attention, ResidualBlock, UNet, timestep_embedding
@@ -22,6 +23,21 @@ def test_the_answer_has_the_shape_of_the_picture(patch: int) -> None:
     assert network(x, torch.tensor([1.0, 999.5]), torch.tensor([0, 3])).shape == x.shape
 
 
+def test_going_up_narrow_answers_alike_for_less_work() -> None:
+    flops = {}
+    for narrow in (False, True):
+        config = NetworkConfig(channels=16, multipliers=(1, 2, 3), attention=(), head_channels=16, narrow_up=narrow)
+        network, x = randomised(UNet(config, (3, 16, 16), 3)), torch.randn(2, 3, 16, 16)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            answer = network(x, torch.tensor([1.0, 999.5]), torch.tensor([0, 3]))
+        flops[narrow] = counter.get_total_flops()
+        assert answer.shape == x.shape
+        ups = [m for m in network.modules() if isinstance(m, ResidualBlock) and m.resample == "up"]
+        widths = [(m.conv_in.in_channels, m.conv_in.out_channels) for m in ups]
+        assert widths == ([(48, 32), (32, 16)] if narrow else [(48, 48), (32, 32)])
+    assert flops[True] < 0.75 * flops[False]
+
+
 def test_time_and_class_both_change_the_answer_and_rows_do_not_mix(tiny_network: torch.nn.Module) -> None:
     network = randomised(tiny_network)
     x, t, label = torch.randn(1, 3, 16, 16).expand(4, -1, -1, -1), torch.tensor([5.0, 5.0, 500.0, 5.0]), torch.tensor([0, 1, 0, 3])
@@ -37,7 +53,7 @@ def test_the_packaged_preset_has_the_parts_of_adm() -> None:
     network = UNet(config.network, (3, 32, 32), 10)
     attentions = [m for m in network.modules() if isinstance(m, Attention)]
     resamples = [m.resample for m in network.modules() if isinstance(m, ResidualBlock)]
-    assert attentions and all(m.qkv.in_channels == 64 * m.heads for m in attentions)
+    assert attentions and all(m.qkv.in_channels == config.network.head_channels * m.heads for m in attentions)
     assert resamples.count("down") == resamples.count("up") == 2
     assert network.label.num_embeddings == 11
     assert sum(p.numel() for p in network.parameters()) < 7.5e6  # under 15 MB in float16

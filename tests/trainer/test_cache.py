@@ -1,0 +1,42 @@
+"""Pictures are decoded once, and again when a file, the size or the settings change; a cache that will not do is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.trainer import readers
+from cfgdiff.trainer.cache import cached
+from cfgdiff.trainer.data import load_data
+from cfgdiff.trainer.download import cache_folder
+
+
+def test_a_folder_is_decoded_once_and_again_when_it_changes(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Path] = []
+    decode = readers._decode
+    monkeypatch.setattr(readers, "_decode", lambda path, *more: (decoded.append(path), decode(path, *more))[1])
+    first = load_data(picture_folder, 16)
+    again = load_data(picture_folder, 16)
+    assert len(decoded) == 1 and isinstance(again.pictures, np.memmap)
+    np.testing.assert_array_equal(first.pictures, again.pictures)
+    load_data(picture_folder, 8)
+    Image.new("RGB", (20, 20), "white").save(picture_folder / "red" / "0.png")
+    changed = load_data(picture_folder, 16)
+    assert len(decoded) == 3
+    everything = np.concatenate([changed.pictures, changed.test_pictures])
+    assert (everything == 255).all(axis=(1, 2, 3)).sum() == 1
+    assert len(list((cache_folder() / "decoded").iterdir())) == 3
+
+
+def test_a_cache_that_cannot_be_kept_or_read_is_named(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data(picture_folder, 16)
+    kept = next((cache_folder() / "decoded").iterdir())
+    (kept / "labels.npy").write_bytes(b"nothing")
+    with pytest.raises(Failure, match=rf"{kept}: damaged cache .*; remove the folder"):
+        load_data(picture_folder, 16)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(Failure, match=r"cannot keep the decoded pictures .*XDG_CACHE_HOME"):
+        cached("key", lambda: data)

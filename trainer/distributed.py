@@ -1,0 +1,119 @@
+"""The processes of a run: this one alone, or all that torchrun started. It knows nothing of networks or data.
+
+Every process trains on its rows of the same global batch; the main one (rank 0) alone writes files and prints.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cfgdiff.runtime.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `size`, and the device it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.rank == 0
+
+    def rows(self, batch: int, parts: int) -> slice:
+        """This process's rows of a batch. Raises `BadInput` where it cannot be shared out evenly, in `parts` a process."""
+        if batch % (self.size * parts):
+            shares = f"{self.size} process(es) times train.accumulate={parts}"
+            raise BadInput(f"--set train.batch={batch}: must be a multiple of {shares}; change one of them")
+        count = batch // self.size
+        return slice(self.rank * count, (self.rank + 1) * count)
+
+    def total(self, *values: float) -> list[float]:
+        """The sum of each value over all processes."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process runs the block before the others do."""
+        if self.size > 1 and not self.main:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.main:
+            dist.barrier()
+
+
+def here() -> torch.device:
+    """The GPU of this process where there is one, else the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """All processes of the run: those that torchrun announces (RANK, WORLD_SIZE), else this one."""
+    device = here()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Processes(device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, size = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"start {_starts()}", store)  # torchrun keeps the store, in which processes that failed left addresses
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+    try:
+        yield Processes(device, rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process in place of one that failed."""
+    return _starts() > 0
+
+
+def _starts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def shard(network: nn.Module) -> None:
+    """Cut every parameter up over all processes, in place (FSDP2, Zhao et al. 2023): they come together block by block, when used."""
+    for blocks in (module for module in network.modules() if isinstance(module, nn.ModuleList)):
+        for block in blocks:
+            fully_shard(block, reshard_after_forward=True)
+    fully_shard(network, reshard_after_forward=True)
+
+
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of tensors that may be cut up."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be cut up, put together in every process; all must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, cut up as `other` is; all processes must call this."""
+    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_whole(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into those of the same name, which may be cut up. Raises `KeyError` for one that is missing."""
+    for name, target in targets.items():
+        target.copy_(cut_like(sources[name].to(target.device), target))

@@ -1,0 +1,35 @@
+"""The random numbers of a step. A picture's numbers depend on the seed, the step and its place in the batch alone.
+
+So a batch may be cut into parts, on one device or over many processes, and is trained on with the same noise.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """Draws for the rows `first` .. `first + count - 1` of a batch of `total`; every call draws anew, in the same order on every part."""
+
+    def __init__(self, seed: int, step: int, total: int, first: int = 0, count: int | None = None) -> None:
+        self._key, self._calls, self._total = (seed, step), 0, total
+        self._rows = slice(first, total if count is None else first + count)
+
+    def _seeds(self, n: int) -> np.ndarray:
+        """(n,) independent seeds of this call."""
+        self._calls += 1
+        return np.random.SeedSequence([*self._key, self._calls]).generate_state(n)
+
+    def uniform(self) -> Tensor:
+        """(count,) float64 in [0, 1)."""
+        generator = torch.Generator().manual_seed(int(self._seeds(1)[0]))
+        return torch.rand(self._total, generator=generator, dtype=torch.float64)[self._rows]
+
+    def quantiles(self) -> Tensor:
+        """(count,) float64 in [0, 1): one of each `total`-th, in order."""
+        return (torch.arange(self._total)[self._rows] + self.uniform()) / self._total
+
+    def normal(self, shape: "tuple[int, ...] | torch.Size") -> Tensor:
+        """(count, *shape) float32, standard normal."""
+        seeds, generator = self._seeds(self._rows.stop)[self._rows], torch.Generator()
+        return torch.stack([torch.randn(shape, generator=generator.manual_seed(seed)) for seed in seeds.tolist()])

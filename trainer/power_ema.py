@@ -1,0 +1,135 @@
+"""Averages of the weights whose width is chosen after training (Karras et al. 2024, EDM2, section 3 and appendix C).
+
+After step t the average weighs step s <= t with p(s, t) ~ s^gamma: its width, the standard deviation of p relative to t, is the same
+at any t. Snapshots of two such averages, taken along the run, are combined afterwards into one of any width.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cfgdiff.runtime.errors import BadInput, Failure
+
+from .callbacks import Callback
+from .checkpoint import network_tensors, read_checkpoint, write_folder
+from .distributed import copy_whole, local, whole
+
+if TYPE_CHECKING:
+    from .run import Run
+
+WIDEST = 0.28  # gamma = 0.06; the limit of all widths, at gamma = 0, is 12^-1/2
+
+
+def gamma_of_width(width: float) -> float:
+    """The power whose profile has this width: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises `BadInput`."""
+    if not 0.005 <= width <= WIDEST:
+        raise BadInput(f"--width {width}: expected 0.005 .. {WIDEST} of the run's length")
+    roots = np.roots([1.0, 7.0, 16.0 - width**-2, 12.0 - width**-2])
+    return float(roots.real.max())
+
+
+class PowerEMA(Callback):
+    """Keeps two averages of different widths and stores snapshots of them in RUN/ema, for `cfgdiff ema`."""
+
+    everywhere = True
+
+    def __init__(self, run: "Run", *, widths: tuple[float, ...] = (0.05, 0.1), snapshots: int = 16) -> None:
+        if snapshots < 1 or not widths:
+            raise BadInput(f"--set callbacks.ema: expected a width and a snapshot at least, found {list(widths)} and {snapshots}")
+        self._gammas, self._folder, self._share = [gamma_of_width(width) for width in widths], run.out / "ema", 1 / snapshots
+        self._names = [name for name, _ in run.network.named_parameters()]
+        self._tracks = [[p.detach().clone() for p in run.network.parameters()] for _ in self._gammas]
+        self._next = self._share
+        for file in self._folder.glob("*.safetensors") if run.processes.main else ():
+            if int(file.stem.split("-")[0]) > run.step:  # of a run that now goes on from an earlier checkpoint
+                file.unlink()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages as they are now, and when the next snapshot is due."""
+        kept = {f"{i}.{name}": p for i, track in enumerate(self._tracks) for name, p in zip(self._names, track, strict=True)}
+        return kept | {"next": torch.tensor(self._next, dtype=torch.float64)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """See `tensors`."""
+        if tensors.keys() == self.tensors().keys():
+            self._next = tensors["next"].item()
+            copy_whole({key: value for key, value in self.tensors().items() if key != "next"}, tensors)
+
+    @torch.no_grad()
+    def step(self, run: "Run", loss: float) -> None:
+        """Moves the averages; stores a snapshot of each when it is time."""
+        for gamma, track in zip(self._gammas, self._tracks, strict=True):
+            torch._foreach_lerp_(local(track), local(run.network.parameters()), 1 - (1 - 1 / run.step) ** (gamma + 1))
+        if run.progress >= self._next:
+            self._next = (np.floor(run.progress / self._share) + 1) * self._share
+            self._store(run)
+
+    def end(self, run: "Run", done: bool) -> None:
+        """Stores the last snapshot of a whole run."""
+        if done:
+            self._store(run)
+
+    def _store(self, run: "Run") -> None:
+        halves = [{name: whole(p).half().contiguous() for name, p in zip(self._names, track, strict=True)} for track in self._tracks]
+        if not run.processes.main:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for i, gamma in enumerate(self._gammas):
+                file = self._folder / f"{run.step:09d}-{i}.safetensors"
+                save_file(halves[i], file.with_suffix(".partial"), metadata={"step": str(run.step), "gamma": repr(gamma)})
+                file.with_suffix(".partial").replace(file)
+        except OSError as error:
+            raise Failure(f"{self._folder}: cannot write a snapshot ({error.strerror or error}); make room and resume the run") from None
+
+
+def overlap(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:
+    """The integral of the product of two profiles, each (gamma + 1) s^gamma / t^(gamma + 1) on 0 <= s <= t. Broadcasts."""
+    low, high = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
+    power = np.where(t_a < t_b, gamma_b, gamma_a)  # of the one that lasts longer
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * (low / high) ** power / high
+
+
+def coefficients(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: float) -> np.ndarray:
+    """How to combine snapshots so that their profile is the nearest to that of `gamma` at `step`, in least squares. (n,)."""
+    among = overlap(steps[:, None], gammas[:, None], steps[None], gammas[None])
+    found: np.ndarray = np.linalg.lstsq(among, overlap(steps, gammas, np.float64(step), np.float64(gamma)), rcond=None)[0]
+    return found
+
+
+def reconstruct(run: Path, width: float) -> dict[str, Tensor]:
+    """The parameters of a run averaged with this width, at its newest snapshot. Raises `Failure` where there are none, `BadInput`."""
+    from safetensors import safe_open
+
+    gamma, files = gamma_of_width(width), sorted((run / "ema").glob("*.safetensors"))
+    if not files:
+        raise Failure(f"{run}: no snapshots in {run / 'ema'}; train with the callback ema (it is on unless set to null)")
+    steps, gammas = [], []
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata()
+            steps.append(float(metadata["step"]))
+            gammas.append(float(metadata["gamma"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise Failure(f"{file}: damaged snapshot ({str(error).splitlines()[0]}); remove it and try again") from None
+    weights = coefficients(np.array(steps), np.array(gammas), max(steps), gamma)
+    total: dict[str, Tensor] = {}
+    for file, weight in zip(files, weights.tolist(), strict=True):
+        for name, value in load_file(file).items():
+            total[name] = total.get(name, torch.zeros(value.shape, dtype=torch.float64)).add(value.double(), alpha=weight)
+    return {name: value.float() for name, value in total.items()}
+
+
+def write_reconstructed(run: Path, width: float, out: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Write the averaged weights as a checkpoint folder that `cfgdiff export` takes; returns what it holds."""
+    state, tensors = read_checkpoint(run)
+    averaged = network_tensors(tensors, "ema") | reconstruct(run, width)  # buffers as they are
+    state = state | {"command": f"{state['command']}; cfgdiff ema RUN --width {width:g}", "test_loss": None}
+    write_folder(out, state, {f"ema.{name}": value for name, value in averaged.items()})
+    return state, averaged
