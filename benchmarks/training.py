@@ -1,0 +1,116 @@
+"""Training speed against what people would write instead: the loop of diffusers' unconditional example, on accelerate.
+
+    python -m cfgdiff.benchmarks.training --data DATA
+
+Both train the same network on the same pictures with the same batch, in turns, in float32 on the same threads. Each has its own
+optimiser and its own average of the weights; ours also logs and keeps its snapshots.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from cfgdiff.trainer.checkpoint import make_network
+from cfgdiff.trainer.config import Config, load_preset, make_config
+from cfgdiff.trainer.data import PictureSet, load_data
+from cfgdiff.trainer.loop import train_step
+from cfgdiff.trainer.run import Run
+
+
+def our_steps(config: Config, data: PictureSet, folder: Path) -> Iterator[None]:
+    """One step of `cfgdiff train` at a time: data, step, callbacks."""
+    run = Run(config, data, folder, "benchmark")
+    run.add_callbacks()
+    while True:
+        loss = train_step(run, *run.batch(run.pictures_seen))
+        run.step, run.pictures_seen = run.step + 1, run.pictures_seen + config.train.batch
+        for callback in run.callbacks:
+            callback.step(run, loss)
+        yield
+
+
+def their_steps(config: Config, data: PictureSet) -> Iterator[None]:
+    """One step at a time of a loop as in diffusers' examples/unconditional_image_generation: accelerate, AdamW, clipping, EMAModel."""
+    from accelerate import Accelerator
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    network = make_network(config, (3, *data.pictures.shape[2:]), len(data.class_names))
+    average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    loader = torch.utils.data.DataLoader(_Tensors(data), batch_size=config.train.batch, shuffle=True, drop_last=True)
+    network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
+    while True:
+        for clean, labels in loader:
+            noise = torch.randn_like(clean)
+            t = torch.randint(0, 1000, (len(clean),), device=clean.device)
+            with accelerator.accumulate(network):
+                prediction = network(scheduler.add_noise(clean, noise, t), t.float(), labels)
+                accelerator.backward(torch.nn.functional.mse_loss(prediction, scheduler.get_velocity(clean, noise, t)))
+                accelerator.clip_grad_norm_(network.parameters(), 1.0)
+                optimiser.step()
+                optimiser.zero_grad()
+            average.step(network.parameters())
+            yield
+
+
+class _Tensors(torch.utils.data.Dataset):
+    """Pictures as the example's transforms leave them, but from memory: flipped at random, in [-1, 1]."""
+
+    def __init__(self, data: PictureSet) -> None:
+        self._pictures, self._labels = torch.tensor(data.pictures), torch.tensor(data.labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        picture = self._pictures[i].float() / 127.5 - 1
+        return picture.flip(2) if torch.rand(()) < 0.5 else picture, self._labels[i]
+
+
+def seconds_a_step(makers: dict[str, Callable[[], Iterator[None]]], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds a step of each loop in every round, after one unmeasured round; the loops take turns."""
+    loops, found = {name: make() for name, make in makers.items()}, {name: list[float]() for name in makers}
+    for i in range(rounds + 1):
+        for name, loop in loops.items():
+            started = time.perf_counter()
+            for _ in range(steps):
+                next(loop)
+            if i:
+                found[name].append((time.perf_counter() - started) / steps)
+    return found
+
+
+@click.command()
+@click.option("--data", default="cifar10", show_default=True, type=click.Path(path_type=Path), help="As for cfgdiff train.")
+@click.option("--preset", default="cifar10-small", show_default=True)
+@click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Steps a turn.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Turns that are measured.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
+def main(data: Path, preset: str, steps: int, rounds: int, threads: int) -> None:
+    """Compare the training speed with a loop on accelerate, as in diffusers' example."""
+    torch.set_num_threads(threads)
+    config = make_config(load_preset(preset), ("train.precision=float32",))
+    pictures, batch = load_data(data, config.train.image_size), config.train.batch
+    with tempfile.TemporaryDirectory() as folder:
+        makers: dict[str, Callable[[], Iterator[None]]] = {
+            "cfgdiff": lambda: our_steps(config, pictures, Path(folder)),
+            "accelerate": lambda: their_steps(config, pictures),
+        }
+        found = seconds_a_step(makers, steps, rounds)
+    for name, seconds in found.items():
+        spread = f"{batch / max(seconds):.1f} .. {batch / min(seconds):.1f}"
+        click.echo(f"{name:<12}{batch / statistics.median(seconds):8.1f} pictures/s  (median of {rounds}; {spread})")
+    click.echo(f"ratio       {statistics.median(b / a for a, b in zip(*found.values(), strict=True)):8.2f}")
+
+
+if __name__ == "__main__":
+    main()
