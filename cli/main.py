@@ -33,6 +33,7 @@ group.add_command(train)
     epilog="""\b
 Examples:
   cfgdiff export runs/smoke
+  cfgdiff export runs/small --fp16
   cfgdiff export runs/small --out exported/small --steps 20 --guidance 1.6"""
 )
 @click.argument("checkpoint", type=PATH)
@@ -41,10 +42,11 @@ Examples:
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Default number of evaluations.")
 @click.option("--guidance", default=1.5, show_default=True, help="Default guidance w.")
 @click.option("--interval", metavar="LO,HI", help="Guide only where sigma / alpha lies between these. Default: everywhere.")
+@click.option("--fp16", is_flag=True, help="Write a variant that computes in float16, too, for GPUs.")
 @plugin_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 def export(checkpoint: Path, out: Path | None, sampler: str, steps: int, guidance: float, interval: str | None,
-           plugins: tuple[Path, ...], force: bool) -> None:  # fmt: skip
+           fp16: bool, plugins: tuple[Path, ...], force: bool) -> None:  # fmt: skip
     """Export a run or checkpoint (its averaged weights) as a bundle that cfgdiff-run uses."""
     from cfgdiff.runtime.bundle import Defaults
     from cfgdiff.runtime.samplers import find_sampler
@@ -60,10 +62,14 @@ def export(checkpoint: Path, out: Path | None, sampler: str, steps: int, guidanc
 
     check_target(target, force)
     load_plugins(plugins)
-    report = write_bundle(load_model(checkpoint), target, target.resolve().name, defaults, force)
+    report = write_bundle(load_model(checkpoint), target, target.resolve().name, defaults, force, fp16)
     click.echo(f"ONNX Runtime against PyTorch: largest relative error {report.graph_error:.1e}", err=True)
     click.echo(f"weights stored as float16: largest relative change of the prediction {report.rounding_error:.1e}", err=True)
     click.echo(f"16 pictures of the bundle against PyTorch in float32: {report.picture_psnr:.1f} dB (48 is one grey level)", err=True)
+    for precision, found in report.variants.items():
+        level, error = max(found["relative_error"].items(), key=lambda entry: entry[1])
+        where = f"largest relative error {error:.1e} (at ln(sigma / alpha) = {level})"
+        click.echo(f"{precision} against float32: {where}, 16 pictures {found['picture_psnr_db']} dB", err=True)
     click.echo(f"bundle {target}, {report.megabytes:.1f} MB; use it with: cfgdiff-run --model {target} --class NAME", err=True)
 
 
@@ -109,6 +115,8 @@ def info(bundle: Path | None, data: Path | None) -> None:
     for name, variant in found.variants.items():
         size = sum((found.path / file).stat().st_size for file in variant.files) / 1e6
         click.echo(f"variant     {name}: {variant.graph}, {size:.1f} MB, sha256 {variant.files[variant.graph][:16]}")
+        for key, value in variant.measured.items():
+            click.echo(f"            {key} against float32: {value}")
     for key, value in found.provenance.items():
         click.echo(f"{key:<24}{value}")
     if measured is not None:

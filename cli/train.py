@@ -96,8 +96,21 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
         if profile:
             _profile(run)
             return
+        _make_folder(run.out)
         run.add_callbacks()
         _train_with_progress(run, data, plugins)
+
+
+def _make_folder(out: Path) -> None:
+    """Before hours of training, not after."""
+    from cfgdiff.runtime.errors import Failure
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable.partial").touch()
+        (out / ".writable.partial").unlink()
+    except OSError as error:
+        raise Failure(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _open_run(config: "Config | None", overrides: tuple[str, ...], data: Path, folder: Path, command: str, max_minutes: float | None,

@@ -63,8 +63,9 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     assert program is not None
     model = program.model_proto
     _tidy(model)
+    _drop_neutral(model, network)
     _name_merged(model, network)
-    _store_half(model)
+    store_half(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -87,6 +88,28 @@ def _tidy(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
+def _drop_neutral(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Take out multiplications by one and additions of zero, which the exporter puts behind a normalisation without weights."""
+    weights = {name for name, _ in network.named_parameters()}  # they stay, whatever their values
+    arrays = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.name not in weights}
+    neutral, outputs = {"Mul": 1.0, "Add": 0.0}, {value.name for value in model.graph.output}
+    same, kept = dict[str, str](), list[onnx.NodeProto]()
+    for node in model.graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        value = arrays.get(node.input[1]) if node.op_type in neutral else None
+        constant = value is not None and (value.ndim == 0 or value.shape[1:] == (1, 1)) and (value == neutral[node.op_type]).all()
+        if constant and node.output[0] not in outputs:
+            same[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    nodes = copy.deepcopy(kept)
+    used = {name for node in nodes for name in node.input}
+    initializers = [copy.deepcopy(i) for i in model.graph.initializer if i.name in used]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(initializers)
+
+
 def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
     """Equal weights are merged by the exporter; the metadata keeps the lost names, as `same as:<lost>` = `<kept>`."""
     stored = {i.name: numpy_helper.to_array(i).ravel() for i in model.graph.initializer}
@@ -97,7 +120,7 @@ def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
             entry.key, entry.value = f"same as:{name}", next(kept for kept, array in stored.items() if np.array_equal(array, values))
 
 
-def _store_half(model: onnx.ModelProto) -> None:
+def store_half(model: onnx.ModelProto) -> None:
     """Big float32 weights become float16 with a Cast behind them, which engines fold when they load the graph."""
     casts, cast_names = [], {}
     for i in model.graph.initializer:

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.noise import normals
 from cfgdiff.trainer.objective import test_loss
 
 from .fold import GuidedNetwork
 
 CASES = [(1, 0), (1, 1), (5, 3), (8, 8), (64, 10)]  # (B, G)
+LEVELS = range(-5, 6)  # of ln(sigma / alpha)
 LIMIT = 1e-4  # relative to the largest absolute value of PyTorch's answer
 
 
@@ -47,6 +49,25 @@ def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: 
             )
         worst = max(worst, error)
     return worst
+
+
+def errors_by_level(a: Engine, b: Engine, bundle: Bundle, n: int = 16) -> dict[str, float]:
+    """|a - b| / |b| of two engines' predictions at each noise level ln(sigma / alpha), on n pictures that b draws, noised.
+
+    Half of the rows are guided with the bundle's default w.
+    """
+    schedule, classes = bundle.schedule, [bundle.class_names[i % len(bundle.class_names)] for i in range(n)]
+    drawn = np.concatenate([pictures for _, pictures in generate(b, bundle, classes, min(20, bundle.defaults.steps))])
+    x0 = (drawn.transpose(0, 3, 1, 2) / 127.5 - 1) / schedule.data_std  # (n, C, H, W)
+    labels, w = np.arange(n) % len(bundle.class_names), np.full(n // 2, bundle.defaults.guidance, np.float32)
+    found = {}
+    for level in LEVELS:
+        t = schedule.t_of_ratio(np.exp(level))
+        eps = normals(level - LEVELS[0], np.arange(n), 0, bundle.image_shape)
+        x_t = (schedule.alpha(t) * x0 + schedule.sigma(t) * eps).astype(np.float32)
+        answers = [e.predict(x_t, np.full(n, t, np.float32), labels, w).astype(np.float64) for e in (a, b)]
+        found[f"{level:+d}"] = float(np.linalg.norm(answers[0] - answers[1]) / np.linalg.norm(answers[1]))
+    return found
 
 
 def picture_psnr(a: Engine, b: Engine, bundle: Bundle, n: int = 16) -> float:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cfgdiff.runtime import load_bundle, open_engine
+from onnx import ModelProto
+
+from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
 from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.checkpoint import LoadedModel
@@ -16,7 +18,8 @@ from cfgdiff.trainer.engine_torch import TorchEngine
 
 from .fold import GuidedNetwork
 from .graph import build_graph, rounded, save_graph
-from .verify import check_graph, example, picture_psnr, relative_error
+from .precision import half
+from .verify import check_graph, errors_by_level, example, picture_psnr, relative_error
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Report:
     graph_error: float  # ONNX Runtime against PyTorch, same weights
     rounding_error: float  # weights as float16 against float32, in PyTorch
     picture_psnr: float  # dB, pictures of the bundle against pictures of PyTorch in float32
+    variants: dict[str, dict[str, Any]]  # what was measured of each other precision, against float32
     megabytes: float
 
 
@@ -40,8 +44,11 @@ def check_target(target: Path, force: bool) -> None:
         raise Failure(f"--out {target}: cannot write in {existing}; choose another place")
 
 
-def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults, force: bool = False) -> Report:
-    """Export, check and write. Raises `Failure`; then, as on Ctrl-C, the target is as it was."""
+def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults, force: bool = False, fp16: bool = False) -> Report:
+    """Export, check and write, with a float16 variant beside float32 where asked for.
+
+    Raises `Failure`; then, as on Ctrl-C, the target is as it was.
+    """
     check_target(target, force)
     null_class = len(model.class_names)
     stored = rounded(model.network)
@@ -54,11 +61,15 @@ def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         temporary.mkdir(parents=True)
-        save_graph(graph, temporary / "model.onnx")
-        tree = _describe(model, name, defaults, hashlib.sha256((temporary / "model.onnx").read_bytes()).hexdigest())
+        graphs = {"float32": graph} | ({"float16": half(graph)} if fp16 else {})
+        variants = {precision: _save_variant(g, temporary, precision) for precision, g in graphs.items()}
+        tree = _describe(model, name, defaults, variants)
         _write_json(temporary / "bundle.json", tree)
         bundle = load_bundle(temporary)  # as a user will
-        psnr = picture_psnr(open_engine(bundle, "cpu"), TorchEngine(model.network, null_class), bundle)
+        engine = open_engine(bundle, "cpu", "float32")
+        psnr = picture_psnr(engine, TorchEngine(model.network, null_class), bundle)
+        for precision in graphs.keys() - {"float32"}:
+            variants[precision]["measured"] = _measure(open_engine(bundle, "cpu", precision), engine, bundle)
         errors = {"graph": f"{graph_error:.1e}", "float16_weights": f"{rounding:.1e}", "picture_psnr_db": round(psnr, 1)}
         tree["provenance"] = model.provenance | {"errors": errors}
         _write_json(temporary / "bundle.json", tree)
@@ -73,14 +84,29 @@ def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults
         raise Failure(f"--out {target}: cannot write the bundle ({error.strerror or error}); nothing was left behind") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Report(graph_error, rounding, psnr, size)
+    measured = {precision: variant["measured"] for precision, variant in variants.items() if "measured" in variant}
+    return Report(graph_error, rounding, psnr, measured, size)
+
+
+def _save_variant(graph: ModelProto, folder: Path, precision: str) -> dict[str, Any]:
+    """Write one graph; what bundle.json says of it."""
+    file = "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
+    save_graph(graph, folder / file)
+    return {"graph": file, "precision": precision, "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest()}}
+
+
+def _measure(engine: Engine, reference: Engine, bundle: Bundle) -> dict[str, Any]:
+    """How far a variant is from float32: by noise level, and in pictures."""
+    errors = errors_by_level(engine, reference, bundle)
+    return {"relative_error": {level: float(f"{e:.1e}") for level, e in errors.items()},
+            "picture_psnr_db": round(picture_psnr(engine, reference, bundle), 1)}  # fmt: skip
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
     path.write_text(json.dumps(tree, indent=1) + "\n")
 
 
-def _describe(model: LoadedModel, name: str, defaults: Defaults, digest: str) -> dict[str, Any]:
+def _describe(model: LoadedModel, name: str, defaults: Defaults, variants: dict[str, Any]) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -88,6 +114,6 @@ def _describe(model: LoadedModel, name: str, defaults: Defaults, digest: str) ->
         "image_shape": list(model.image_shape),
         "schedule": asdict(model.schedule),
         "defaults": asdict(defaults),
-        "variants": {"float32": {"graph": "model.onnx", "precision": "float32", "files": {"model.onnx": digest}}},
+        "variants": variants,
         "provenance": model.provenance,
     }

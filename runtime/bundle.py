@@ -26,11 +26,12 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Variant:
-    """One graph of the model. `files` maps every file to its sha256."""
+    """One graph of the model. `files` maps every file to its sha256; `measured` is how far from float32 the export found it."""
 
     graph: str
     precision: str
     files: dict[str, str]
+    measured: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _shape(value: Any) -> tuple[int, int, int]:
 def _variant(v: dict[str, Any]) -> Variant:
     if v["graph"] not in v["files"]:
         raise ValueError("graph without hash")
-    return Variant(v["graph"], v["precision"], dict(v["files"]))
+    return Variant(v["graph"], v["precision"], dict(v["files"]), dict(v.get("measured", {})))
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

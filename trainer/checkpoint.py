@@ -125,7 +125,11 @@ def restore_optimisers(optimisers: list[torch.optim.Optimizer], tensors: dict[st
                 states.setdefault(int(which), {})[key] = value
         params = [p for group in optimiser.param_groups for p in group["params"]]
         for p, entries in states.items():
-            entries |= {key: cut_like(value, params[p]) for key, value in sorted(entries.items()) if value.shape == params[p].shape}
+            entries |= {
+                key: cut_like(value.to(params[p].device), params[p])
+                for key, value in sorted(entries.items())
+                if value.shape == params[p].shape
+            }
         optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

@@ -88,7 +88,8 @@ def muon(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimi
 
 
 def _adamw(params: list[nn.Parameter], config: OptimiserConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+    fused = params[0].is_cuda  # elsewhere torch updates them together where it can
+    return torch.optim.AdamW(params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=fused or None)
 
 
 def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:

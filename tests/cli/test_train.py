@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,17 @@ def test_unknown_parts_are_usage_errors(setting: str, message: str, tmp_path: Pa
     found = train_shapes(tmp_path, "data.name=shapes", setting)
     assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    found = train_shapes(tmp_path, "data.name=shapes")
+    assert found.returncode == 1 and "--out run: cannot be written (File exists)" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_profile_shows_the_phases_and_writes_nothing(tmp_path: Path) -> None:
+    chosen = [word for setting in [*TINY, "data.name=shapes"] for word in ("--set", setting)]
+    found = cfgdiff(tmp_path, "train", "--preset", "smoke", "--plugin", str(SHAPES), *chosen, "--data", ".", "--profile")
+    assert found.returncode == 0, found.stderr
+    assert re.search(r"^backward +[0-9.]+ s +[0-9.]+%$", found.stdout, re.MULTILINE) and "pictures/s" in found.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -55,3 +55,11 @@ def test_the_same_weights_give_the_same_bytes_without_traces(graph: onnx.ModelPr
     text = str(graph.graph.node) + str(graph.metadata_props)
     assert "/" not in text.replace("::", "") or "site-packages" not in text
     assert not any(n.doc_string or n.metadata_props for n in graph.graph.node)
+
+
+def test_nothing_is_multiplied_by_one_or_added_to_zero(graph: onnx.ModelProto, model: LoadedModel) -> None:
+    weights = {name for name, _ in model.network.named_parameters()}
+    stored = {i.name: numpy_helper.to_array(i) for i in graph.graph.initializer if i.name not in weights}
+    for node in graph.graph.node:
+        if node.op_type in ("Mul", "Add") and node.input[1] in stored:
+            assert not (stored[node.input[1]] == (node.op_type == "Mul")).all(), node.name

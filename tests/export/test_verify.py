@@ -9,7 +9,7 @@ import torch
 from onnx import helper
 
 from cfgdiff.export.graph import rounded
-from cfgdiff.export.verify import bundle_loss, check_graph, picture_psnr
+from cfgdiff.export.verify import bundle_loss, check_graph, errors_by_level, picture_psnr
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.errors import Failure
@@ -56,6 +56,19 @@ def test_picture_psnr_is_that_of_the_pictures(model: LoadedModel) -> None:
     light.grey, dark.grey = 0.3, 0.1  # 0.2 of [-1, 1] is a tenth of the range: 20 dB
     assert picture_psnr(light, dark, bundle) == pytest.approx(20, abs=0.3)
     assert picture_psnr(light, light, bundle) == 100
+
+
+def test_errors_by_level_are_those_of_a_planted_one(model: LoadedModel) -> None:
+    class Off(TorchEngine):
+        """A hundredth too much, where there is much noise."""
+
+        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+            answer = super().predict(sample, timestep, class_label, guidance)
+            return answer * 1.01 if model.schedule.ratio(float(timestep[0])) > 1.5 else answer
+
+    found = errors_by_level(Off(model.network, 3), TorchEngine(model.network, 3), described(model), n=4)
+    assert [found[f"{level:+d}"] for level in range(-5, 1)] == [0] * 6
+    assert [found[f"{level:+d}"] for level in range(1, 6)] == pytest.approx([0.01] * 5, rel=1e-3)
 
 
 def test_the_loss_of_a_bundle_is_that_of_its_network(model: LoadedModel) -> None:

@@ -25,6 +25,16 @@ def test_the_bundle_runs_and_carries_its_settings(model: LoadedModel, tmp_path: 
     assert pictures.shape == (2, 16, 16, 3)
 
 
+def test_a_float16_variant_stands_beside_with_what_was_measured(model: LoadedModel, tmp_path: Path) -> None:
+    report = write_bundle(model, tmp_path / "b", "b", DEFAULTS, fp16=True)
+    bundle = load_bundle(tmp_path / "b")
+    assert list(bundle.variants) == ["float32", "float16"] and bundle.variants["float32"].measured == {}
+    measured = bundle.variants["float16"].measured
+    assert measured == report.variants["float16"] and measured["picture_psnr_db"] > 30
+    assert len(measured["relative_error"]) == 11 and 0 < max(measured["relative_error"].values()) < 0.01
+    assert open_engine(bundle).precision == "float32" and open_engine(bundle, precision="float16").precision == "float16"
+
+
 def test_a_target_is_never_lost(model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(model, tmp_path / "b", "b", DEFAULTS)
     before = (tmp_path / "b" / "bundle.json").read_bytes()

@@ -1,0 +1,104 @@
+"""The graph in lower precision, as casts inside it: what TensorRT calls strongly typed. It knows nothing of engines or bundles."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from .graph import store_half
+
+FULL_OPS = {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Softmax", "Sin", "Cos", "Cast", "Resize"}
+
+
+def unpacked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which weights that are stored as float16 are float32 again, without the casts behind them."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    stored = {i.name: i for i in found.graph.initializer}
+    names, nodes = {}, []
+    for node in found.graph.node:
+        if node.op_type == "Cast" and node.input[0] in stored:
+            names[node.output[0]] = node.input[0]
+            tensor = stored[node.input[0]]
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+        else:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            nodes.append(node)
+    _replace_nodes(found, nodes)
+    return found
+
+
+def half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph computing in float16; its inputs and its output stay float32.
+
+    Float32 stay: statistics of normalisations, softmax, everything that depends on timestep and class alone (their embedding and what
+    the blocks make of it), and what comes after the last convolution, which is the guidance.
+    """
+    model = unpacked(model)
+    floats = _float_values(model)
+    full = _full_nodes(model.graph.node)
+    stored = {i.name: i for i in model.graph.initializer}
+    halves, nodes, casts = set[str](), list[onnx.NodeProto](), dict[tuple[str, int], str]()
+
+    def as_type(name: str, kind: int) -> str:
+        """The value `name` as `kind`, cast where it is not; weights are cast once and for all."""
+        if name not in floats or (name in halves) == (kind == TensorProto.FLOAT16):
+            return name
+        if (name, kind) not in casts:
+            casts[name, kind] = f"{name}.{'float16' if kind == TensorProto.FLOAT16 else 'float32'}"
+            if name in stored:
+                array = numpy_helper.to_array(stored[name]).astype(np.float16)
+                model.graph.initializer.append(numpy_helper.from_array(array, casts[name, kind]))
+            else:
+                nodes.append(helper.make_node("Cast", [name], [casts[name, kind]], name=f"cast.{casts[name, kind]}", to=kind))
+        return casts[name, kind]
+
+    for index, node in enumerate(list(model.graph.node)):
+        kind = TensorProto.FLOAT if index in full else TensorProto.FLOAT16
+        node.input[:] = [as_type(name, kind) for name in node.input]
+        if kind == TensorProto.FLOAT16:
+            halves |= floats & set(node.output)
+        nodes.append(node)
+    assert not halves & {value.name for value in model.graph.output}
+    _replace_nodes(model, nodes)
+    used = {name for node in nodes for name in node.input}
+    for i in [i for i in model.graph.initializer if i.name not in used]:
+        model.graph.initializer.remove(i)
+    store_half(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _float_values(model: onnx.ModelProto) -> set[str]:
+    graph = shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = {v.name for v in (*graph.input, *graph.output, *graph.value_info) if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return values | {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
+
+
+def _full_nodes(nodes: Iterable[onnx.NodeProto]) -> set[int]:
+    """The positions of the nodes that stay in float32."""
+    nodes = list(nodes)
+    last = max((i for i, node in enumerate(nodes) if node.op_type == "Conv"), default=-1)
+    from_sample, after = {"sample"}, set(nodes[last].output)
+    full = set[int]()
+    for i, node in enumerate(nodes):
+        inputs = set(node.input)
+        if inputs & from_sample:
+            from_sample |= set(node.output)
+        if i > last and inputs & after:
+            after |= set(node.output)
+            full.add(i)
+        if node.op_type in FULL_OPS or not inputs & from_sample:
+            full.add(i)
+    return full
+
+
+def _replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
