@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -45,7 +46,7 @@ def their_steps(config: Config, data: PictureSet) -> Iterator[None]:
     network = make_network(config, (3, *data.pictures.shape[2:]), len(data.class_names))
     average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     loader = torch.utils.data.DataLoader(_Tensors(data), batch_size=config.train.batch, shuffle=True, drop_last=True)
     network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
     while True:

@@ -96,7 +96,8 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
         if profile:
             _profile(run)
             return
-        _make_folder(run.out)
+        if processes.main:
+            _make_folder(run.out)
         run.add_callbacks()
         _train_with_progress(run, data, plugins)
 

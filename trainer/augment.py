@@ -4,7 +4,6 @@ Pictures are transformed, and the network is told how, in a vector of nine numbe
 work together: `--set network.name=augmented-unet --set objective.name=augmented`.
 """
 
-import functools
 import math
 
 import torch
@@ -70,10 +69,23 @@ class AugmentedUNet(UNet):
         return self.answer(x, embedding if augment is None else embedding + self.augment(augment))
 
 
+class _Told(nn.Module):
+    """The network with the transforms of one batch filled in."""
+
+    def __init__(self, network: nn.Module, augment: Tensor) -> None:
+        super().__init__()
+        self._network, self._augment = network, augment
+        if hasattr(network, "loss_weight"):
+            self.loss_weight = network.loss_weight
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """As `AugmentedUNet.forward`."""
+        answer: Tensor = self._network(x, t, label, augment=self._augment)
+        return answer
+
+
 def augmented_loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
                    null_class: int, draws: Draws, *, probability: float = 0.12) -> Tensor:  # fmt: skip
     """The loss on transformed pictures, for network `augmented-unet`; each transform is there with `probability` (EDM's 12 %)."""
     augment = draw_labels(draws, probability).to(pictures.device)
-    told = functools.partial(network, augment=augment)
-    told.loss_weight = getattr(network, "loss_weight", None)  # type: ignore[attr-defined]
-    return loss(told, config, schedule, transform(pictures, augment), labels, null_class, draws)
+    return loss(_Told(network, augment), config, schedule, transform(pictures, augment), labels, null_class, draws)

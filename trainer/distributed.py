@@ -72,7 +72,8 @@ def joined() -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
-    store = dist.PrefixStore(f"start {_starts()}", store)  # torchrun keeps the store, in which processes that failed left addresses
+    # torchrun keeps the store, in which processes that failed have left their addresses
+    store = dist.PrefixStore(f"start {_starts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield Processes(device, rank, size)

@@ -100,7 +100,7 @@ def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictur
     prediction = network(x_t, torch.from_numpy(t).float().to(x_t.device), labels)
     errors = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))  # (B,)
     if config.weighting == "learned":
-        u = network.loss_weight(torch.from_numpy(t / schedule.T).float().to(x_t.device))
+        u = network.get_submodule("loss_weight")(torch.from_numpy(t / schedule.T).float().to(x_t.device))
         return (errors * torch.exp(-u) + u).mean()
     return (errors * torch.from_numpy(loss_weights(config, schedule, t)).float().to(x_t.device)).mean()
 

@@ -98,7 +98,7 @@ def overlap(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.n
 def coefficients(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: float) -> np.ndarray:
     """How to combine snapshots so that their profile is the nearest to that of `gamma` at `step`, in least squares. (n,)."""
     among = overlap(steps[:, None], gammas[:, None], steps[None], gammas[None])
-    found: np.ndarray = np.linalg.lstsq(among, overlap(steps, gammas, np.float64(step), np.float64(gamma)), rcond=None)[0]
+    found: np.ndarray = np.linalg.lstsq(among, overlap(steps, gammas, np.array(step), np.array(gamma)), rcond=None)[0]
     return found
 
 

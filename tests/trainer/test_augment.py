@@ -75,11 +75,11 @@ def test_every_kind_is_there_as_often_as_asked() -> None:
 
 def test_it_trains_and_generates_without_being_told(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     tiny_tree["network"]["name"], tiny_tree["objective"]["name"] = "augmented-unet", "augmented"
-    config = make_config(tiny_tree, ("objective.options={probability: 0.9}",))
+    config = make_config(tiny_tree, ("objective.options={probability: 0.9}", "objective.weighting=learned"))
     run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
     train(run)
     network = run.network
-    assert isinstance(network, AugmentedUNet)
+    assert isinstance(network, AugmentedUNet) and network.loss_weight.series.any()
     x, t, label = torch.randn(2, 3, 16, 16), torch.full((2,), 500.0), torch.tensor([0, 1])
     with torch.no_grad():
         plain, zero, moved = (network.eval()(x, t, label, a) for a in (None, torch.zeros(2, LABELS), told(flip=1.0).expand(2, -1)))

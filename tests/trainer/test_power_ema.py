@@ -10,6 +10,7 @@ from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.trainer.checkpoint import load_model
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
+from cfgdiff.trainer.distributed import Processes
 from cfgdiff.trainer.loop import train
 from cfgdiff.trainer.power_ema import PowerEMA, coefficients, gamma_of_width, overlap, reconstruct, write_reconstructed
 from cfgdiff.trainer.run import Run
@@ -51,6 +52,7 @@ class _Weights:
 
     def __init__(self, out: Path, length: int) -> None:
         self.network, self.out, self.step, self.length = torch.nn.Linear(1, 1, bias=False), out, 0, length
+        self.processes = Processes(torch.device("cpu"))
 
     @property
     def progress(self) -> float:
