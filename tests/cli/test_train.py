@@ -75,7 +75,7 @@ def test_a_run_made_of_a_plugin_goes_through_to_pictures(tmp_path: Path) -> None
     [
         (
             "data.name=shape",
-            "no data 'shape'; choose from cifar10, folder, huggingface, npz, shapes, or bring one with --plugin FILE.py; did you mean 'shapes'?",
+            "choose from cifar10, folder, huggingface, npz, shapes, or bring one with --plugin FILE.py; did you mean 'shapes'?",
         ),
         ("callbacks.norm={}", "no callback 'norm'"),
         ("optimiser.name=sgd", "no optimiser 'sgd'; choose from adamw, muon"),
