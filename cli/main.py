@@ -10,6 +10,7 @@ from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
+    from cfgdiff.trainer.data import PictureSet
 
 
 @click.group(
@@ -126,15 +127,22 @@ def info(bundle: Path | None, data: Path | None) -> None:
 def _test_loss(bundle: "Bundle", data: Path) -> float:
     from cfgdiff.export.verify import bundle_loss
     from cfgdiff.runtime import open_engine
+
+    held_out = _held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
+    return bundle_loss(open_engine(bundle), bundle, held_out.test_pictures, held_out.test_labels)
+
+
+def _held_out(data: Path, image_size: int, class_names: list[str], what: str) -> "PictureSet":
+    """The data set to measure a model of these classes on. Raises `Failure` where it holds nothing out, or is of other classes."""
     from cfgdiff.runtime.errors import Failure
     from cfgdiff.trainer.data import load_data
 
-    pictures = load_data(data, bundle.image_shape[1])
+    pictures = load_data(data, image_size)
     if not len(pictures.test_pictures):
         raise Failure(f"--data {data}: holds out no pictures (20 or more are needed); take a larger data set")
-    if pictures.class_names != bundle.class_names:
-        raise Failure(f"--data {data}: has the classes {', '.join(pictures.class_names)}; the bundle has {', '.join(bundle.class_names)}")
-    return bundle_loss(open_engine(bundle), bundle, pictures.test_pictures, pictures.test_labels)
+    if pictures.class_names != class_names:
+        raise Failure(f"--data {data}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}")
+    return pictures
 
 
 @group.command(
@@ -154,7 +162,6 @@ def ema(run: Path, width: str, data: Path | None, plugins: tuple[Path, ...]) -> 
     except ValueError:
         raise click.UsageError(f"--width: expected numbers as in 0.05,0.1, found {width}") from None
     from cfgdiff.trainer.checkpoint import load_model
-    from cfgdiff.trainer.data import load_data
     from cfgdiff.trainer.objective import test_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
     from cfgdiff.trainer.registry import load_plugins
@@ -162,14 +169,16 @@ def ema(run: Path, width: str, data: Path | None, plugins: tuple[Path, ...]) -> 
     load_plugins(plugins)
     for value in widths:
         gamma_of_width(value)
+    held_out = None
+    if data is not None:
+        trained = load_model(run)
+        held_out = _held_out(data, trained.image_shape[1], trained.class_names, "run")
     for value in widths:
-        out = run / f"ema-{value:g}"
+        out, measured = run / f"ema-{value:g}", ""
         write_reconstructed(run, value, out)
-        measured = ""
-        if data is not None:
+        if held_out is not None:
             model = load_model(out)
-            pictures = load_data(data, model.image_shape[1])
-            loss = test_loss(model.network, model.schedule, pictures.test_pictures, pictures.test_labels)
+            loss = test_loss(model.network, model.schedule, held_out.test_pictures, held_out.test_labels)
             measured = f", test loss {loss:.4f}"
         click.echo(f"width {value:g}{measured}: export with cfgdiff export {out}")
 

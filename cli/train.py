@@ -34,7 +34,7 @@ Examples:
   cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine
   torchrun --nproc-per-node 8 --no-python cfgdiff train --preset cifar10-paper --out runs/paper
 
-Under torchrun every process trains on its share of train.batch; the result is that of one process."""
+Under torchrun every process trains on its share of train.batch; pictures, order and noise are those of one process."""
 )
 @click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-paper or smoke (see --list-presets).")
 @click.option(

@@ -21,7 +21,7 @@ def sample_timesteps(config: ObjectiveConfig, schedule: Schedule, draws: Draws) 
     """(B,) float64 t, 0 .. T.
 
     uniform: 1 .. T (DDPM). continuous: anywhere between. lognormal: ln(sigma / alpha) is normal (EDM, table 1). logit-normal: ln of
-    t / (T - t) is (Esser et al. 2024, equation 19). All are stratified, one t from each B-th of the distribution (Kingma et al.
+    t / (T - t) is (Esser et al. 2024). All are stratified, one t from each B-th of the distribution (Kingma et al.
     2021, I.1), so that the loss varies less.
     """
     quantiles = draws.quantiles().clamp(1e-9, 1 - 1e-9)
@@ -55,7 +55,7 @@ def noised(schedule: Schedule, pictures: Tensor, t: np.ndarray, eps: Tensor) -> 
 def loss_weights(config: ObjectiveConfig, schedule: Schedule, t: np.ndarray) -> np.ndarray:
     """What the squared error of each row is multiplied with, (B,) float64.
 
-    simple: 1, L_simple on the prediction itself (DDPM, equation 14). min-snr: min(snr, gamma) on x0 (Hang et al. 2023, equation 8).
+    simple: 1, L_simple on the prediction itself (DDPM, equation 14). min-snr: min(snr, gamma) on x0 (Hang et al. 2023).
     bound: the variational bound's, at the posterior variance beta_t (DDPM, equation 12), in nats.
     """
     if config.weighting in ("simple", "learned"):
@@ -72,7 +72,7 @@ def loss_weights(config: ObjectiveConfig, schedule: Schedule, t: np.ndarray) -> 
 class LearnedWeight(nn.Module):
     """u(t), the logarithm of the loss that is expected at t: a cosine series. Training on loss / e^u + u weights all t alike.
 
-    Karras et al. 2024 (EDM2), equation 14 (there of an MLP). It is a part of the network that only training uses.
+    After EDM2 (Karras et al. 2024), where u is a small network. It is a part of the network that only training uses.
     """
 
     def __init__(self, terms: int = 16) -> None:

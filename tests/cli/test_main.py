@@ -85,3 +85,19 @@ def test_a_broken_picture_is_named_before_training(pictures: Path, tmp_path: Pat
 def test_info_refuses_data_of_other_classes(pictures: Path) -> None:
     result = call(MAIN, "info", "--data", pictures)
     assert result.returncode == 1 and "has the classes cat, dog" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_ema_measures_on_data_of_its_own_classes_alone(pictures: Path, tmp_path: Path) -> None:
+    trained = call(MAIN, "train", "--preset", "smoke", "--data", pictures, "--out", tmp_path / "run", *TINY, "--set=callbacks.preview=null")
+    assert trained.returncode == 0, trained.stderr
+    found = call(MAIN, "ema", tmp_path / "run", "--width", "0.05,0.1", "--data", pictures)
+    assert found.returncode == 0, found.stderr
+    assert [float(loss) > 0 for loss in re.findall(r"^width 0\.\d+, test loss ([0-9.]+): export", found.stdout, re.MULTILINE)] == [
+        True,
+        True,
+    ]
+    assert (tmp_path / "run" / "ema-0.05" / "state.json").is_file()
+    (pictures / "dog").rename(pictures / "wolf")
+    other = call(MAIN, "ema", tmp_path / "run", "--width", "0.2", "--data", pictures)
+    assert other.returncode == 1 and "has the classes cat, wolf; the run has cat, dog" in other.stderr
+    assert not (tmp_path / "run" / "ema-0.2").exists()
