@@ -1,4 +1,4 @@
-"""`cfgdiff`: train, ema, export, info, plugins. Heavy packages are imported inside the commands."""
+"""`cfgdiff`: train, ema, export, verify, info, plugins. Heavy packages are imported inside the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import run_command
+from .export import export, verify
 from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
@@ -27,71 +28,8 @@ def group() -> None:
     """Train, export and inspect class-conditional diffusion models."""
 
 
-group.add_command(train)
-
-
-@group.command(
-    epilog="""\b
-Examples:
-  cfgdiff export runs/smoke
-  cfgdiff export runs/small --fp16
-  cfgdiff export runs/small --out exported/small --steps 20 --guidance 1.6"""
-)
-@click.argument("checkpoint", type=PATH)
-@click.option("--out", type=PATH, help="Folder of the bundle. Default: exported/<name of the run>.")
-@click.option("--sampler", default="dpmpp-2m", show_default=True, help="Default sampler of the bundle.")
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Default number of evaluations.")
-@click.option("--guidance", default=1.5, show_default=True, help="Default guidance w.")
-@click.option("--interval", metavar="LO,HI", help="Guide only where sigma / alpha lies between these. Default: everywhere.")
-@click.option("--fp16", is_flag=True, help="Write a variant that computes in float16, too, for GPUs.")
-@plugin_option
-@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
-def export(checkpoint: Path, out: Path | None, sampler: str, steps: int, guidance: float, interval: str | None,
-           fp16: bool, plugins: tuple[Path, ...], force: bool) -> None:  # fmt: skip
-    """Export a run or checkpoint (its averaged weights) as a bundle that cfgdiff-run uses."""
-    from cfgdiff.runtime.bundle import Defaults
-    from cfgdiff.runtime.samplers import find_sampler
-
-    find_sampler(sampler)
-    defaults = Defaults(sampler, steps, _finite("--guidance", guidance), _interval(interval))
-    run = checkpoint.resolve()
-    name = run.parent.parent.name if run.parent.name == "checkpoints" else run.name
-    target = out or Path("exported") / name
-    from cfgdiff.export.write import check_target, write_bundle
-    from cfgdiff.trainer.checkpoint import load_model
-    from cfgdiff.trainer.registry import load_plugins
-
-    check_target(target, force)
-    load_plugins(plugins)
-    report = write_bundle(load_model(checkpoint), target, target.resolve().name, defaults, force, fp16)
-    click.echo(f"ONNX Runtime against PyTorch: largest relative error {report.graph_error:.1e}", err=True)
-    click.echo(f"weights stored as float16: largest relative change of the prediction {report.rounding_error:.1e}", err=True)
-    click.echo(f"16 pictures of the bundle against PyTorch in float32: {report.picture_psnr:.1f} dB (48 is one grey level)", err=True)
-    for precision, found in report.variants.items():
-        level, error = max(found["relative_error"].items(), key=lambda entry: entry[1])
-        where = f"largest relative error {error:.1e} (at ln(sigma / alpha) = {level})"
-        click.echo(f"{precision} against float32: {where}, 16 pictures {found['picture_psnr_db']} dB", err=True)
-    click.echo(f"bundle {target}, {report.megabytes:.1f} MB; use it with: cfgdiff-run --model {target} --class NAME", err=True)
-
-
-def _finite(flag: str, value: float) -> float:
-    import math
-
-    if not math.isfinite(value):
-        raise click.UsageError(f"{flag}: expected a finite number, found {value}")
-    return value
-
-
-def _interval(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        lo, hi = (float(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"--interval: expected LO,HI as in 0.2,5, found {text}") from None
-    if not 0 <= lo < hi:
-        raise click.UsageError(f"--interval: expected 0 <= LO < HI, found {text}")
-    return lo, hi
+for part in (train, export, verify):
+    group.add_command(part)
 
 
 @group.command(
@@ -104,28 +42,18 @@ Examples:
 @click.option("--data", type=PATH, help="Measure the test loss on the held-out pictures of this data folder, too.")
 def info(bundle: Path | None, data: Path | None) -> None:
     """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file."""
+    from cfgdiff.export.card import card
     from cfgdiff.runtime import load_bundle
 
     found = load_bundle(bundle)
     measured = None if data is None else _test_loss(found, data)
-    schedule, defaults = found.schedule, found.defaults
-    click.echo(f"{found.name}: {'x'.join(map(str, found.image_shape))}, {len(found.class_names)} classes: {', '.join(found.class_names)}")
-    where = f"inside sigma / alpha {defaults.interval}" if defaults.interval else "at every noise level"
-    click.echo(f"schedule    {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}")
-    click.echo(f"defaults    {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance} {where}")
-    for name, variant in found.variants.items():
-        size = sum((found.path / file).stat().st_size for file in variant.files) / 1e6
-        click.echo(f"variant     {name}: {variant.graph}, {size:.1f} MB, sha256 {variant.files[variant.graph][:16]}")
-        for key, value in variant.measured.items():
-            click.echo(f"            {key} against float32: {value}")
-    for key, value in found.provenance.items():
-        click.echo(f"{key:<24}{value}")
+    click.echo(card(found))
     if measured is not None:
-        click.echo(f"{'test_loss, measured':<24}{measured:.4f}")
+        click.echo(f"\n- test_loss, measured: {measured:.4f}")
 
 
 def _test_loss(bundle: "Bundle", data: Path) -> float:
-    from cfgdiff.export.verify import bundle_loss
+    from cfgdiff.export.parity import bundle_loss
     from cfgdiff.runtime import open_engine
 
     held_out = _held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")

@@ -66,15 +66,16 @@ Examples:
 @click.option("--out", default="samples", show_default=True, type=click.Path(path_type=Path),
               help="A folder (PNGs and grid.png), a .png (grid only) or a .npz (arrays pictures and labels).")  # fmt: skip
 @click.option("--model", type=click.Path(path_type=Path), help="A bundle. Default: the packaged CIFAR-10 model.")
-@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="auto or cpu.")
-@click.option("--precision", default="auto", show_default=True, metavar="NAME", help="A variant of the bundle.")
+@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="auto, tensorrt or cpu.")
+@click.option("--precision", default="auto", show_default=True, metavar="NAME", help="A variant of the bundle: float32, float16, int8.")
+@click.option("--uncertified", is_flag=True, help="Take a TensorRT engine that cfgdiff verify did not pass, too.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--list-classes", is_flag=True, help="Print the model's classes and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
 def command(classes: tuple[str, ...], n: int, out: Path, model: Path | None, engine: str, precision: str, threads: int | None,
-            as_json: bool, list_classes: bool, verbose: bool, **settings: Any) -> None:  # fmt: skip
+            uncertified: bool, as_json: bool, list_classes: bool, verbose: bool, **settings: Any) -> None:  # fmt: skip
     """Generate pictures of a class."""
     started = time.perf_counter()
     from cfgdiff.runtime import load_bundle, open_engine
@@ -86,7 +87,7 @@ def command(classes: tuple[str, ...], n: int, out: Path, model: Path | None, eng
         return
     if n < 1:
         raise click.UsageError(f"--n: expected 1 or more, found {n}")
-    counting = CountingEngine(open_engine(bundle, engine, precision, threads))
+    counting = CountingEngine(open_engine(bundle, engine, precision, threads, uncertified))
     loaded = time.perf_counter()
     names = _classes(bundle, classes, n)
     steps = bundle.defaults.steps if settings["steps"] is None else settings["steps"]

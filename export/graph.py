@@ -3,18 +3,17 @@
 import copy
 import logging
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import nn
 
+from .edit import SMALL, drop_neutral, store_half
 from .fold import GuidedNetwork
 
 OPSET = 18
-SMALL = 1024  # weights with fewer elements stay float32
 
 
 class _GroupNorm(nn.Module):
@@ -63,7 +62,7 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     assert program is not None
     model = program.model_proto
     _tidy(model)
-    _drop_neutral(model, network)
+    drop_neutral(model, {name for name, _ in network.named_parameters()})
     _name_merged(model, network)
     store_half(model)
     onnx.checker.check_model(model, full_check=True)
@@ -88,28 +87,6 @@ def _tidy(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def _drop_neutral(model: onnx.ModelProto, network: nn.Module) -> None:
-    """Take out multiplications by one and additions of zero, which the exporter puts behind a normalisation without weights."""
-    weights = {name for name, _ in network.named_parameters()}  # they stay, whatever their values
-    arrays = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.name not in weights}
-    neutral, outputs = {"Mul": 1.0, "Add": 0.0}, {value.name for value in model.graph.output}
-    same, kept = dict[str, str](), list[onnx.NodeProto]()
-    for node in model.graph.node:
-        node.input[:] = [same.get(name, name) for name in node.input]
-        value = arrays.get(node.input[1]) if node.op_type in neutral else None
-        constant = value is not None and (value.ndim == 0 or value.shape[1:] == (1, 1)) and (value == neutral[node.op_type]).all()
-        if constant and node.output[0] not in outputs:
-            same[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    nodes = copy.deepcopy(kept)
-    used = {name for node in nodes for name in node.input}
-    initializers = [copy.deepcopy(i) for i in model.graph.initializer if i.name in used]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(initializers)
-
-
 def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
     """Equal weights are merged by the exporter; the metadata keeps the lost names, as `same as:<lost>` = `<kept>`."""
     stored = {i.name: numpy_helper.to_array(i).ravel() for i in model.graph.initializer}
@@ -118,23 +95,3 @@ def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
             values = p.detach().numpy().ravel()
             entry = model.metadata_props.add()
             entry.key, entry.value = f"same as:{name}", next(kept for kept, array in stored.items() if np.array_equal(array, values))
-
-
-def store_half(model: onnx.ModelProto) -> None:
-    """Big float32 weights become float16 with a Cast behind them, which engines fold when they load the graph."""
-    casts, cast_names = [], {}
-    for i in model.graph.initializer:
-        if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= SMALL:
-            i.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(i).astype(np.float16), i.name))
-            cast_names[i.name] = f"{i.name}.float32"
-            casts.append(helper.make_node("Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT))
-    for node in model.graph.node:
-        node.input[:] = [cast_names.get(name, name) for name in node.input]
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Write the graph as one file; the same model gives the same bytes."""
-    path.write_bytes(model.SerializeToString(deterministic=True))

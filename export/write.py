@@ -4,33 +4,36 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
-from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
-from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
+from cfgdiff.runtime import Bundle, load_bundle, open_engine
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.checkpoint import LoadedModel
-from cfgdiff.trainer.engine_torch import TorchEngine
+from cfgdiff.runtime.sidecar import engines_beside, graph_digest, sidecar_of
 
-from .fold import GuidedNetwork
-from .graph import build_graph, rounded, save_graph
+from .card import write_card
+from .edit import describe_graph, save_graph
 from .precision import half
-from .verify import check_graph, errors_by_level, example, picture_psnr, relative_error
+from .quantise import guided_trajectories, int8
+from .source import Source
+from .verify import reference, verify
+
+PICTURES = 16  # compared at export; cfgdiff verify takes more
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an export found: relative errors of the prediction, likeness of the pictures, and the bundle's size."""
+    """What an export found and made."""
 
-    graph_error: float  # ONNX Runtime against PyTorch, same weights
-    rounding_error: float  # weights as float16 against float32, in PyTorch
-    picture_psnr: float  # dB, pictures of the bundle against pictures of PyTorch in float32
-    variants: dict[str, dict[str, Any]]  # what was measured of each other precision, against float32
+    bundle: Bundle
+    errors: dict[str, Any]  # what the source compared: the graph and its pictures with PyTorch's
     megabytes: float
+    build_error: Failure | None  # why there are no engines, where some were asked for
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -44,39 +47,58 @@ def check_target(target: Path, force: bool) -> None:
         raise Failure(f"--out {target}: cannot write in {existing}; choose another place")
 
 
-def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults, force: bool = False, fp16: bool = False) -> Report:
-    """Export, check and write, with a float16 variant beside float32 where asked for.
+def write_bundle(source: Source, target: Path, precisions: tuple[str, ...] = (), force: bool = False,
+                 build: Callable[[Bundle], object] | None = None, say: Callable[[str], object] = lambda line: None) -> Report:  # fmt: skip
+    """Write float32 and `precisions` (float16, int8), each with what was found of it, the engines and the model card.
+
+    Args:
+        build: puts engines beside the bundle it is given. Where it raises `Failure`, the bundle is written without them.
+        say: gets a line for every stage.
 
     Raises `Failure`; then, as on Ctrl-C, the target is as it was.
     """
     check_target(target, force)
-    null_class = len(model.class_names)
-    stored = rounded(model.network)
-    graph = build_graph(stored, null_class, model.image_shape)
-    graph_error = check_graph(graph.SerializeToString(), stored, null_class, model.image_shape)
-    rounding = relative_error(
-        GuidedNetwork(model.network, null_class), GuidedNetwork(stored, null_class), example(64, 10, model.image_shape, null_class)
-    )
+    with _replaced(target) as folder:
+        tree = source.description | {"variants": {}}
+        _add_variant(tree, folder, source.graph, "float32")
+        bundle = load_bundle(folder)  # as a user will
+        engine = open_engine(bundle, "cpu", "float32")
+        compared = source.compare(engine, bundle)
+        tree["provenance"] = tree["provenance"] | compared
+        for precision in precisions:
+            say(f"{precision}: deriving the graph")
+            graph = half(source.graph) if precision == "float16" else int8(source.graph, guided_trajectories(engine, bundle))
+            _add_variant(tree, folder, graph, precision)
+        bundle = load_bundle(folder)
+        against = reference(engine, bundle, PICTURES)
+        for precision, variant in tree["variants"].items():
+            say(f"{precision}: comparing {PICTURES} pictures")
+            tested = engine if precision == "float32" else open_engine(bundle, "cpu", precision)
+            variant["certificate"] = verify(tested, bundle, against) | {"sha256": graph_digest(bundle.variant(precision))}
+        _write_json(folder, tree)
+        bundle, build_error = load_bundle(folder), None
+        _keep_engines(target, bundle)
+        try:
+            if build is not None:
+                build(bundle)
+        except Failure as error:
+            build_error = error
+        write_card(bundle, engine)
+    size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
+    return Report(load_bundle(target), compared.get("errors", {}), size, build_error)
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when the block ends well."""
     temporary = target.parent / f".{target.name}.partial"
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         temporary.mkdir(parents=True)
-        graphs = {"float32": graph} | ({"float16": half(graph)} if fp16 else {})
-        variants = {precision: _save_variant(g, temporary, precision) for precision, g in graphs.items()}
-        tree = _describe(model, name, defaults, variants)
-        _write_json(temporary / "bundle.json", tree)
-        bundle = load_bundle(temporary)  # as a user will
-        engine = open_engine(bundle, "cpu", "float32")
-        psnr = picture_psnr(engine, TorchEngine(model.network, null_class), bundle)
-        for precision in graphs.keys() - {"float32"}:
-            variants[precision]["measured"] = _measure(open_engine(bundle, "cpu", precision), engine, bundle)
-        errors = {"graph": f"{graph_error:.1e}", "float16_weights": f"{rounding:.1e}", "picture_psnr_db": round(psnr, 1)}
-        tree["provenance"] = model.provenance | {"errors": errors}
-        _write_json(temporary / "bundle.json", tree)
+        yield temporary
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        size = sum(file.stat().st_size for file in temporary.iterdir()) / 1e6
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
@@ -84,36 +106,37 @@ def write_bundle(model: LoadedModel, target: Path, name: str, defaults: Defaults
         raise Failure(f"--out {target}: cannot write the bundle ({error.strerror or error}); nothing was left behind") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    measured = {precision: variant["measured"] for precision, variant in variants.items() if "measured" in variant}
-    return Report(graph_error, rounding, psnr, measured, size)
 
 
-def _save_variant(graph: ModelProto, folder: Path, precision: str) -> dict[str, Any]:
-    """Write one graph; what bundle.json says of it."""
+def _add_variant(tree: dict[str, Any], folder: Path, graph: ModelProto, precision: str) -> None:
+    """Write one graph, and bundle.json with what it says of it."""
     file = "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
+    describe_graph(graph, tree, precision)
     save_graph(graph, folder / file)
-    return {"graph": file, "precision": precision, "files": {file: hashlib.sha256((folder / file).read_bytes()).hexdigest()}}
+    digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    tree["variants"][precision] = {"graph": file, "precision": precision, "files": {file: digest}}
+    _write_json(folder, tree)
 
 
-def _measure(engine: Engine, reference: Engine, bundle: Bundle) -> dict[str, Any]:
-    """How far a variant is from float32: by noise level, and in pictures."""
-    errors = errors_by_level(engine, reference, bundle)
-    return {"relative_error": {level: float(f"{e:.1e}") for level, e in errors.items()},
-            "picture_psnr_db": round(picture_psnr(engine, reference, bundle), 1)}  # fmt: skip
+def _keep_engines(old: Path, bundle: Bundle) -> None:
+    """Engines of the bundle that is being replaced are kept where their graph is still the same."""
+    if not (old / "bundle.json").is_file():
+        return
+    digests = {graph_digest(variant) for variant in bundle.variants.values()}
+    for engine in engines_beside(old):
+        if engine.key.graph in digests and engine.path.is_file():
+            shutil.copy2(engine.path, bundle.path)
+            shutil.copy2(sidecar_of(engine.path), bundle.path)
 
 
-def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=1) + "\n")
+def _write_json(folder: Path, tree: dict[str, Any]) -> None:
+    partial = folder / ".bundle.json.partial"
+    partial.write_text(json.dumps(tree, indent=1) + "\n")
+    partial.replace(folder / "bundle.json")
 
 
-def _describe(model: LoadedModel, name: str, defaults: Defaults, variants: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "class_names": model.class_names,
-        "image_shape": list(model.image_shape),
-        "schedule": asdict(model.schedule),
-        "defaults": asdict(defaults),
-        "variants": variants,
-        "provenance": model.provenance,
-    }
+def store_certificate(bundle: Bundle, precision: str, certificate: dict[str, Any]) -> None:
+    """Put the certificate of a variant into bundle.json. Raises OSError where the folder cannot be written."""
+    tree = json.loads((bundle.path / "bundle.json").read_bytes())
+    tree["variants"][precision]["certificate"] = certificate
+    _write_json(bundle.path, tree)

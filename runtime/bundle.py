@@ -26,12 +26,12 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Variant:
-    """One graph of the model. `files` maps every file to its sha256; `measured` is how far from float32 the export found it."""
+    """One graph of the model. `files` maps every file to its sha256; `certificate` is what export or `cfgdiff verify` found of it."""
 
     graph: str
     precision: str
     files: dict[str, str]
-    measured: dict[str, Any]
+    certificate: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,10 @@ def _shape(value: Any) -> tuple[int, int, int]:
 def _variant(v: dict[str, Any]) -> Variant:
     if v["graph"] not in v["files"]:
         raise ValueError("graph without hash")
-    return Variant(v["graph"], v["precision"], dict(v["files"]), dict(v.get("measured", {})))
+    certificate = v.get("certificate")
+    if certificate is not None and not isinstance(certificate["passed"], bool):
+        raise ValueError("certificate without verdict")
+    return Variant(v["graph"], v["precision"], dict(v["files"]), certificate)
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

@@ -41,22 +41,31 @@ class Engine(Protocol):
         ...
 
 
-def _cpu(bundle: Bundle, precision: str, threads: int | None) -> Engine:
+def _tensorrt(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
+    from .engine_tensorrt import TensorRTEngine
+
+    return TensorRTEngine(bundle, precision, threads, uncertified)
+
+
+def _cpu(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
     from .engine_ort import OrtEngine
 
     return OrtEngine(bundle, precision, threads)
 
 
-OPENERS: dict[str, Callable[[Bundle, str, int | None], Engine]] = {"cpu": _cpu}
+OPENERS: dict[str, Callable[[Bundle, str, int | None, bool], Engine]] = {"tensorrt": _tensorrt, "cpu": _cpu}
 
 
-def open_engine(bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None, uncertified: bool = False
+) -> Engine:  # fmt: skip
     """Open an engine for a bundle.
 
     Args:
         engine: a name in `OPENERS`, or "auto" for the first of them that works here; a named one is never replaced by another.
         precision: a variant of the bundle, or "auto" for float32.
         threads: CPU threads; None leaves it to the engine.
+        uncertified: take a TensorRT engine that `cfgdiff verify` did not pass, too.
 
     Raises:
         BadInput: an unknown engine or precision.
@@ -70,7 +79,7 @@ def open_engine(bundle: Bundle, engine: str = "auto", precision: str = "auto", t
     reasons = []
     for name in OPENERS if engine == "auto" else [engine]:
         try:
-            opened = OPENERS[name](bundle, wanted, threads)
+            opened = OPENERS[name](bundle, wanted, threads, uncertified)
         except Failure as error:
             if engine != "auto":
                 raise

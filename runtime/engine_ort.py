@@ -5,7 +5,8 @@ from importlib import metadata
 import numpy as np
 
 from .bundle import Bundle
-from .errors import BadInput, Failure
+from .errors import Failure
+from .inputs import check_inputs
 
 
 class OrtEngine:
@@ -31,17 +32,8 @@ class OrtEngine:
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
-        b = len(sample)
-        if not len(guidance) <= b:
-            raise BadInput(f"Expected at most {b} rows of guidance, got {len(guidance)}")
-        expected = {
-            "sample": (sample, (b, *self._shape), np.float32), "timestep": (timestep, (b,), np.float32),
-            "class_label": (class_label, (b,), np.int64), "guidance": (guidance, (len(guidance),), np.float32),
-        }  # fmt: skip
-        for name, (array, shape, kind) in expected.items():
-            if array.shape != shape or array.dtype != kind:
-                raise BadInput(f"Expected {np.dtype(kind)} {shape}, got {array.dtype} {array.shape} for input: {name}")
-        answer: np.ndarray = self._session.run(["prediction"], {name: entry[0] for name, entry in expected.items()})[0]
+        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
+        answer: np.ndarray = self._session.run(["prediction"], inputs)[0]
         return answer
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cfgdiff.export.fold import GuidedNetwork
-from cfgdiff.export.verify import CASES, example
+from cfgdiff.export.parity import CASES, example
 from cfgdiff.trainer.checkpoint import LoadedModel
 
 

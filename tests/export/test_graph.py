@@ -8,7 +8,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from cfgdiff.export.graph import OPSET, SMALL, build_graph, rounded
+from cfgdiff.export.edit import SMALL
+from cfgdiff.export.graph import OPSET, build_graph, rounded
 from cfgdiff.trainer.checkpoint import LoadedModel, initial_weights
 
 

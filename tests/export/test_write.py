@@ -1,60 +1,114 @@
 """A bundle is written whole or not at all."""
 
+import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from cfgdiff.export import write
+from cfgdiff.export.source import Source, from_bundle, from_checkpoint
+from cfgdiff.export.tensorrt import build_engines
 from cfgdiff.export.write import write_bundle
-from cfgdiff.runtime import generate, load_bundle, open_engine
+from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.sidecar import engines_beside, graph_digest
 from cfgdiff.trainer.checkpoint import LoadedModel
 
 DEFAULTS = Defaults("ddim", 2, 1.5, (0.1, 5.0))
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's exporter
 
 
-def test_the_bundle_runs_and_carries_its_settings(model: LoadedModel, tmp_path: Path) -> None:
-    report = write_bundle(model, tmp_path / "deep" / "b", "b", DEFAULTS)
+@pytest.fixture(scope="module")
+def source(model: LoadedModel) -> Source:
+    """The small network's graph and description."""
+    return from_checkpoint(model, "b", DEFAULTS)
+
+
+def test_the_bundle_runs_and_carries_its_settings(source: Source, model: LoadedModel, tmp_path: Path) -> None:
+    report = write_bundle(source, tmp_path / "deep" / "b")
     bundle = load_bundle(tmp_path / "deep" / "b")
+    assert report.bundle == bundle and report.build_error is None
     assert (bundle.defaults, bundle.class_names, bundle.schedule) == (DEFAULTS, ["a", "b", "c"], model.schedule)
-    assert 0 < report.graph_error < 1e-4 and 0 < report.rounding_error < 1e-2 and report.picture_psnr > 35
-    assert bundle.provenance["errors"]["picture_psnr_db"] == round(report.picture_psnr, 1)
+    errors = bundle.provenance["errors"]
+    assert errors == report.errors and errors["picture_psnr_db"] > 35
+    assert 0 < float(errors["graph"]) < 1e-4 and 0 < float(errors["float16_weights"]) < 1e-2
     ((_, pictures),) = generate(open_engine(bundle), bundle, ["a", "c"])
     assert pictures.shape == (2, 16, 16, 3)
 
 
-def test_a_float16_variant_stands_beside_with_what_was_measured(model: LoadedModel, tmp_path: Path) -> None:
-    report = write_bundle(model, tmp_path / "b", "b", DEFAULTS, fp16=True)
-    bundle = load_bundle(tmp_path / "b")
-    assert list(bundle.variants) == ["float32", "float16"] and bundle.variants["float32"].measured == {}
-    measured = bundle.variants["float16"].measured
-    assert measured == report.variants["float16"] and measured["picture_psnr_db"] > 30
-    assert len(measured["relative_error"]) == 11 and 0 < max(measured["relative_error"].values()) < 0.01
-    assert open_engine(bundle).precision == "float32" and open_engine(bundle, precision="float16").precision == "float16"
+def test_every_variant_has_a_certificate(small_bundle: Bundle) -> None:
+    assert list(small_bundle.variants) == ["float32", "float16", "int8"]
+    sizes = [(small_bundle.path / v.graph).stat().st_size for v in small_bundle.variants.values()]
+    assert sizes[2] < sizes[0]
+    for precision, variant in small_bundle.variants.items():
+        assert variant.certificate is not None and variant.certificate["passed"], (precision, variant.certificate)
+        assert variant.certificate["found"]["pictures"] == 16 and variant.certificate["sha256"] == graph_digest(variant)
+    worst = {p: max(v.certificate["found"]["prediction"].values()) for p, v in small_bundle.variants.items() if v.certificate}
+    assert worst["float32"] == 0 < worst["float16"] < 0.01 < worst["int8"]
+    assert open_engine(small_bundle, "cpu").precision == "float32" and open_engine(small_bundle, precision="int8").precision == "int8"
 
 
-def test_a_target_is_never_lost(model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_bundle(model, tmp_path / "b", "b", DEFAULTS)
+def test_the_graphs_say_what_they_are_and_others_can_read_them(small_bundle: Bundle) -> None:
+    for precision, variant in small_bundle.variants.items():
+        graph = onnx.load(str(small_bundle.path / variant.graph))
+        told = {entry.key: entry.value for entry in graph.metadata_props}
+        assert told["precision"] == precision and json.loads(told["class_names"]) == ["a", "b", "c"] and "uncond + w" in told["guidance"]
+        assert json.loads(told["schedule"])["prediction"] == small_bundle.schedule.prediction
+        onnx.checker.check_model(graph, full_check=True)
+        assert {o.domain: o.version for o in graph.opset_import} == {"": 18}
+
+
+def test_engines_lie_beside_and_are_kept_while_they_fit(small_bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
+    source, phases = from_bundle(small_bundle.path, "b", {}), list[str]()
+
+    def build(bundle: Bundle) -> None:
+        for _ in build_engines(bundle, (1, 2, 4), ("8.6",), lambda phase, done, total: phases.append(phase)):
+            pass
+
+    report = write_bundle(source, tmp_path / "b", ("float16",), build=build)
+    engines = engines_beside(tmp_path / "b")
+    assert report.build_error is None and {e.key.precision for e in engines} == {"float32", "float16"}
+    assert all(e.key.graph == graph_digest(report.bundle.variant(e.key.precision)) and e.key.profile == (1, 2, 4) for e in engines)
+    assert "TensorRT engine" in (tmp_path / "b" / "README.md").read_text() and phases
+    phases.clear()
+    write_bundle(source, tmp_path / "b", ("float16",), force=True, build=build)
+    assert engines_beside(tmp_path / "b") == engines and not phases  # found again, not built again
+    write_bundle(from_bundle(small_bundle.path, "renamed", {}), tmp_path / "b", force=True)
+    assert engines_beside(tmp_path / "b") == []  # the graph is another one
+
+
+def test_a_bundle_without_the_engines_that_could_not_be_built(source: Source, tmp_path: Path) -> None:
+    def build(bundle: Bundle) -> None:
+        raise Failure("TensorRT is not installed")
+
+    report = write_bundle(source, tmp_path / "b", build=build)
+    assert str(report.build_error) == "TensorRT is not installed" and load_bundle(tmp_path / "b") == report.bundle
+
+
+def test_a_target_is_never_lost(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(source, tmp_path / "b")
     before = (tmp_path / "b" / "bundle.json").read_bytes()
     with pytest.raises(Failure, match="already there; --force"):
-        write_bundle(model, tmp_path / "b", "b", DEFAULTS)
+        write_bundle(source, tmp_path / "b")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write, "save_graph", full)
-    with pytest.raises(Failure, match="No space left"):
-        write_bundle(model, tmp_path / "b", "b", DEFAULTS, force=True)
-
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(source, tmp_path / "c", build=interrupted)
+    monkeypatch.setattr(write, "save_graph", full)
+    with pytest.raises(Failure, match="No space left"):
+        write_bundle(source, tmp_path / "b", force=True)
     monkeypatch.setattr(write, "save_graph", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(model, tmp_path / "c", "c", DEFAULTS)
+        write_bundle(source, tmp_path / "c")
     assert (tmp_path / "b" / "bundle.json").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["b"]
     (tmp_path / "other").mkdir()
     with pytest.raises(Failure, match="is no bundle"):
-        write_bundle(model, tmp_path / "other", "b", DEFAULTS, force=True)
+        write_bundle(source, tmp_path / "other", force=True)

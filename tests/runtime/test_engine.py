@@ -18,6 +18,7 @@ def test_auto_says_what_it_passed_over(packaged: Bundle, monkeypatch: pytest.Mon
     with caplog.at_level(logging.INFO, "cfgdiff"):
         assert open_engine(packaged).name == "cpu"
     assert "cuda passed over: no such device" in caplog.text
+    assert "tensorrt passed over: no TensorRT engine of precision float32" in caplog.text
     with pytest.raises(Failure, match="no such device"):  # a named engine is never replaced
         open_engine(packaged, "cuda")
     monkeypatch.setattr(engines, "OPENERS", {"cuda": refuse})
@@ -26,7 +27,7 @@ def test_auto_says_what_it_passed_over(packaged: Bundle, monkeypatch: pytest.Mon
 
 
 def test_unknown_names_list_the_choices(packaged: Bundle) -> None:
-    with pytest.raises(BadInput, match="choose from auto, cpu; did you mean 'cpu'"):
+    with pytest.raises(BadInput, match="choose from auto, tensorrt, cpu; did you mean 'cpu'"):
         open_engine(packaged, "cpuu")
     with pytest.raises(BadInput, match="no 'int4' variant"):
         open_engine(packaged, precision="int4")

@@ -1,0 +1,80 @@
+"""The model card: what bundle.json and the engines' sidecars say, for people, with a grid of samples beside it."""
+
+from typing import Any
+
+import numpy as np
+
+from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.images import grid, save_png
+from cfgdiff.runtime.sidecar import engines_beside
+
+SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
+
+
+def write_card(bundle: Bundle, engine: Engine) -> None:
+    """README.md and samples.png, a column for each of the first ten classes, into the bundle's folder."""
+    columns = bundle.class_names[:COLUMNS]
+    pictures = np.concatenate([batch for _, batch in generate(engine, bundle, columns * ROWS)])
+    save_png(bundle.path / SAMPLES, grid(pictures, columns=len(columns)))
+    heading, rest = card(bundle).split("\n", 1)
+    shown = f"![Samples, a column a class]({SAMPLES})\n\n*A column a class ({', '.join(columns)}), seed 0, not picked.*"
+    (bundle.path / "README.md").write_text(f"{heading}\n\n{shown}\n{rest}\n")
+
+
+def card(bundle: Bundle) -> str:
+    """Markdown that a terminal shows as well."""
+    schedule, defaults, (c, h, w) = bundle.schedule, bundle.defaults, bundle.image_shape
+    where = f"inside sigma / alpha {defaults.interval}" if defaults.interval else "at every noise level"
+    lines = [
+        f"# {bundle.name}", "",
+        f"A class-conditional diffusion model with classifier-free guidance inside its graph: {w}x{h} pictures, {c} channels,",
+        f"{len(bundle.class_names)} classes: {', '.join(bundle.class_names)}.", "",
+        "    cfgdiff-run --model FOLDER --class NAME --n 64", "",
+        f"- schedule: {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}",
+        f"- defaults: {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance} {where}",
+        *(f"- {key}: {_inline(value)}" for key, value in bundle.provenance.items()),
+        "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
+        "features: share of the distance between unrelated pictures):", "",
+        *_table(["graph", "MB", *FOUND, "certificate"], [
+            [v.graph, _megabytes(bundle, v.graph), *_found(v.certificate), _verdict(v.certificate)] for v in bundle.variants.values()
+        ]),
+    ]  # fmt: skip
+    if engines := engines_beside(bundle.path):
+        rows = [
+            [e.path.name, _megabytes(bundle, e.path.name), f"{e.key.module} {e.key.version}", "+".join(e.key.sm),
+             "-".join(map(str, (e.key.profile[0], e.key.profile[2]))), *_found(e.certificate), _verdict(e.certificate)] for e in engines
+        ]  # fmt: skip
+        lines += ["", *_table(["TensorRT engine", "MB", "module", "SM", "batch", *FOUND, "certificate"], rows)]
+    return "\n".join(lines)
+
+
+FOUND = ["prediction", "x0", "dB", "features"]
+
+
+def _found(certificate: dict[str, Any] | None) -> list[str]:
+    found = (certificate or {}).get("found", {})
+    worst = [f"{max(found[key].values()):.1e}" if key in found else "-" for key in ("prediction", "x0")]
+    return worst + [str(found.get(key, "-")) for key in ("psnr_db", "features")]
+
+
+def _verdict(certificate: dict[str, Any] | None) -> str:
+    if certificate is None:
+        return "none"
+    if not certificate["passed"]:
+        return "failed: " + "; ".join(certificate["failures"][:2])
+    return f"passed, {certificate['found']['pictures']} pictures"
+
+
+def _megabytes(bundle: Bundle, file: str) -> str:
+    path = bundle.path / file
+    return f"{path.stat().st_size / 1e6:.1f}" if path.is_file() else "missing"
+
+
+def _inline(value: Any) -> str:
+    return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = [heads, ["-" * width for width in widths], *rows]
+    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]

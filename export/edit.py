@@ -1,0 +1,89 @@
+"""Changes that every precision of the graph needs: weights in and out of float16, nodes replaced, the file written. No PyTorch here."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+SMALL = 1024  # weights with fewer elements stay float32
+
+
+def store_half(model: onnx.ModelProto) -> None:
+    """Big float32 weights become float16 with a Cast behind them, which engines fold when they load the graph."""
+    casts, cast_names = [], {}
+    for i in model.graph.initializer:
+        if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= SMALL:
+            i.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(i).astype(np.float16), i.name))
+            cast_names[i.name] = f"{i.name}.float32"
+            casts.append(helper.make_node("Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT))
+    for node in model.graph.node:
+        node.input[:] = [cast_names.get(name, name) for name in node.input]
+    replace_nodes(model, [*casts, *model.graph.node])
+
+
+def describe_graph(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> None:
+    """Put what bundle.json says of the model into the graph's metadata, for those who meet the graph without its bundle."""
+    told = {"model": description["name"], "precision": precision}
+    told |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
+    told["guidance"] = "inside: the first G rows are uncond + w (cond - uncond)"
+    kept = [entry for entry in model.metadata_props if entry.key not in told]
+    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in told.items()]
+    entries += [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
+    del model.metadata_props[:]
+    model.metadata_props.extend(entries)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write the graph as one file; the same model gives the same bytes."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def unpacked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which weights that are stored as float16 are float32 again, without the casts behind them."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    stored = {i.name: i for i in found.graph.initializer}
+    names, nodes = {}, []
+    for node in found.graph.node:
+        if node.op_type == "Cast" and node.input[0] in stored:
+            names[node.output[0]] = node.input[0]
+            tensor = stored[node.input[0]]
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+        else:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            nodes.append(node)
+    replace_nodes(found, nodes)
+    return found
+
+
+def drop_neutral(model: onnx.ModelProto, weights: set[str]) -> None:
+    """Take out multiplications by one and additions of zero, which the exporter puts behind a normalisation without weights.
+
+    Operations with the network's own `weights` stay, whatever their values.
+    """
+    arrays = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.name not in weights}
+    neutral, outputs = {"Mul": 1.0, "Add": 0.0}, {value.name for value in model.graph.output}
+    same, kept = dict[str, str](), list[onnx.NodeProto]()
+    for node in model.graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        value = arrays.get(node.input[1]) if node.op_type in neutral else None
+        constant = value is not None and (value.ndim == 0 or value.shape[1:] == (1, 1)) and (value == neutral[node.op_type]).all()
+        if constant and node.output[0] not in outputs:
+            same[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    replace_nodes(model, kept)
+
+
+def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Put `nodes` (of this graph or new ones) in the place of the graph's, and drop the weights that none of them reads."""
+    graph = onnx.GraphProto()
+    graph.node.extend(nodes)
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(i for i in model.graph.initializer if i.name in used)
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.MergeFrom(graph)

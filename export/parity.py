@@ -1,0 +1,58 @@
+"""The exported float32 graph against PyTorch: predictions over the batch sizes where folds go wrong, and the test loss."""
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from cfgdiff.runtime import Bundle, Engine
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.trainer.objective import test_loss
+
+from .fold import GuidedNetwork
+
+CASES = [(1, 0), (1, 1), (5, 3), (8, 8), (64, 10)]  # (B, G)
+LIMIT = 1e-4  # relative to the largest absolute value of PyTorch's answer
+
+
+def example(b: int, g: int, image_shape: tuple[int, int, int], classes: int) -> dict[str, np.ndarray]:
+    """Inputs of the graph with different t, label and w in every row."""
+    rng = np.random.Generator(np.random.PCG64([b, g]))
+    return {
+        "sample": rng.standard_normal((b, *image_shape), np.float32),
+        "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+        "class_label": rng.integers(0, classes, b),
+        "guidance": rng.uniform(0, 4, g).astype(np.float32),
+    }
+
+
+@torch.no_grad()
+def relative_error(a: nn.Module, b: "nn.Module | ort.InferenceSession", inputs: dict[str, np.ndarray]) -> float:
+    """max |a - b| / max |a| for one set of inputs."""
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    expected = a(**tensors).numpy()
+    found = b(**tensors).numpy() if isinstance(b, nn.Module) else b.run(None, inputs)[0]
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() + 1e-12))
+
+
+def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: tuple[int, int, int]) -> float:
+    """The largest relative error over `CASES`. Raises `Failure` above `LIMIT`, naming the case."""
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    guided, worst = GuidedNetwork(network, null_class).eval(), 0.0
+    for b, g in CASES:
+        error = relative_error(guided, session, example(b, g, image_shape, null_class))
+        if not error <= LIMIT:
+            raise Failure(
+                f"the exported graph differs from PyTorch by {error:.1e} at (B, G) = ({b}, {g}), limit {LIMIT:.0e}: nothing written"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def bundle_loss(engine: Engine, bundle: Bundle, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """`test_loss` of a bundle as its engine runs it, on pictures (N, C, H, W) uint8 with labels (N,) int64."""
+
+    def predict(x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return torch.from_numpy(engine.predict(x_t.numpy(), t.numpy(), label.numpy(), np.zeros(0, np.float32)))
+
+    return test_loss(predict, bundle.schedule, pictures, labels)

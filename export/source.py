@@ -1,0 +1,75 @@
+"""What a bundle is made from: the float32 graph and its description, taken from another bundle (no PyTorch needed) or a checkpoint."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from cfgdiff.runtime import Bundle, Engine, load_bundle
+from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
+from cfgdiff.runtime.errors import Failure
+
+from .edit import drop_neutral
+
+if TYPE_CHECKING:
+    from cfgdiff.trainer.checkpoint import LoadedModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float32 graph, and bundle.json without its variants. `compare` adds to provenance what only the source can measure."""
+
+    graph: onnx.ModelProto
+    description: dict[str, Any]
+    compare: Callable[[Engine, Bundle], dict[str, Any]] = lambda engine, bundle: {}
+
+
+def from_bundle(path: Path | None, name: str, changes: dict[str, Any]) -> Source:
+    """The float32 graph of a bundle (None: the packaged one), with other defaults where `changes` names them."""
+    bundle = load_bundle(path)
+    graph = onnx.load(str(bundle.path / bundle.variant("float32").graph))
+    weights = {i.name for i in graph.graph.initializer if i.name.endswith((".weight", ".bias"))}
+    drop_neutral(graph, weights)
+    description: dict[str, Any] = json.loads((bundle.path / "bundle.json").read_bytes())
+    del description["variants"]
+    description |= {"name": name, "defaults": asdict(replace(bundle.defaults, **changes))}
+    return Source(graph, description)
+
+
+def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Source:
+    """The guided graph of a trained network, checked against PyTorch. Raises `Failure` where it differs."""
+    from cfgdiff.trainer.engine_torch import TorchEngine
+
+    from .fold import GuidedNetwork
+    from .graph import build_graph, rounded
+    from .parity import check_graph, example, relative_error
+
+    null_class, stored = len(model.class_names), rounded(model.network)
+    graph = build_graph(stored, null_class, model.image_shape)
+    errors = {
+        "graph": check_graph(graph.SerializeToString(), stored, null_class, model.image_shape),
+        "float16_weights": relative_error(
+            GuidedNetwork(model.network, null_class), GuidedNetwork(stored, null_class), example(64, 10, model.image_shape, null_class)
+        ),
+    }
+
+    def compare(engine: Engine, bundle: Bundle) -> dict[str, Any]:
+        from .compare import draw, psnr
+
+        pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class))]
+        return {"errors": {key: f"{value:.1e}" for key, value in errors.items()} | {"picture_psnr_db": round(psnr(*pictures), 1)}}
+
+    description = {
+        "format_version": FORMAT_VERSION, "name": name, "class_names": model.class_names, "image_shape": list(model.image_shape),
+        "schedule": asdict(model.schedule), "defaults": asdict(defaults), "provenance": model.provenance,
+    }  # fmt: skip
+    return Source(graph, description, compare)
+
+
+def check_source(path: Path) -> None:
+    """Raises `Failure` where `path` is a bundle, which --from-bundle takes, and no checkpoint."""
+    if (path / "bundle.json").is_file():
+        raise Failure(f"{path}: is a bundle, expected a run or checkpoint; export from it with --from-bundle {path}")

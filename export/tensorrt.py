@@ -1,0 +1,279 @@
+"""Builds TensorRT engines from a bundle's graphs, with `tensorrt` or `tensorrt_rtx`, whichever is here. It runs none of them."""
+
+import hashlib
+import importlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.sidecar import (
+    ANY_DRIVER,
+    BuiltEngine,
+    EngineKey,
+    check_file,
+    check_key,
+    graph_digest,
+    read_sidecar,
+    sidecar_of,
+    write_sidecar,
+)
+from cfgdiff.runtime.tensorrt_model import logger_of
+from cfgdiff.trainer.download import cache_folder
+
+FLOATS = ("float32", "float16")  # the int8 variant is for CPUs: its zero points are not TensorRT's
+MOST = 4096  # pictures in a batch, as the graph declares it
+COMMON_SM = ("8.6", "8.9", "12.0")  # GeForce RTX 30, 40 and 50
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+
+def find_module() -> ModuleType:
+    """`tensorrt` where a GPU is, else `tensorrt_rtx`, which builds without; the other where only that one is installed.
+
+    Raises `Failure` where none is.
+    """
+    names = ("tensorrt", "tensorrt_rtx") if gpu_here() else ("tensorrt_rtx", "tensorrt")
+    for name in names:
+        with suppress(Exception):  # half an installation fails in many ways: a stub of a package, a missing shared library
+            module = importlib.import_module(name)
+            if hasattr(module, "Builder"):
+                return module
+    raise Failure("TensorRT is not installed; pip install tensorrt-rtx (any machine) or tensorrt (with a GPU)")
+
+
+def gpu_here() -> tuple[str, str] | None:
+    """Compute capability, as 8.9, and driver version of the first GPU, None where nvidia-smi knows of none."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.match(r"(\d+\.\d+), *(\S+)", answer)
+    return (found[1], found[2]) if found else None
+
+
+def parse_profile(text: str) -> tuple[int, int, int]:
+    """Least, best and most pictures in a batch, from "MIN,OPT,MAX". Raises `BadInput`."""
+    found = re.fullmatch(r"(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})", text)
+    least, best, most = map(int, found.groups()) if found else (0, 0, 0)
+    if not 1 <= least <= best <= most <= MOST:
+        raise BadInput(f"--batch: expected 1 <= MIN <= OPT <= MAX (at most {MOST}) as in 1,64,256, found {text!r}")
+    return least, best, most
+
+
+def parse_sm(text: str) -> tuple[str, ...]:
+    """Compute capabilities, as 8.6, from "86,89,120"; points are taken, too. Raises `BadInput`."""
+    found = [re.fullmatch(r"([1-9]\d?)\.?(\d)", part.strip()) for part in text.split(",")]
+    if not all(found):
+        raise BadInput(f"--sm: expected compute capabilities as in 86,89,120, found {text!r}")
+    return tuple(dict.fromkeys(f"{part[1]}.{part[2]}" for part in found if part))
+
+
+def plan_key(
+    module: ModuleType, graph_digest: str, precision: str, profile: tuple[int, int, int], sm: tuple[str, ...] | None
+) -> EngineKey:  # fmt: skip
+    """The key of the engine that `module` would build here; `sm` None is the GPU's, or `COMMON_SM` without one.
+
+    Raises:
+        BadInput: for architectures that `module` cannot build for, here or at all.
+        Failure: plain TensorRT, which times its kernels, has no GPU to do that on.
+    """
+    name, version, gpu = module.__name__, module.__version__, gpu_here()
+    if name == "tensorrt_rtx":  # its engines are for all drivers
+        sm, driver = sm or ((gpu[0],) if gpu else COMMON_SM), ANY_DRIVER
+        _capabilities(module, sm)
+    elif gpu is None:
+        raise Failure(f"{name} {version} builds only where a GPU is, and nvidia-smi finds none; pip install tensorrt-rtx, which needs none")
+    elif sm not in (None, gpu[:1]):
+        raise BadInput(f"--sm: {name} builds for the GPU that is here only, expected {gpu[0]}, found {','.join(sm or ())}; leave it out")
+    else:
+        sm, driver = gpu[:1], gpu[1]
+    return EngineKey(graph_digest, name, version, sm, driver, precision, profile)
+
+
+def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path, progress: Progress) -> BuiltEngine:
+    """The engine of `key` in the folder `target`, with its sidecar, built from the ONNX `graph` where it is not there yet.
+
+    Raises `Failure`; then, as on Ctrl-C, `target` is as it was.
+    """
+    path = target / key.file_name
+    with suppress(Failure):  # not there, damaged or of another key: it is built
+        engine = read_sidecar(sidecar_of(path))
+        check_key(engine, key)
+        check_file(engine)
+        return engine
+    data = _build(module, graph, key, progress)
+    try:
+        with _whole(target) as folder:
+            (folder / path.name).write_bytes(data)
+            engine = BuiltEngine(folder / path.name, key, hashlib.sha256(data).hexdigest())
+            write_sidecar(engine)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{path}: cannot be written ({reason}); make room or choose another folder; nothing was left behind") from None
+    return replace(engine, path=path)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A folder of which all files pass to `target` in the end, none after an error."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=target) as folder:
+        yield Path(folder)
+        for file in sorted(Path(folder).iterdir()):  # an engine before its sidecar, without which nobody takes it
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            file.replace(target / file.name)
+
+
+def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress) -> bytes:
+    log, monitor = logger_of(module), _monitor(module, progress)
+    log.last = ""
+    try:
+        builder = module.Builder(log)
+    except TypeError:  # what its binding makes of a builder that could not be had
+        raise _failure(key, log) from None
+    typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # without the flag, every network is
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = module.OnnxParser(network, log)  # it owns the weights until the engine is built
+    if not parser.parse(graph):
+        raise _untaken(parser)
+    config = _configure(module, builder, network, key)
+    config.progress_monitor = monitor
+    timings = None  # of kernels; TensorRT-RTX measures none while it builds
+    if key.module != "tensorrt_rtx":
+        timings = cache_folder() / f"timing-{key.module}-{key.version}-sm{key.sm[0].replace('.', '')}.cache"
+        _load_timings(config, timings)
+    with _ctrl_c_stops(monitor):
+        serialized = builder.build_serialized_network(network, config)
+    if monitor.error is not None:
+        raise monitor.error
+    if serialized is None:
+        raise _failure(key, log)
+    if timings is not None:
+        _keep_timings(config, timings)
+    return bytes(serialized)
+
+
+def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -> Any:
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    least, best, most = key.profile
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        first = (0 if tensor.name == "guidance" else least, best, most)  # any number of rows may be guided
+        profile.set_shape(tensor.name, *((rows, *tuple(tensor.shape)[1:]) for rows in first))
+    config.add_optimization_profile(profile)
+    config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32; float16 is the fast one
+    if key.module == "tensorrt_rtx":
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else its runs could not be captured as CUDA graphs
+        config.num_compute_capabilities = len(key.sm)
+        for i, capability in enumerate(_capabilities(module, key.sm)):
+            config.set_compute_capability(capability, i)
+    return config
+
+
+def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
+    """The module's own names of `sm`. Raises `BadInput` listing what there is."""
+    known = {f"{name[2:-1]}.{name[-1]}": value for name, value in module.ComputeCapability.__members__.items() if name.startswith("SM")}
+    for part in sm:
+        if part not in known:
+            raise BadInput(f"--sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}")
+    return [known[part] for part in sm]
+
+
+def _monitor(module: ModuleType, progress: Progress) -> Any:
+    """Passes progress on. With an `error`, which native code would print and lose, the build ends at its next step."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
+            self.error: BaseException | None = None
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.totals[phase] = steps
+            self.report(phase, 0)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return self.report(phase, step + 1)
+
+        def phase_finish(self, phase: str) -> None:
+            self.report(phase, self.totals[phase])
+
+        def report(self, phase: str, done: int) -> bool:
+            try:
+                if self.error is None:
+                    progress(phase, done, self.totals[phase])
+            except Exception as error:
+                self.error = error
+            return self.error is None
+
+    return Monitor()
+
+
+@contextmanager
+def _ctrl_c_stops(monitor: Any) -> Iterator[None]:
+    """Only the main thread of Python may listen to signals; elsewhere Ctrl-C is for that thread to handle."""
+
+    def stop(*_: Any) -> None:
+        monitor.error = KeyboardInterrupt()
+
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGINT, stop) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _load_timings(config: Any, file: Path) -> None:
+    """Start from what earlier builds measured; what is damaged, or of another GPU, is measured again."""
+    try:
+        cache = config.create_timing_cache(file.read_bytes())
+    except OSError:
+        cache = None
+    if cache is None or not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _keep_timings(config: Any, file: Path) -> None:
+    with suppress(OSError), _whole(file.parent) as folder:  # without them the next build takes longer, no more
+        (folder / file.name).write_bytes(config.get_timing_cache().serialize())
+
+
+def _untaken(parser: Any) -> Failure:
+    error = parser.get_error(0)
+    reason = " ".join(error.desc().split())
+    if not error.node_operator():
+        return Failure(f"TensorRT cannot read the graph: {reason}; export the model again")
+    node = f"node '{error.node_name()}' (operator {error.node_operator()})"
+    return Failure(f"TensorRT cannot take {node}: {reason}; export without --tensorrt, or change the network")
+
+
+def _failure(key: EngineKey, log: Any) -> Failure:
+    reason = log.last or "it does not say why"
+    return Failure(f"{key.module} {key.version} cannot build {key.file_name}: {reason}; try a smaller --batch, or another version of it")
+
+
+def build_engines(bundle: Bundle, profile: tuple[int, int, int], sm: tuple[str, ...] | None, progress: Progress) -> Iterator[BuiltEngine]:
+    """An engine for each variant that TensorRT takes (`FLOATS`), beside the bundle; `progress` is told of every phase of a build."""
+    module = find_module()
+    for precision in (name for name in FLOATS if name in bundle.variants):
+        variant = bundle.variant(precision)
+        key = plan_key(module, graph_digest(variant), precision, profile, sm)
+        graph = (bundle.path / variant.graph).read_bytes()
+
+        def told(phase: str, done: int, total: int, precision: str = precision) -> None:
+            progress(f"{precision} engine: {phase}", done, total)
+
+        yield build_engine(module, graph, key, bundle.path, told)

@@ -1,0 +1,159 @@
+"""TensorRT engines beside a bundle's graphs: `NAME.engine`, and `NAME.engine.json` saying what it fits and who vouches for it.
+
+An engine fits one graph, module, version, GPU architecture, driver, precision and profile. All of them are its key, readable in
+the sidecar and hashed into its name. Nothing here loads TensorRT.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle, Variant
+from .errors import Failure
+
+SUFFIX = ".engine"
+MODULES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+ANY_DRIVER = "any"  # of an engine that was built where no GPU was
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine fits."""
+
+    graph: str
+    """sha256 over the names and hashes of the variant's files, external data included."""
+    module: str
+    """tensorrt or tensorrt_rtx."""
+    version: str
+    """of the module, as 1.7.1.116."""
+    sm: tuple[str, ...]
+    """Compute capabilities, as 8.6; TensorRT-RTX takes several in one engine."""
+    driver: str
+    """of the GPU it was built on, or "any"."""
+    precision: str
+    """of the variant."""
+    profile: tuple[int, int, int]
+    """Least, best and most pictures in a batch."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all parts."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def file_name(self) -> str:
+        """As float32-tensorrt_rtx-sm86+89-0123456789ab.engine."""
+        sm = "+".join(part.replace(".", "") for part in self.sm)
+        return f"{self.precision}-{self.module}-sm{sm}-{self.digest[:12]}{SUFFIX}"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine beside a bundle. `certificate` is what `cfgdiff verify` found, None where it never ran."""
+
+    path: Path
+    key: EngineKey
+    sha256: str
+    certificate: dict[str, Any] | None = None
+
+
+def graph_digest(variant: Variant) -> str:
+    """sha256 over the names and hashes of all files of a variant."""
+    return hashlib.sha256(json.dumps(sorted(variant.files.items())).encode()).hexdigest()
+
+
+def sidecar_of(engine: Path) -> Path:
+    """Where the sidecar of an engine is."""
+    return engine.with_name(engine.name + ".json")
+
+
+def write_sidecar(engine: BuiltEngine) -> None:
+    """Write the sidecar beside its engine, whole or not at all."""
+    tree = {"key": asdict(engine.key), "sha256": engine.sha256, "certificate": engine.certificate}
+    path = sidecar_of(engine.path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(tree, indent=1) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_sidecar(path: Path) -> BuiltEngine:
+    """Raises `Failure` naming the file and the part that is not as it must be."""
+    try:
+        tree = json.loads(path.read_bytes())
+        parts = {field.name: tree["key"][field.name] for field in fields(EngineKey)}
+        key = EngineKey(**parts | {"sm": tuple(map(str, parts["sm"])), "profile": tuple(map(int, parts["profile"]))})
+        certificate = tree["certificate"]
+        if not (key.module in MODULES and key.sm and len(key.profile) == 3):
+            raise ValueError
+        if not (certificate is None or isinstance(certificate["passed"], bool)):
+            raise ValueError
+        return BuiltEngine(path.with_name(path.name.removesuffix(".json")), key, str(tree["sha256"]), certificate)
+    except OSError as error:
+        raise Failure(f"{path}: cannot be read ({error.strerror}); build the engine again") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Failure(f"{path}: not the sidecar of an engine (JSON with key, sha256 and certificate); build the engine again") from None
+
+
+def engines_beside(folder: Path) -> list[BuiltEngine]:
+    """The engines in a bundle's folder, by name. Raises `Failure` for a sidecar that cannot be read."""
+    return [read_sidecar(path) for path in sorted(folder.glob(f"*{SUFFIX}.json"))]
+
+
+def expected_key(bundle: Bundle, engine: BuiltEngine, version: str, sm: str, driver: str) -> EngineKey:
+    """The key that `engine` must have to run here: on the GPU `sm` with `driver`, under `version` of its module."""
+    key = engine.key
+    return replace(
+        key, graph=graph_digest(bundle.variant(key.precision)), version=version,
+        sm=key.sm if sm in key.sm else (sm,), driver=driver if key.driver != ANY_DRIVER else ANY_DRIVER,
+    )  # fmt: skip
+
+
+def check_key(engine: BuiltEngine, expected: EngineKey) -> None:
+    """Raises `Failure` that says which parts differ from what is here, and how to rebuild."""
+    differing = [
+        f"{field.name} {_shown(getattr(engine.key, field.name))} (here: {_shown(getattr(expected, field.name))})"
+        for field in fields(EngineKey) if getattr(engine.key, field.name) != getattr(expected, field.name)
+    ]  # fmt: skip
+    if differing:
+        raise Failure(f"{engine.path}: built for {', '.join(differing)}; {rebuild(engine)}")
+
+
+def check_file(engine: BuiltEngine) -> bytes:
+    """The engine's bytes. Raises `Failure` where it is missing or not the one that was built."""
+    try:
+        data = engine.path.read_bytes()
+    except OSError as error:
+        raise Failure(f"{engine.path}: cannot be read ({error.strerror}); {rebuild(engine)}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != engine.sha256:
+        raise Failure(f"{engine.path}: damaged, sha256 is {found[:12]}…, expected {engine.sha256[:12]}…; {rebuild(engine)}")
+    return data
+
+
+def check_certificate(engine: BuiltEngine) -> None:
+    """Raises `Failure` where nobody has shown that the engine answers as float32 does."""
+    bundle = engine.path.parent
+    if engine.certificate is None:
+        raise Failure(f"{engine.path}: not certified; run cfgdiff verify {bundle} --engine tensorrt here, or take it with --uncertified")
+    if engine.certificate.get("sha256") != engine.sha256:
+        raise Failure(f"{engine.path}: its certificate is of another engine; run cfgdiff verify {bundle} --engine tensorrt again")
+    if not engine.certificate["passed"]:
+        failed = "; ".join(engine.certificate.get("failures", [])) or "no reason given"
+        raise Failure(f"{engine.path}: failed its verification ({failed}); {rebuild(engine)}, or use another engine")
+
+
+def rebuild(engine: BuiltEngine, batch: str | None = None) -> str:
+    """The command that makes an engine for what is here, of the same profile unless `batch` says another."""
+    folder, batch = engine.path.parent, batch or ",".join(map(str, engine.key.profile))
+    return f"rebuild it here with: cfgdiff export --from-bundle {folder} --tensorrt --batch {batch} --out {folder} --force"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)

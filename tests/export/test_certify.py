@@ -1,0 +1,85 @@
+"""Certificates are made of everything that works here, and kept where the runtime looks for them."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cfgdiff.export import certify as module
+from cfgdiff.export.certify import candidates, certify
+from cfgdiff.export.verify import reference
+from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.sidecar import ANY_DRIVER, BuiltEngine, EngineKey, check_certificate, engines_beside, graph_digest, write_sidecar
+
+
+@pytest.fixture
+def bundle(small_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of the small bundle with two engines beside it that nothing here can run."""
+    folder = Path(shutil.copytree(small_bundle.path, tmp_path / "b"))
+    for precision in ("float32", "float16"):
+        key = EngineKey(graph_digest(small_bundle.variant(precision)), "tensorrt_rtx", "1.7", ("8.6",), ANY_DRIVER, precision, (1, 2, 4))
+        (folder / key.file_name).write_bytes(b"engine")
+        write_sidecar(BuiltEngine(folder / key.file_name, key, "0" * 64))
+    return load_bundle(folder)
+
+
+class Fake:
+    """A "TensorRT engine" that answers as the CPU does, a little or much too loud."""
+
+    name, max_batch = "tensorrt", 4
+
+    def __init__(self, bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine, loud: float = 1.0001) -> None:
+        self.precision, self._loud, self.inside = precision, loud if precision == "float16" else 2.0, open_engine(bundle, "cpu", "float32")
+        assert uncertified and built.key.precision == precision
+
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        assert len(sample) <= self.max_batch
+        return self.inside.predict(sample, timestep, class_label, guidance) * np.float32(self._loud)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def run(bundle: Bundle, kind: str | None) -> dict[str, Any]:
+    chosen, engine = candidates(bundle, kind), open_engine(bundle, "cpu", "float32")
+    found = {}
+    for candidate, answer in certify(chosen, bundle, reference(engine, bundle, 8), lambda n: None):
+        found[candidate.name] = answer
+        if not isinstance(answer, Failure):
+            candidate.store(answer)
+    return found
+
+
+def test_variants_are_certified_in_bundle_json_and_engines_in_their_sidecars(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TensorRTEngine", Fake)
+    found = run(bundle, None)
+    assert {name for name, answer in found.items() if answer["passed"]} == {
+        "cpu float32", "cpu float16", "cpu int8", *(e.path.name for e in engines_beside(bundle.path) if e.key.precision == "float16"),
+    }  # fmt: skip
+    again = load_bundle(bundle.path)
+    assert all(v.certificate is not None and v.certificate["found"]["pictures"] == 8 for v in again.variants.values())
+    loud, true = sorted(engines_beside(bundle.path), key=lambda e: e.key.precision, reverse=False)[::-1]
+    assert (loud.key.precision, true.key.precision) == ("float32", "float16")
+    check_certificate(true)
+    with pytest.raises(Failure, match="failed its verification"):
+        check_certificate(loud)
+    with pytest.raises(Failure, match="of another engine"):
+        check_certificate(replace(true, sha256="1" * 64))
+
+
+def test_what_cannot_be_opened_here_is_told_and_left_alone(bundle: Bundle) -> None:
+    before = engines_beside(bundle.path)
+    found = run(bundle, "tensorrt")
+    assert len(found) == 2 and all(isinstance(answer, Failure) for answer in found.values())
+    assert engines_beside(bundle.path) == before
+
+
+def test_one_kind_can_be_chosen(bundle: Bundle) -> None:
+    assert [c.name for c in candidates(bundle, "cpu")] == ["cpu float32", "cpu float16", "cpu int8"]
+    assert len(candidates(bundle, "tensorrt")) == 2 and len(candidates(bundle)) == 5
+    opened: Engine = candidates(bundle, "cpu")[2].open()
+    assert opened.precision == "int8"

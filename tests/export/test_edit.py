@@ -1,0 +1,55 @@
+"""Small changes of graphs: each does what it says and nothing else."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from cfgdiff.export.edit import describe_graph, drop_neutral, replace_nodes, store_half, unpacked
+
+
+def test_unpacking_is_the_inverse_of_storing(graph: onnx.ModelProto) -> None:
+    plain = unpacked(graph)
+    assert not any(i.data_type == TensorProto.FLOAT16 for i in plain.graph.initializer)
+    assert sum(n.op_type == "Cast" for n in plain.graph.node) < sum(n.op_type == "Cast" for n in graph.graph.node)
+    store_half(plain)
+    assert plain.SerializeToString(deterministic=True) == graph.SerializeToString(deterministic=True)
+
+
+def chain() -> onnx.ModelProto:
+    """((x * 1) * weight + 0) * 2, the weight being one by chance."""
+    ones = {name: np.full((3, 1, 1), value, np.float32) for name, value in [("one", 1), ("a.weight", 1), ("zero", 0), ("two", 2)]}
+    kinds = [("Mul", "x", "one"), ("Mul", "v0", "a.weight"), ("Add", "v1", "zero"), ("Mul", "v2", "two")]
+    nodes = [helper.make_node(kind, [a, b], [f"v{i}" if i < 3 else "y"]) for i, (kind, a, b) in enumerate(kinds)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 3, 2, 2]) for name in ("x", "y")]
+    weights = [numpy_helper.from_array(array, name) for name, array in ones.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_what_does_nothing_goes_and_weights_stay() -> None:
+    model, x = chain(), np.random.default_rng(0).standard_normal((2, 3, 2, 2)).astype(np.float32)
+    drop_neutral(model, {"a.weight"})
+    assert [(n.op_type, list(n.input)) for n in model.graph.node] == [("Mul", ["x", "a.weight"]), ("Mul", ["v1", "two"])]
+    assert {i.name for i in model.graph.initializer} == {"a.weight", "two"}
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], 2 * x)
+
+
+def test_weights_that_no_node_reads_go_with_the_nodes() -> None:
+    model = chain()
+    replace_nodes(model, [helper.make_node("Mul", ["x", "two"], ["y"])])
+    assert [i.name for i in model.graph.initializer] == ["two"] and len(model.graph.node) == 1
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_a_description_replaces_an_older_one_and_leaves_the_rest() -> None:
+    model = chain()
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "same as:b.weight", "a.weight"
+    told = {"name": "first", "class_names": ["a"], "image_shape": [3, 2, 2], "schedule": {}, "defaults": {}}
+    describe_graph(model, told, "float32")
+    describe_graph(model, told | {"name": "second"}, "int8")
+    found = [(entry.key, entry.value) for entry in model.metadata_props]
+    assert len(found) == len(dict(found)) == 8
+    assert dict(found)["model"] == "second" and dict(found)["precision"] == "int8" and dict(found)["same as:b.weight"] == "a.weight"
