@@ -23,6 +23,8 @@ from cfgdiff.trainer.data import PictureSet, load_data
 from cfgdiff.trainer.loop import train_step
 from cfgdiff.trainer.run import Run
 
+from . import run
+
 
 def our_steps(config: Config, data: PictureSet, folder: Path) -> Iterator[None]:
     """One step of `cfgdiff train` at a time: data, step, callbacks."""
@@ -96,7 +98,7 @@ def seconds_a_step(makers: dict[str, Callable[[], Iterator[None]]], steps: int, 
 @click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Steps a turn.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Turns that are measured.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
-def main(data: Path, preset: str, steps: int, rounds: int, threads: int) -> None:
+def command(data: Path, preset: str, steps: int, rounds: int, threads: int) -> None:
     """Compare the training speed with a loop on accelerate, as in diffusers' example."""
     torch.set_num_threads(threads)
     config = make_config(load_preset(preset), ("train.precision=float32",))
@@ -114,4 +116,4 @@ def main(data: Path, preset: str, steps: int, rounds: int, threads: int) -> None
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

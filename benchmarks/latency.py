@@ -1,0 +1,104 @@
+"""Time of one network call, for every variant and engine of a bundle that works here, against float32 on ONNX Runtime.
+
+    python -m cfgdiff.benchmarks.latency [BUNDLE] --batches 1,8,64
+
+All rows are guided, so that the network runs on twice as many. The engines take turns; medians and their ratios are printed.
+"""
+
+import statistics
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from cfgdiff.export.certify import candidates
+from cfgdiff.runtime import Bundle, Engine, load_bundle
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.noise import normals
+
+from . import run
+
+BASE = "cpu float32"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call, one for each round."""
+
+    engine: str
+    batch: int
+    milliseconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Milliseconds."""
+        return statistics.median(self.milliseconds)
+
+
+def open_all(bundle: Bundle, held: ExitStack) -> tuple[dict[str, Engine], dict[str, str]]:
+    """What can be opened here, by name, closed with `held`; and why the rest cannot."""
+    opened, reasons = dict[str, Engine](), dict[str, str]()
+    for candidate in candidates(bundle):
+        try:
+            opened[candidate.name] = held.enter_context(closing(candidate.open()))
+        except Failure as error:
+            reasons[candidate.name] = str(error)
+    return opened, reasons
+
+
+def measure(engines: dict[str, Engine], bundle: Bundle, batches: list[int], rounds: int) -> list[Timing]:
+    """Time every engine at every batch that it takes, in turns, after one unmeasured call each."""
+    found = []
+    for b in batches:
+        taking = {name: engine for name, engine in engines.items() if b <= engine.max_batch}
+        inputs = (normals(0, np.arange(b), 0, bundle.image_shape), np.full(b, bundle.schedule.T / 2, np.float32),
+                  np.arange(b) % len(bundle.class_names), np.full(b, bundle.defaults.guidance, np.float32))  # fmt: skip
+        seconds: dict[str, list[float]] = {name: [] for name in taking}
+        for i in range(rounds + 1):
+            for name, engine in taking.items():
+                started = time.perf_counter()
+                engine.predict(*inputs)
+                if i:
+                    seconds[name].append(1e3 * (time.perf_counter() - started))
+        found += [Timing(name, b, times) for name, times in seconds.items()]
+    return found
+
+
+def table(timings: list[Timing]) -> str:
+    """Markdown: median, spread, pictures a second at 20 steps, and how many times as fast as `BASE` at the same batch."""
+    base = {timing.batch: timing.milliseconds for timing in timings if timing.engine == BASE}
+    lines = ["| batch | engine | ms (min .. max) | pictures/s at 20 steps | times float32 |", "|---|---|---|---|---|"]
+    for timing in timings:
+        spread = f"{timing.median:.2f} ({min(timing.milliseconds):.2f} .. {max(timing.milliseconds):.2f})"
+        ratio = statistics.median(b / own for b, own in zip(base[timing.batch], timing.milliseconds, strict=True))
+        lines.append(f"| {timing.batch} | {timing.engine} | {spread} | {timing.batch / timing.median * 50:.1f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def parse_batches(text: str) -> list[int]:
+    """Batches from "1,8,64"."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
+        raise click.UsageError(f"--batches: expected numbers from 1 to 4096 as in 1,8,64, found {text!r}")
+    return [int(part) for part in parts]
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--batches", default="1,8,64", show_default=True, metavar="B[,B...]", help="Pictures in a call.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Calls of each that are measured.")
+def command(bundle: Path | None, batches: str, rounds: int) -> None:
+    """Time the variants and engines of a bundle (by default the packaged model) against float32 on ONNX Runtime."""
+    sizes, found = parse_batches(batches), load_bundle(bundle)
+    with ExitStack() as held:
+        engines, reasons = open_all(found, held)
+        for name, reason in reasons.items():
+            click.echo(f"{name}: left out: {reason}", err=True)
+        click.echo(table(measure(engines, found, sizes, rounds)))
+
+
+if __name__ == "__main__":
+    run(command)

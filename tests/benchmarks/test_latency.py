@@ -1,0 +1,65 @@
+"""What is timed is what took its time, and the ratios are those of the same round."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
+
+from cfgdiff.benchmarks.latency import Timing, measure, parse_batches, table
+from cfgdiff.runtime import Bundle
+
+
+class Sleeper:
+    """An engine that takes its time."""
+
+    precision, max_batch = "float32", 8
+
+    def __init__(self, name: str, seconds: float, calls: list) -> None:
+        self.name, self._seconds, self._calls = name, seconds, calls
+
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        self._calls.append((self.name, len(sample), len(guidance)))
+        time.sleep(self._seconds)
+        return sample
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def test_engines_take_turns_at_every_batch_that_they_take(packaged: Bundle) -> None:
+    calls: list[tuple] = []
+    slow, fast = Sleeper("cpu float32", 0.03, calls), Sleeper("fast", 0.0, calls)
+    fast.max_batch = 4
+    found = measure({"cpu float32": slow, "fast": fast}, packaged, [2, 8], rounds=3)
+    assert calls == [("cpu float32", 2, 2), ("fast", 2, 2)] * 4 + [("cpu float32", 8, 8)] * 4
+    assert [(t.engine, t.batch, len(t.milliseconds)) for t in found] == [("cpu float32", 2, 3), ("fast", 2, 3), ("cpu float32", 8, 3)]
+    assert min(found[0].milliseconds) >= 30 > found[1].median
+
+
+def test_the_table_gives_ratios_of_the_same_round() -> None:
+    rows = table([Timing("cpu float32", 8, [10.0, 20.0, 40.0]), Timing("cpu int8", 8, [5.0, 10.0, 20.0])]).splitlines()
+    assert rows[2] == "| 8 | cpu float32 | 20.00 (10.00 .. 40.00) | 20.0 | 1.00 |"
+    assert rows[3] == "| 8 | cpu int8 | 10.00 (5.00 .. 20.00) | 40.0 | 2.00 |"
+
+
+def test_batches_are_read_or_refused() -> None:
+    assert parse_batches("1,8,64") == [1, 8, 64]
+    for wrong in ("", "0", "8,", "a", "5000"):
+        with pytest.raises(click.UsageError, match="--batches: expected numbers from 1 to 4096"):
+            parse_batches(wrong)
+
+
+def test_the_command_times_the_packaged_model(tmp_path: Path) -> None:
+    def call(*args: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([sys.executable, "-m", "cfgdiff.benchmarks.latency", *map(str, args)], capture_output=True, text=True)
+
+    made = call("--batches", "1", "--rounds", 1)
+    assert made.returncode == 0 and "| 1 | cpu float32 |" in made.stdout, made.stderr
+    missing = call(tmp_path)
+    assert missing.returncode == 1 and "no bundle there" in missing.stderr and "Traceback" not in missing.stderr
