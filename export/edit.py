@@ -25,16 +25,19 @@ def store_half(model: onnx.ModelProto) -> None:
     replace_nodes(model, [*casts, *model.graph.node])
 
 
-def describe_graph(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> None:
-    """Put what bundle.json says of the model into the graph's metadata, for those who meet the graph without its bundle."""
+def with_description(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> onnx.ModelProto:
+    """A copy with what bundle.json says of the model in its metadata, for those who meet the graph without its bundle."""
     told = {"model": description["name"], "precision": precision}
     told |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
     told["guidance"] = "inside: the first G rows are uncond + w (cond - uncond)"
     kept = [entry for entry in model.metadata_props if entry.key not in told]
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
     entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in told.items()]
     entries += [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
-    del model.metadata_props[:]
-    model.metadata_props.extend(entries)
+    del found.metadata_props[:]
+    found.metadata_props.extend(entries)
+    return found
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:

@@ -17,7 +17,7 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import engines_beside, graph_digest, sidecar_of
 
 from .card import write_card
-from .edit import describe_graph, save_graph
+from .edit import save_graph, with_description
 from .precision import half
 from .quantise import guided_trajectories, int8
 from .source import Source
@@ -111,8 +111,7 @@ def _replaced(target: Path) -> Iterator[Path]:
 def _add_variant(tree: dict[str, Any], folder: Path, graph: ModelProto, precision: str) -> None:
     """Write one graph, and bundle.json with what it says of it."""
     file = "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
-    describe_graph(graph, tree, precision)
-    save_graph(graph, folder / file)
+    save_graph(with_description(graph, tree, precision), folder / file)
     digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
     tree["variants"][precision] = {"graph": file, "precision": precision, "files": {file: digest}}
     _write_json(folder, tree)

@@ -86,11 +86,20 @@ def model() -> object:
 
 
 @pytest.fixture(scope="session")
-def graph(model: object) -> object:
-    """Its ONNX graph."""
-    from cfgdiff.export.graph import build_graph, rounded
+def small_source(model: object) -> object:
+    """Its graph and description, as export takes them from a checkpoint."""
+    from cfgdiff.export.source import from_checkpoint
+    from cfgdiff.runtime.bundle import Defaults
 
-    return build_graph(rounded(model.network), 3, model.image_shape)  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's exporter
+        return from_checkpoint(model, "small", Defaults("ddim", 3, 2.0, (0.1, 50.0)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def graph(small_source: object) -> object:
+    """Its ONNX graph."""
+    return small_source.graph  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")
@@ -103,16 +112,10 @@ def described(model: object) -> object:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(model: object, tmp_path_factory: pytest.TempPathFactory) -> object:
+def small_bundle(small_source: object, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle of it on disk, in all precisions."""
-    from cfgdiff.export.source import from_checkpoint
     from cfgdiff.export.write import write_bundle
-    from cfgdiff.runtime import load_bundle
-    from cfgdiff.runtime.bundle import Defaults
 
     folder = tmp_path_factory.mktemp("small") / "small"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's exporter
-        source = from_checkpoint(model, "small", Defaults("ddim", 3, 2.0, (0.1, 50.0)))  # type: ignore[arg-type]
-    write_bundle(source, folder, ("float16", "int8"))
+    write_bundle(small_source, folder, ("float16", "int8"))  # type: ignore[arg-type]
     return load_bundle(folder)

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from cfgdiff.export.edit import describe_graph, drop_neutral, replace_nodes, store_half, unpacked
+from cfgdiff.export.edit import drop_neutral, replace_nodes, store_half, unpacked, with_description
 
 
 def test_unpacking_is_the_inverse_of_storing(graph: onnx.ModelProto) -> None:
@@ -48,8 +48,9 @@ def test_a_description_replaces_an_older_one_and_leaves_the_rest() -> None:
     entry = model.metadata_props.add()
     entry.key, entry.value = "same as:b.weight", "a.weight"
     told = {"name": "first", "class_names": ["a"], "image_shape": [3, 2, 2], "schedule": {}, "defaults": {}}
-    describe_graph(model, told, "float32")
-    describe_graph(model, told | {"name": "second"}, "int8")
-    found = [(entry.key, entry.value) for entry in model.metadata_props]
+    first = with_description(model, told, "float32")
+    second = with_description(first, told | {"name": "second"}, "int8")
+    assert [entry.key for entry in model.metadata_props] == ["same as:b.weight"]
+    found = [(entry.key, entry.value) for entry in second.metadata_props]
     assert len(found) == len(dict(found)) == 8
     assert dict(found)["model"] == "second" and dict(found)["precision"] == "int8" and dict(found)["same as:b.weight"] == "a.weight"

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from cfgdiff.export import write
-from cfgdiff.export.source import Source, from_bundle, from_checkpoint
+from cfgdiff.export.source import Source, from_bundle
 from cfgdiff.export.tensorrt import build_engines
 from cfgdiff.export.write import write_bundle
 from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
@@ -16,21 +16,23 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import engines_beside, graph_digest
 from cfgdiff.trainer.checkpoint import LoadedModel
 
-DEFAULTS = Defaults("ddim", 2, 1.5, (0.1, 5.0))
-pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's exporter
 
 
-@pytest.fixture(scope="module")
-def source(model: LoadedModel) -> Source:
+@pytest.fixture
+def source(small_source: Source) -> Source:
     """The small network's graph and description."""
-    return from_checkpoint(model, "b", DEFAULTS)
+    return small_source
 
 
 def test_the_bundle_runs_and_carries_its_settings(source: Source, model: LoadedModel, tmp_path: Path) -> None:
     report = write_bundle(source, tmp_path / "deep" / "b")
     bundle = load_bundle(tmp_path / "deep" / "b")
     assert report.bundle == bundle and report.build_error is None
-    assert (bundle.defaults, bundle.class_names, bundle.schedule) == (DEFAULTS, ["a", "b", "c"], model.schedule)
+    assert (bundle.defaults, bundle.class_names, bundle.schedule) == (
+        Defaults("ddim", 3, 2.0, (0.1, 50.0)),
+        ["a", "b", "c"],
+        model.schedule,
+    )
     errors = bundle.provenance["errors"]
     assert errors == report.errors and errors["picture_psnr_db"] > 35
     assert 0 < float(errors["graph"]) < 1e-4 and 0 < float(errors["float16_weights"]) < 1e-2
