@@ -106,7 +106,7 @@ def command(bundle: Path | None, out: Path, batch: str, n: int, rounds: int) -> 
         card(load_bundle(built.path)), "", f"## Network calls, {rounds} rounds, all rows guided", "", table(timings), "",
         "## From files to 64 pictures", "", *first_pictures(load_bundle(built.path)), "",
     ]  # fmt: skip
-    write_whole(out / "report.md", lambda file: file.write("\n".join(report).encode()))
+    write_whole(out / "report.md", "\n".join(report).encode())
     say(f"report: {out / 'report.md'}")
     if failures:
         raise SystemExit(1)

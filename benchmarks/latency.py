@@ -38,14 +38,14 @@ class Timing:
         return statistics.median(self.milliseconds)
 
 
-def open_all(bundle: Bundle, held: ExitStack) -> tuple[dict[str, Engine], dict[str, str]]:
-    """What can be opened here, by name, closed with `held`; and why the rest cannot."""
-    opened, reasons = dict[str, Engine](), dict[str, str]()
+def open_all(bundle: Bundle, held: ExitStack) -> tuple[dict[str, Engine], dict[str, list[str]]]:
+    """What can be opened here, by name, closed with `held`; and the names of the rest by the reasons against them."""
+    opened, reasons = dict[str, Engine](), dict[str, list[str]]()
     for candidate in candidates(bundle):
         try:
             opened[candidate.name] = held.enter_context(closing(candidate.open()))
         except Failure as error:
-            reasons[candidate.name] = str(error)
+            reasons.setdefault(str(error), []).append(candidate.name)
     return opened, reasons
 
 
@@ -95,8 +95,8 @@ def command(bundle: Path | None, batches: str, rounds: int) -> None:
     sizes, found = parse_batches(batches), load_bundle(bundle)
     with ExitStack() as held:
         engines, reasons = open_all(found, held)
-        for name, reason in reasons.items():
-            click.echo(f"{name}: left out: {reason}", err=True)
+        for reason, names in reasons.items():
+            click.echo(f"{', '.join(names)}: left out: {reason}", err=True)
         click.echo(table(measure(engines, found, sizes, rounds)))
 
 

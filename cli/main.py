@@ -1,10 +1,11 @@
-"""`cfgdiff`: train, ema, export, verify, info, plugins. Heavy packages are imported inside the commands."""
+"""`cfgdiff`: train, ema, export, verify, engines, info, plugins. Heavy packages are imported inside the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from .engines import engines
 from .errors import run_command
 from .export import export, verify
 from .train import PATH, plugin_option, train
@@ -28,7 +29,7 @@ def group() -> None:
     """Train, export and inspect class-conditional diffusion models."""
 
 
-for part in (train, export, verify):
+for part in (train, export, verify, engines):
     group.add_command(part)
 
 

@@ -1,4 +1,7 @@
-"""Certificates for all that a bundle holds: its variants in bundle.json, its TensorRT engines in their sidecars."""
+"""Certificates for all that a bundle holds: its variants in bundle.json, its TensorRT engines in their sidecars.
+
+A variant's certificate is about its graph, and made on ONNX Runtime's CPU provider; what other engines make of it is found, not kept.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -7,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from cfgdiff.runtime import Bundle, Engine, open_engine
+from cfgdiff.runtime.engine import precisions
 from cfgdiff.runtime.engine_tensorrt import TensorRTEngine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import BuiltEngine, engines_beside, graph_digest, write_sidecar
@@ -23,22 +27,26 @@ class Candidate:
     """Something that can be certified: how to open it, what its certificate stands for, and where that is kept."""
 
     name: str
-    kind: str  # cpu or tensorrt
+    kind: str  # the engine's name
     sha256: str
     open: Callable[[], Engine]
     store: Callable[[Certificate], None]
 
 
 def candidates(bundle: Bundle, kind: str | None = None) -> list[Candidate]:
-    """The variants, on ONNX Runtime's CPU provider, and the TensorRT engines beside the bundle; of one kind where asked for."""
-    found = [
-        Candidate(
-            f"cpu {name}", "cpu", graph_digest(variant), partial(open_engine, bundle, "cpu", name), partial(store_certificate, bundle, name)
-        )
-        for name, variant in bundle.variants.items()
-    ]
+    """The variants on every engine that takes graphs, and the TensorRT engines beside the bundle; of one kind where asked for."""
+    found = [_of_graph(bundle, engine, precision) for engine in ("cpu", "cuda", "openvino") for precision in precisions(engine, bundle)]
     found += [_of_engine(bundle, built) for built in engines_beside(bundle.path)]
     return [candidate for candidate in found if kind in (None, candidate.kind)]
+
+
+def _of_graph(bundle: Bundle, engine: str, precision: str) -> Candidate:
+    def store(certificate: Certificate) -> None:
+        if engine == "cpu":
+            store_certificate(bundle, precision, certificate)
+
+    digest = graph_digest(bundle.variants.get(precision, bundle.variants["float32"]))  # bfloat16 is float32's graph
+    return Candidate(f"{engine} {precision}", engine, digest, partial(open_engine, bundle, engine, precision), store)
 
 
 def _of_engine(bundle: Bundle, built: BuiltEngine) -> Candidate:

@@ -34,6 +34,7 @@ class Limits:
 LIMITS = {
     "float32": Limits(rows=1e-3, prediction=1e-3, x0=1e-3, psnr_db=45, features=0.02),
     "float16": Limits(rows=1e-2, prediction=1e-2, x0=1e-2, psnr_db=35, features=0.05),
+    "bfloat16": Limits(rows=0.05, prediction=None, x0=0.05, psnr_db=28, features=0.2),
     "int8": Limits(rows=0.05, prediction=None, x0=0.1, psnr_db=28, features=0.2),
 }
 

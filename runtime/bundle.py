@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, Failure
+from .fitted import Fitted, parse_fitted
 from .schedule import Schedule
 
 FORMAT_VERSION = 1
@@ -36,7 +37,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle. `image_shape` is (C, H, W); class k is `class_names[k]`, and the null class is K."""
+    """A checked bundle. `image_shape` is (C, H, W); class k is `class_names[k]`, the null class is K; `fitted` is by evaluations."""
 
     path: Path
     name: str
@@ -46,6 +47,7 @@ class Bundle:
     defaults: Defaults
     variants: dict[str, Variant]
     provenance: dict[str, Any]
+    fitted: dict[int, Fitted]
 
     def variant(self, precision: str) -> Variant:
         """The variant of that precision. Raises `BadInput` listing what there is."""
@@ -104,6 +106,7 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             ),
             variants=take(tree, "variants", lambda vs: {name: _variant(v) for name, v in vs.items()}),
             provenance=take(tree, "provenance", dict),
+            fitted=take(tree, "fitted", lambda fs: {int(n): parse_fitted(f) for n, f in fs.items()}) if "fitted" in tree else {},
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise Failure(f"{file}: '{key}' is missing or not as expected; export the model again") from None

@@ -1,12 +1,21 @@
-"""ONNX Runtime on the CPU. onnxruntime is imported when an engine is opened, not before."""
+"""ONNX Runtime, on the CPU and, through CUDA, on GPU 0. onnxruntime is imported when an engine is opened, not before."""
 
+import sys
+import threading
+from contextlib import redirect_stdout
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 
 from .bundle import Bundle
 from .errors import Failure
 from .inputs import check_inputs
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# Both packages are the module onnxruntime, and one spoils the other; cfgdiff[cuda] would bring the first one back, too.
+TO_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+MOST_SHAPES = 16  # a run meets about four: whole and last batches, inside and outside the guidance interval
 
 
 class OrtEngine:
@@ -15,7 +24,9 @@ class OrtEngine:
     name = "cpu"
     max_batch = 4096
 
-    def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str, threads: int | None = None, provider: tuple[str, dict[str, str]] = (CPU, {})
+    ) -> None:  # fmt: skip
         _check_installed()
         import onnxruntime as ort
 
@@ -25,9 +36,9 @@ class OrtEngine:
         if threads:
             options.intra_op_num_threads = threads
         try:
-            self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
         except Exception as error:  # onnxruntime has no common base class for its errors
-            raise Failure(f"{graph}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}); export the model again") from None
+            raise Failure(f"{graph}: ONNX Runtime cannot load it ({_first_line(error)}); export the model again") from None
         self.precision, self._shape = precision, bundle.image_shape
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
@@ -41,7 +52,81 @@ class OrtEngine:
         del self._session
 
 
-def _check_installed() -> None:
+class CudaEngine(OrtEngine):
+    """An `Engine` on ONNX Runtime's CUDA provider. Calls from several threads are safe; they run one after the other."""
+
+    name = "cuda"
+    max_batch = 256
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
+        """Raises `Failure` where the graph would not run on a GPU."""
+        _load_cuda()
+        super().__init__(bundle, precision, threads, (CUDA, {"use_tf32": "0"}))  # TF32 keeps 10 bits of float32's 23
+        if self._session.get_providers()[0] != CUDA:
+            raise Failure(
+                "ONNX Runtime's CUDA provider cannot be used, it took the CPU instead (what it misses, it says above); "
+                f"it needs NVIDIA's driver and CUDA's libraries: {TO_GPU}"
+            )
+        self._lock, self._bound = threading.Lock(), dict[tuple[int, int], tuple[Any, dict[str, Any]]]()
+
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where the GPU fails."""
+        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
+        with self._lock:
+            try:
+                binding, values = self._binding(inputs)
+                for name, array in inputs.items():
+                    if array.size:
+                        values[name].update_inplace(np.ascontiguousarray(array))
+                self._session.run_with_iobinding(binding)
+                answer: np.ndarray = values["prediction"].numpy()  # a copy, as it comes from the GPU
+            except Exception as error:  # onnxruntime has no common base class for its errors
+                what = f"cuda: {len(sample)} pictures, {len(guidance)} guided: ONNX Runtime fails ({_first_line(error)})"
+                raise Failure(f"{what}; a smaller --batch needs less memory, or take another engine") from None
+        return answer
+
+    def _binding(self, inputs: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+        """The inputs and the output in memory of the GPU, and the session bound to them; kept for the latest used shapes."""
+        import onnxruntime as ort
+
+        shape = len(inputs["sample"]), len(inputs["guidance"])
+        if shape not in self._bound:
+            arrays = inputs | {"prediction": inputs["sample"]}
+            values = {
+                name: ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", 0) for name, array in arrays.items()
+            }
+            binding = self._session.io_binding()
+            for name in inputs:
+                binding.bind_ortvalue_input(name, values[name])
+            binding.bind_ortvalue_output("prediction", values["prediction"])
+            if len(self._bound) == MOST_SHAPES:
+                del self._bound[next(iter(self._bound))]
+            self._bound[shape] = binding, values
+        self._bound[shape] = self._bound.pop(shape)  # to the end, as the latest used
+        return self._bound[shape]
+
+    def close(self) -> None:
+        """Drop the session and what it was bound to."""
+        self._bound.clear()
+        super().close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _load_cuda() -> None:
+    package = _check_installed()
+    import onnxruntime as ort
+
+    if CUDA not in ort.get_available_providers() or not hasattr(ort, "preload_dlls"):
+        raise Failure(f"expected onnxruntime-gpu 1.21 or later, found {package} {ort.__version__}; {TO_GPU}")
+    with redirect_stdout(sys.stderr):  # it prints what it cannot find
+        ort.preload_dlls()
+
+
+def _check_installed() -> str:
+    """The package that ONNX Runtime is of."""
     found = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -56,3 +141,4 @@ def _check_installed() -> None:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
         )
+    return found[0]

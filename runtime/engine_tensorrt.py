@@ -19,6 +19,7 @@ from .sidecar import BuiltEngine, check_certificate, check_file, check_key, engi
 from .tensorrt_model import Model, import_module
 
 log = logging.getLogger("cfgdiff")
+FASTEST = ("float16", "float32")  # what "auto" tries, in this order
 MOST_PLANS = 16  # a run meets about four: whole and last batches, inside and outside the guidance interval
 
 
@@ -41,6 +42,7 @@ class TensorRTEngine:
         """Open the first engine beside the bundle that fits this machine.
 
         Args:
+            precision: of the engine, or "auto" for the fastest.
             threads: of the CPU; the GPU needs none.
             uncertified: take an engine that `cfgdiff verify` did not pass.
             built: this engine and no other, whatever `precision` says.
@@ -163,17 +165,27 @@ class TensorRTEngine:
 
 def _choose(bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine | None) -> tuple[BuiltEngine, Any, bytes, Cuda]:
     """The first engine that fits, its module, its bytes and the GPU. Raises `Failure` with the reasons against each."""
-    candidates = [built] if built else [engine for engine in engines_beside(bundle.path) if engine.key.precision == precision]
-    if not candidates:
-        build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
-        raise Failure(f"no TensorRT engine of precision {precision} beside {bundle.path}; build one with: {build}")
     reasons: dict[str, None] = {}
-    for engine in candidates:
+    for engine in [built] if built else _candidates(bundle, precision):
         try:
-            return engine, *_check(bundle, engine, uncertified)
+            found = _check(bundle, engine, uncertified)
         except Failure as error:
             reasons[str(error)] = None
+            continue
+        for reason in reasons:
+            log.info("tensorrt: %s", reason)
+        return engine, *found
     raise Failure("; ".join(reasons))
+
+
+def _candidates(bundle: Bundle, precision: str) -> list[BuiltEngine]:
+    """The engines beside a bundle of that precision; for "auto" of all in `FASTEST`. Raises `Failure` where there are none."""
+    wanted, beside = FASTEST if precision == "auto" else (precision,), engines_beside(bundle.path)
+    candidates = [engine for name in wanted for engine in beside if engine.key.precision == name]
+    if not candidates:
+        build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
+        raise Failure(f"no TensorRT engine of precision {' or '.join(wanted)} beside {bundle.path}; build one with: {build}")
+    return candidates
 
 
 def _check(bundle: Bundle, engine: BuiltEngine, uncertified: bool) -> tuple[Any, bytes, Cuda]:

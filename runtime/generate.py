@@ -9,7 +9,7 @@ from .bundle import Bundle
 from .engine import Engine
 from .errors import BadInput, nearest
 from .noise import normals
-from .samplers import Sampler, find_sampler, timesteps_for
+from .plan import Plan, make_plan
 
 
 def class_labels(bundle: Bundle, classes: Sequence[str | int]) -> np.ndarray:
@@ -26,53 +26,56 @@ def class_labels(bundle: Bundle, classes: Sequence[str | int]) -> np.ndarray:
 
 
 def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int], steps: int | None = None, guidance: float | None = None,
-             seed: int = 0, sampler: str | None = None, batch: int = 64) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+             seed: int = 0, sampler: str | None = None, batch: int = 64, spacing: str | None = None,
+             timesteps: Sequence[float] | None = None, eta: float = 0.0,
+             indices: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
     """Generate one picture for each entry of `classes`. Picture i depends on (seed, i) and its class alone.
 
     Args:
         classes: names or numbers, N of them.
-        steps: network evaluations a picture; the bundle's default where None, as for guidance and sampler.
+        steps: network evaluations a picture; the bundle's default where None, as for guidance and sampler, or what `timesteps` are for.
         guidance: w in uncond + w (cond - uncond); 1 is plain conditional, at half the cost.
         seed: 0 .. 2^64 - 1.
+        sampler: one of `SAMPLERS`, or "fitted"; where None, fitted where the bundle has it for these steps and this guidance.
         batch: pictures at a time.
+        spacing: uniform, quadratic, log-snr or karras; the sampler's own where None.
+        timesteps: the t of the evaluations, falling, in (0, T], in place of a spacing; for heun of every second one.
+        eta: 0 .. 1, the share of DDPM's noise in ddim.
+        indices: the i of each picture, (N,), >= 0; 0 .. N-1 where None.
 
     Yields:
-        (first, pictures): pictures first .. of the run, (B, H, W, C) uint8, in order.
+        (first, pictures): those of classes[first:], (B, H, W, C) uint8, in order.
 
     Raises:
         BadInput: at the call, before any work.
     """
-    steps = bundle.defaults.steps if steps is None else steps
-    guidance = bundle.defaults.guidance if guidance is None else guidance
-    name = bundle.defaults.sampler if sampler is None else sampler
-    for flag, value in (("--steps", steps), ("--batch", batch), ("--n", len(classes))):
+    plan = make_plan(bundle, sampler, steps, guidance, spacing, timesteps, eta)
+    for flag, value in (("--batch", batch), ("--n", len(classes))):
         if value < 1:
             raise BadInput(f"{flag}: expected 1 or more, found {value}")
-    if not math.isfinite(guidance):
-        raise BadInput(f"--guidance: expected a finite number, found {guidance}; 1 is plain conditional")
     if not 0 <= seed < 2**64:
         raise BadInput(f"--seed: expected 0 .. 2^64 - 1, found {seed}")
-    function, labels = find_sampler(name), class_labels(bundle, classes)
-    timesteps = timesteps_for(name, steps, bundle.schedule)
-    return _batches(engine, bundle, labels, function, timesteps, guidance, seed, min(batch, engine.max_batch))
+    numbers = np.arange(len(classes)) if indices is None else np.asarray(indices, np.int64)
+    if len(numbers) != len(classes) or numbers.min() < 0:
+        raise BadInput(f"indices: expected {len(classes)} numbers of at least 0, one for each class, found {len(numbers)}")
+    return _batches(engine, bundle, class_labels(bundle, classes), numbers, plan, seed, min(batch, engine.max_batch))
 
 
-def _batches(engine: Engine, bundle: Bundle, labels: np.ndarray, sampler: Sampler, timesteps: np.ndarray, guidance: float, seed: int,
+def _batches(engine: Engine, bundle: Bundle, labels: np.ndarray, numbers: np.ndarray, plan: Plan, seed: int,
              batch: int) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
     lo, hi = bundle.defaults.interval or (0.0, math.inf)
     for first in range(0, len(labels), batch):
-        part = labels[first : first + batch]
-        indices = np.arange(first, first + len(part))
+        part, indices = labels[first : first + batch], numbers[first : first + batch]
 
         def predict(x: np.ndarray, t: float, part: np.ndarray = part) -> np.ndarray:
-            guided = guidance != 1 and lo <= float(bundle.schedule.ratio(t)) <= hi
-            w = np.full(len(part) if guided else 0, guidance, np.float32)  # (G,)
+            guided = plan.guidance != 1 and lo <= float(bundle.schedule.ratio(t)) <= hi
+            w = np.full(len(part) if guided else 0, plan.guidance, np.float32)  # (G,)
             return engine.predict(x.astype(np.float32, copy=False), np.full(len(part), t, np.float32), part, w)
 
         def noise(step: int, indices: np.ndarray = indices) -> np.ndarray:
             return normals(seed, indices, step, bundle.image_shape)
 
-        yield first, to_uint8(sampler(predict, noise(0), timesteps, bundle.schedule, noise) * bundle.schedule.data_std)
+        yield first, to_uint8(plan.function(predict, noise(0), plan.timesteps, bundle.schedule, noise) * bundle.schedule.data_std)
 
 
 def to_uint8(pictures: np.ndarray) -> np.ndarray:

@@ -1,19 +1,20 @@
-"""Where pictures go: a folder of PNGs with a grid, one PNG with the grid alone, or an .npz. Every file is whole or absent."""
+"""Pictures as files: every file is whole or absent, and a picture carries a note of how it was made."""
 
+import io
+import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from .errors import Failure
 
-GRID_MOST = 1024  # pictures in a grid: the first ones
+NOTE = "cfgdiff"  # the text chunk of a PNG that holds its note; in a WebP it is the EXIF description
+EXIF_DESCRIPTION = 0x010E
 
 
 def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.ndarray:
@@ -30,17 +31,46 @@ def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.n
 
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write (H, W, C) uint8 as a PNG."""
-    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
-    write_whole(path, lambda file: image.save(file, "PNG"))
+    write_whole(path, encoded(picture))
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def encoded(picture: np.ndarray, kind: str = "png", note: dict[str, Any] | None = None) -> bytes:
+    """(H, W, C) uint8 as the bytes of a PNG or a lossless WebP, with `note` inside as JSON."""
+    image, buffer = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture), io.BytesIO()
+    text = None if note is None else json.dumps(note)
+    if kind == "webp":
+        exif = Image.Exif()
+        if text is not None:
+            exif[EXIF_DESCRIPTION] = text
+        image.save(buffer, "WEBP", lossless=True, quality=100, exif=exif.tobytes())
+    else:
+        info = PngImagePlugin.PngInfo()
+        if text is not None:
+            info.add_text(NOTE, text)
+        image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """The note inside a picture. Raises `Failure` where there is none."""
+    try:
+        with Image.open(path) as image:
+            found = image.getexif().get(EXIF_DESCRIPTION) if image.format == "WEBP" else getattr(image, "text", {}).get(NOTE)
+        note: dict[str, Any] = json.loads(found or "")
+        return note
+    except OSError as error:
+        raise Failure(f"{path}: cannot be read as a picture ({error.strerror or 'unknown format'})") from None
+    except (TypeError, ValueError):
+        raise Failure(f"{path}: says nothing of how it was made; expected a picture as written by cfgdiff-run") from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file under another name, then rename it. Raises `Failure` where that fails."""
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                write(file)
+                file.write(data)
             os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
         except BaseException:
@@ -54,50 +84,3 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
-
-
-class Output:
-    """Takes pictures as they come. `kind` is "folder", ".png" or ".npz", by the name of `path`."""
-
-    def __init__(self, path: Path, n: int) -> None:
-        self.path, self.n = path, n
-        self.kind = path.suffix.lower() if path.suffix.lower() in (".png", ".npz") else "folder"
-        self._kept: list[np.ndarray] = []
-        if self.kind == "folder" and path.exists() and not path.is_dir():
-            raise Failure(f"--out {path}: is a file; expected a folder, or a name ending in .png or .npz")
-        if self.kind != "folder" and path.is_dir():
-            raise Failure(f"--out {path}: is a folder; expected a name for a {self.kind} file")
-        folder = path if self.kind == "folder" else path.parent
-        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise Failure(f"--out {path}: cannot write in {existing}; choose another place")
-
-    def add(self, first: int, pictures: np.ndarray) -> None:
-        """Pictures first .. of the run, (B, H, W, C) uint8."""
-        folder = self.path if self.kind == "folder" else self.path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Failure(f"--out: cannot make folder {folder} ({error.strerror}); choose another place") from None
-        if self.kind == "folder":
-            digits = max(4, len(str(self.n - 1)))
-            for i, picture in enumerate(pictures, start=first):
-                save_png(self.path / f"{i:0{digits}d}.png", picture)
-        if self.kind == ".npz" or first < GRID_MOST:
-            self._kept.append(pictures)
-
-    def finish(self, labels: np.ndarray) -> None:
-        """Write what needs all pictures: the grid, or the arrays `pictures` (N, H, W, C) uint8 and `labels` (N,) int64."""
-        kept = np.concatenate(self._kept)
-        if self.kind == ".npz":
-            write_whole(self.path, lambda file: np.savez_compressed(file, pictures=kept, labels=labels))
-        else:
-            save_png(self.path / "grid.png" if self.kind == "folder" else self.path, grid(kept[:GRID_MOST]))
-
-
-@contextmanager
-def output(path: Path, n: int, labels: np.ndarray) -> Iterator[Output]:
-    """An `Output` for n pictures that is finished when the block ends well."""
-    out = Output(path, n)
-    yield out
-    out.finish(labels)

@@ -1,15 +1,21 @@
-"""Samplers as pure functions `(predict, x, timesteps, schedule, noise) -> x0`, and the timesteps they are given.
+"""Samplers as pure functions `(predict, x, timesteps, schedule, noise) -> x0`.
 
-    predict(x, t)   the network's answer (eps or v) at x_t, (B, C, H, W); t is a float
+    predict(x, t)   the network's answer (eps, v or x0) at x_t, (B, C, H, W); t is a float
     x               the initial latent, standard normal, (B, C, H, W) float32
-    timesteps       (n + 1,) float64, decreasing, the last one 0 (clean): n evaluations
+    timesteps       (n + 1,) float64, falling, the last one 0 (clean): one evaluation at each of the others
     noise(step)     standard normals like x; step 1, 2, .. (0 was the latent)
     returns x0      (B, C, H, W) float32, in units of data_std
 
-No state, no output, no engine. The coefficients are float64 scalars, the pictures float32.
+No state, no output, no engine; the choice of timesteps is spacing.py's. The coefficients are float64 scalars, the pictures float32.
+The probability-flow ODE is solved in one of two forms, and its last step, to t = 0, is x0 itself in both:
+
+    over lambda = ln(alpha / sigma)    dpmpp-2m, dpmpp-3m, unipc: exact but for x0, which is a polynomial in lambda
+    over ratio = sigma / alpha         ddim, heun, ipndm: dz / dratio = eps for z = x / alpha (Karras et al. 2022, equation 1)
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +26,7 @@ from .schedule import Schedule
 Predict = Callable[[np.ndarray, float], np.ndarray]
 Noise = Callable[[int], np.ndarray]
 Sampler = Callable[[Predict, np.ndarray, np.ndarray, Schedule, Noise], np.ndarray]
+Nodes = list[tuple[float, np.ndarray]]  # evaluations as (t, x0), the newest first
 
 
 def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
@@ -34,12 +41,15 @@ def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
     return x.astype(np.float32, copy=False)
 
 
-def ddim(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
-    """DDIM with eta = 0 (Song et al. 2021, equation 12)."""
-    for t, s in pairwise(timesteps.tolist()):
-        prediction = predict(x, t)
-        x0, eps = schedule.to_x0(prediction, x, t), schedule.to_eps(prediction, x, t)
-        x = float(schedule.alpha(s)) * x0 + float(schedule.sigma(s)) * eps
+def ddim(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise, eta: float = 0.0) -> np.ndarray:
+    """DDIM (Song et al. 2021, equation 12). The noise of a step is eta times DDPM's (equation 16): 0 is the ODE, 1 is DDPM."""
+    for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
+        bar_t, bar_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
+        sigma = eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
+        x0, eps = _x0_and_eps(predict, x, t, schedule)
+        x = float(schedule.alpha(s)) * x0 + math.sqrt(1 - bar_s - sigma**2) * eps
+        if sigma > 0:
+            x = x + sigma * noise(step)
     return x.astype(np.float32, copy=False)
 
 
@@ -61,20 +71,109 @@ def dpmpp_2m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: S
     return x.astype(np.float32, copy=False)
 
 
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp-2m": dpmpp_2m}
-RHO, RATIO_MAX, RATIO_MIN = 7.0, 160.0, 0.004  # Karras et al. 2022, equation 5, at sigma_data 0.5
+def dpmpp_3m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+    """DPM-Solver++ of order 3, multistep (Lu et al. 2022): x0 is a parabola in lambda through the last three evaluations.
+
+    The order grows over the first steps, and the last but one is of order 2, for stability at few steps (diffusers' lower_order_final).
+    """
+    nodes: Nodes = []
+    for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
+        x0 = schedule.to_x0(predict(x, t), x, t)
+        nodes = [(t, x0), *nodes][: min(3, len(timesteps) - step)]
+        x = _exponential_step(x, t, s, nodes, schedule) if s > 0 else x0
+    return x.astype(np.float32, copy=False)
 
 
-def find_sampler(name: str) -> Sampler:
-    """The sampler of that name. Raises `BadInput` listing the choices."""
+def unipc(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+    """UniPC of order 3 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2, for x0), orders at both ends as in `dpmpp_3m`.
+
+    An evaluation at the predicted x_t serves twice: UniC takes the step to t once more, through it, and UniP goes on from there.
+    """
+    nodes: Nodes = []
+    x_before = x
+    for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
+        x0 = schedule.to_x0(predict(x, t), x, t)
+        if nodes and s > 0:
+            x = _exponential_step(x_before, nodes[0][0], t, [*nodes, (t, x0)], schedule)  # UniC
+        nodes, x_before = [(t, x0), *nodes][: min(3, len(timesteps) - step)], x
+        x = _exponential_step(x, t, s, nodes, schedule) if s > 0 else x0  # UniP
+    return x.astype(np.float32, copy=False)
+
+
+def ipndm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+    """iPNDM of order 4 (Zhang & Chen 2023): dz / dratio = eps by Adams-Bashforth, whose order grows over the first steps.
+
+    The coefficients are those of even steps for any timesteps, as in the published tables: order 4 where ratio falls evenly, else 2.
+    """
+    history: list[np.ndarray] = []  # eps, the newest first
+    for t, s in pairwise(timesteps.tolist()):
+        x0, eps = _x0_and_eps(predict, x, t, schedule)
+        history = [eps, *history][: len(ADAMS_BASHFORTH) if s > 0 else 1]
+        d = sum(b * eps_i for b, eps_i in zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True))
+        z = x0 + float(schedule.ratio(t)) * (eps - d)  # at ratio 0, along d
+        x = float(schedule.alpha(s)) * z + float(schedule.sigma(s)) * d
+    return x.astype(np.float32, copy=False)
+
+
+def heun(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+    """Algorithm 1 of Karras et al. 2022 with sigma(t) = t and z for x, of order 2; the last step is Euler's.
+
+    A t that stands twice in `timesteps` is evaluated twice: at Euler's x_t (line 7), then at the corrected one. A step to a t that stands
+    once stays Euler's.
+    """
+    ratio_before, eps_before = 0.0, x
+    for t, s in pairwise(timesteps.tolist()):
+        x0, eps = _x0_and_eps(predict, x, t, schedule)
+        ratio = float(schedule.ratio(t))
+        if s == t:
+            x = x + float(schedule.alpha(t)) * (ratio - ratio_before) / 2 * (eps - eps_before)  # line 8
+        else:
+            x = float(schedule.alpha(s)) * x0 + float(schedule.sigma(s)) * eps  # line 5
+            ratio_before, eps_before = ratio, eps
+    return x.astype(np.float32, copy=False)
+
+
+def _x0_and_eps(predict: Predict, x: np.ndarray, t: float, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """What one evaluation takes for the clean picture and for the noise in x_t, both (B, C, H, W)."""
+    prediction = predict(x, t)
+    return schedule.to_x0(prediction, x, t), schedule.to_eps(prediction, x, t)
+
+
+def _exponential_step(x: np.ndarray, t: float, s: float, nodes: Nodes, schedule: Schedule) -> np.ndarray:
+    """x_s from x_t by DPM-Solver++'s proposition 4.1, with x0 the polynomial in lambda through all `nodes`. (B, C, H, W).
+
+    x_s = sigma_s / sigma_t x_t + alpha_s int e^(lambda - lambda_s) x0 dlambda, from lambda_t to lambda_s = lambda_t + h. `moments` are this
+    integral for the powers of u = (lambda - lambda_t) / h in place of x0, and the nodes' weights are right for each power: UniPC's
+    R a = phi / B, in which B(h) cancels. Two nodes are its exception, a_1 = 1/2 with B(h) = e^h - 1 (bh2), and so are DPM-Solver++(2M)'s.
+    """
+    lambda_t, lambda_s, *lambdas = (-math.log(schedule.ratio(node)) for node in (t, s, *(node for node, _ in nodes)))
+    h = lambda_s - lambda_t
+    moments = [-math.expm1(-h)]
+    for k in range(1, len(nodes)):
+        moments.append(1 - k / h * moments[-1])  # by parts
+    if len(nodes) == 2:
+        moments[1] = moments[0] / 2
+    u = (np.array(lambdas) - lambda_t) / h
+    weights = np.linalg.solve(np.vander(u, increasing=True).T, moments).tolist()
+    integral = sum(weight * x0 for weight, (_, x0) in zip(weights, nodes, strict=True))
+    return float(schedule.sigma(s) / schedule.sigma(t)) * x + float(schedule.alpha(s)) * integral
+
+
+# Row k: the weights of the last k + 1 slopes for an even step (Adams-Bashforth of order k + 1), the newest first.
+ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm, "ddim": ddim, "dpmpp-2m": dpmpp_2m, "dpmpp-3m": dpmpp_3m, "unipc": unipc, "ipndm": ipndm, "heun": heun,
+}  # fmt: skip
+
+
+def find_sampler(name: str, eta: float = 0.0) -> Sampler:
+    """The sampler of that name, with eta if it is ddim. Raises `BadInput` listing the choices, or where eta does not fit."""
     if name not in SAMPLERS:
         raise BadInput(f"--sampler: no sampler '{name}'; choose from {', '.join(SAMPLERS)}{nearest(name, list(SAMPLERS))}")
-    return SAMPLERS[name]
-
-
-def timesteps_for(sampler: str, steps: int, schedule: Schedule) -> np.ndarray:
-    """(steps + 1,) float64, decreasing to 0: uniform in t for ddpm and ddim, rho = 7 in sigma / alpha for dpmpp-2m."""
-    if sampler != "dpmpp-2m":
-        return np.linspace(schedule.T, 0, steps + 1)
-    ramp = np.linspace(RATIO_MAX ** (1 / RHO), RATIO_MIN ** (1 / RHO), steps) ** RHO
-    return np.append(schedule.t_of_ratio(ramp), 0.0)
+    if not 0 <= eta <= 1:
+        raise BadInput(f"--eta: expected 0 .. 1, found {eta}; 0 is deterministic, 1 is as noisy as ddpm")
+    if eta == 0:
+        return SAMPLERS[name]
+    if name != "ddim":
+        raise BadInput(f"--eta: only ddim takes it, found sampler {name}; add --sampler ddim, or leave it out")
+    return partial(ddim, eta=eta)

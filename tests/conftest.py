@@ -108,7 +108,7 @@ def described(model: object) -> object:
     from cfgdiff.runtime import Bundle
     from cfgdiff.runtime.bundle import Defaults
 
-    return Bundle(Path(), "b", model.class_names, model.image_shape, model.schedule, Defaults("ddim", 4, 2.0, None), {}, {})  # type: ignore[attr-defined]
+    return Bundle(Path(), "b", model.class_names, model.image_shape, model.schedule, Defaults("ddim", 4, 2.0, None), {}, {}, {})  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,7 @@ class Preview(Callback):
         from .engine_torch import TorchEngine
 
         defaults = Defaults("dpmpp-2m", self._steps, self._guidance, None)
-        bundle = Bundle(run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {})
+        bundle = Bundle(run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {})
         classes = run.data.class_names[:10]
         engine = TorchEngine(run.predict, run.null_class)
         pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -11,8 +13,10 @@ import pytest
 
 pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
 
-from cfgdiff.benchmarks.latency import Timing, measure, parse_batches, table
+from cfgdiff.benchmarks.latency import Timing, measure, open_all, parse_batches, table
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime import engine as engines
+from cfgdiff.runtime.errors import Failure
 
 
 class Sleeper:
@@ -55,11 +59,29 @@ def test_batches_are_read_or_refused() -> None:
             parse_batches(wrong)
 
 
+def test_reasons_are_told_once(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise Failure("not here")
+
+    def open_as(name: str) -> Callable[..., Sleeper]:
+        return lambda *_: Sleeper(name, 0.0, [])
+
+    monkeypatch.setattr(engines, "OPENERS", {"cpu": open_as("cpu"), "cuda": refuse, "openvino": open_as("openvino")})
+    with ExitStack() as held:
+        opened, reasons = open_all(small_bundle, held)
+    variants = ["float32", "float16", "int8"]
+    assert list(opened) == [*(f"cpu {name}" for name in variants), *(f"openvino {name}" for name in [*variants, "bfloat16"])]
+    assert reasons == {"not here": [f"cuda {name}" for name in variants]}
+
+
 def test_the_command_times_the_packaged_model(tmp_path: Path) -> None:
     def call(*args: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([sys.executable, "-m", "cfgdiff.benchmarks.latency", *map(str, args)], capture_output=True, text=True)
 
     made = call("--batches", "1", "--rounds", 1)
     assert made.returncode == 0 and "| 1 | cpu float32 |" in made.stdout, made.stderr
+    left_out = [line.split(": left out: ") for line in made.stderr.splitlines()]
+    for name in ("cuda float32", "openvino float32", "openvino bfloat16"):  # timed, or said why not
+        assert f"| 1 | {name} |" in made.stdout or [reason for names, reason in left_out if name in names.split(", ")], made.stderr
     missing = call(tmp_path)
     assert missing.returncode == 1 and "no bundle there" in missing.stderr and "Traceback" not in missing.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
 ENTRY = "from cfgdiff.cli.main import main; main()"
 RUN = "from cfgdiff.cli.run import main; main()"
 NO_TORCH = "import sys; sys.modules['torch'] = None; "
+NO_OPENVINO = "import sys; sys.modules['openvino'] = None; "
 NO_TENSORRT = "import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None; "
 
 
@@ -65,9 +67,14 @@ def test_an_engine_is_refused_without_a_gpu_or_certificate_and_auto_goes_on(engi
 
 
 def test_verify_certifies_what_works_here(engines: Path) -> None:
-    result = call(ENTRY, "verify", engines, "--n", 8)
+    result = call(NO_OPENVINO + ENTRY, "verify", engines, "--n", 8)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("passed;") == 3 and result.stderr.count("not verified:") == 2
+    assert re.findall(r"^cpu (\w+): passed;", result.stderr, re.MULTILINE) == ["float32", "float16", "int8"]
+    said = result.stderr.splitlines()
+    missing = "openvino float32, openvino float16, openvino int8, openvino bfloat16: not verified: OpenVINO is not installed; pip install"
+    assert [line for line in said if line.startswith(missing)]  # one line for all of them
+    assert [line for line in said if re.match("cuda float32: passed;|cuda float32, cuda float16, cuda int8: not verified: ", line)]
+    assert sum("-tensorrt_rtx-" in line for line in said) <= 2 and all(": passed;" in line or ": not verified: " in line for line in said)
     assert {v.certificate["found"]["pictures"] for v in load_bundle(engines).variants.values() if v.certificate} == {8}
     shown = call(ENTRY, "info", engines)
     assert shown.stdout.count("passed, 8 pictures") == 3 and "TensorRT engine" in shown.stdout

@@ -12,6 +12,7 @@ from cfgdiff.export import certify as module
 from cfgdiff.export.certify import candidates, certify
 from cfgdiff.export.verify import reference
 from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
+from cfgdiff.runtime import engine as engines
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import ANY_DRIVER, BuiltEngine, EngineKey, check_certificate, engines_beside, graph_digest, write_sidecar
 
@@ -56,7 +57,7 @@ def run(bundle: Bundle, kind: str | None) -> dict[str, Any]:
 
 def test_variants_are_certified_in_bundle_json_and_engines_in_their_sidecars(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TensorRTEngine", Fake)
-    found = run(bundle, None)
+    found = run(bundle, "cpu") | run(bundle, "tensorrt")
     assert {name for name, answer in found.items() if answer["passed"]} == {
         "cpu float32", "cpu float16", "cpu int8", *(e.path.name for e in engines_beside(bundle.path) if e.key.precision == "float16"),
     }  # fmt: skip
@@ -78,8 +79,40 @@ def test_what_cannot_be_opened_here_is_told_and_left_alone(bundle: Bundle) -> No
     assert engines_beside(bundle.path) == before
 
 
+@pytest.mark.parametrize("kind", ["cuda", "openvino"])
+def test_what_other_engines_make_of_a_graph_is_found_and_not_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    class Other:
+        """Answers as float32 on the CPU does, a little too loud in bfloat16."""
+
+        name, max_batch = kind, 64
+
+        def __init__(self, bundle: Bundle, precision: str, *_: object) -> None:
+            self.precision, self._inside = precision, open_engine(bundle, "cpu", "float32")
+
+        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+            answer = self._inside.predict(sample, timestep, class_label, guidance)
+            return answer * np.float32(1.002) if self.precision == "bfloat16" else answer
+
+        def close(self) -> None:
+            """Nothing to give back."""
+
+    monkeypatch.setitem(engines.OPENERS, kind, Other)
+    before = (bundle.path / "bundle.json").read_bytes()
+    found = run(bundle, kind)
+    names = ["float32", "float16", "int8", *(["bfloat16"] if kind == "openvino" else [])]
+    assert list(found) == [f"{kind} {name}" for name in names] and all(answer["passed"] for answer in found.values())
+    assert {answer["engine"] for answer in found.values()} == {kind}
+    assert found[f"{kind} float32"]["sha256"] == graph_digest(bundle.variants["float32"])
+    if kind == "openvino":
+        low = found["openvino bfloat16"]
+        assert low["limits"]["psnr_db"] == 28 and low["sha256"] == graph_digest(bundle.variants["float32"])
+    assert (bundle.path / "bundle.json").read_bytes() == before
+
+
 def test_one_kind_can_be_chosen(bundle: Bundle) -> None:
-    assert [c.name for c in candidates(bundle, "cpu")] == ["cpu float32", "cpu float16", "cpu int8"]
-    assert len(candidates(bundle, "tensorrt")) == 2 and len(candidates(bundle)) == 5
+    names = ["float32", "float16", "int8"]
+    assert [c.name for c in candidates(bundle, "cpu")] == [f"cpu {name}" for name in names]
+    assert [c.name for c in candidates(bundle, "openvino")] == [f"openvino {name}" for name in [*names, "bfloat16"]]
+    assert len(candidates(bundle, "tensorrt")) == 2 and len(candidates(bundle)) == 3 + 3 + 4 + 2
     opened: Engine = candidates(bundle, "cpu")[2].open()
     assert opened.precision == "int8"

@@ -17,7 +17,6 @@ from cfgdiff.runtime.sidecar import engines_beside, graph_digest
 from cfgdiff.trainer.checkpoint import LoadedModel
 
 
-
 @pytest.fixture
 def source(small_source: Source) -> Source:
     """The small network's graph and description."""

@@ -6,6 +6,7 @@ import pytest
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.errors import BadInput
 from cfgdiff.runtime.generate import to_uint8
+from cfgdiff.runtime.spacing import timesteps_for
 
 
 class Recorder:
@@ -60,12 +61,30 @@ def test_guidance_acts_inside_its_interval_only(packaged: Bundle) -> None:
         assert (g == 4) == (0.2 <= float(packaged.schedule.ratio(np.float64(np.float32(t)))) <= 3.0)
 
 
+@pytest.mark.parametrize("settings", [{}, {"spacing": "uniform"}, {"timesteps": [900, 400.5, 20]}])
+@pytest.mark.parametrize("sampler", ["ddim", "unipc", "heun"])
+def test_the_network_runs_at_the_timesteps_that_were_chosen(packaged: Bundle, sampler: str, settings: dict) -> None:
+    engine = Recorder()
+    steps = 5 if sampler == "heun" else 3
+    pictures(engine, packaged, 2, sampler=sampler, steps=None if "timesteps" in settings else steps, **settings)
+    chosen = timesteps_for(sampler, steps, packaged.schedule, **settings)
+    assert [t for _, _, t in engine.calls] == chosen[:-1].astype(np.float32).tolist()
+
+
+def test_eta_reaches_ddim_and_its_noise_is_the_pictures_own(engine: Engine, packaged: Bundle) -> None:
+    plain, noisy = (pictures(engine, packaged, 4, sampler="ddim", eta=eta).astype(int) for eta in (0, 0.8))
+    assert np.abs(noisy - plain).max() > 50
+    assert np.abs(pictures(engine, packaged, 4, sampler="ddim", eta=0.8, batch=3) - noisy).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"classes": ["forg"]}, "did you mean 'frog'"), ({"classes": [10]}, "no class '10'"),
         ({"classes": []}, "--n"), ({"steps": 0}, "--steps"),
         ({"guidance": float("nan")}, "--guidance"), ({"sampler": "x"}, "--sampler"), ({"batch": 0}, "--batch"), ({"seed": -1}, "--seed"),
+        ({"spacing": "x"}, "--spacing"), ({"timesteps": [2, 3]}, "--timesteps"), ({"timesteps": []}, "--steps"),
+        ({"steps": 3, "timesteps": [3, 2]}, "--timesteps"), ({"eta": 0.5}, "--eta"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_at_the_call(packaged: Bundle, settings: dict, expected: str) -> None:

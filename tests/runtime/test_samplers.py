@@ -1,5 +1,6 @@
 """Each sampler against the closed form of a Gaussian and against diffusers' schedulers on the same predictions and noise."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 from cfgdiff.runtime.errors import BadInput
 from cfgdiff.runtime.noise import normals
-from cfgdiff.runtime.samplers import SAMPLERS, find_sampler, timesteps_for
+from cfgdiff.runtime.samplers import SAMPLERS, find_sampler
 from cfgdiff.runtime.schedule import Schedule
+from cfgdiff.runtime.spacing import timesteps_for
 
 MEAN, STD = 0.7, 0.4
 
@@ -25,78 +27,173 @@ def exact(schedule: Schedule) -> Any:
     return predict
 
 
-def ode_error(name: str, steps: int, prediction: str) -> float:
-    """Largest distance to the exact solution of the probability-flow ODE, from t = 900."""
-    schedule, rng = Schedule(prediction=prediction), np.random.default_rng(0)
-    start = 900.0
-    alpha, sigma = float(schedule.alpha(start)), float(schedule.sigma(start))
-    x = alpha * MEAN + (alpha**2 * STD**2 + sigma**2) ** 0.5 * rng.standard_normal((4, 1, 8, 8))
-    solution = MEAN + STD * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2) ** 0.5
-    levels = np.geomspace(float(schedule.ratio(start)), 1e-4, steps)
-    found = SAMPLERS[name](exact(schedule), x, np.append(schedule.t_of_ratio(levels), 0), schedule, lambda step: x)
-    return float(np.abs(found - solution).max())
+def ode_error(name: str, levels: np.ndarray, prediction: str) -> float:
+    """Largest distance to the exact x0 at the last of the levels of sigma / alpha, on the exact solution of the probability-flow ODE."""
+    schedule, predict = Schedule(prediction=prediction), exact(Schedule(prediction=prediction))
+    standard = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
+    ts = schedule.t_of_ratio(levels).tolist()
+    x, last = (alpha * MEAN + (alpha**2 * STD**2 + 1 - alpha**2) ** 0.5 * standard for alpha in schedule.alpha([ts[0], ts[-1]]).tolist())
+    timesteps = timesteps_for(name, 2 * len(ts) - 1 if name == "heun" else len(ts), schedule, timesteps=ts)
+    found = SAMPLERS[name](predict, x, timesteps, schedule, lambda step: x)
+    return float(np.abs(found - schedule.to_x0(predict(last, ts[-1]), last, ts[-1])).max())
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp-2m", 2)])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc", 3), ("heun", 2)])
 def test_the_ode_samplers_converge_at_their_order(name: str, order: int, prediction: str) -> None:
-    coarse, fine = ode_error(name, 60, prediction), ode_error(name, 240, prediction)
+    """The first steps are of lower order; from ratio 160 on, where x0 hardly changes, that costs nothing."""
+    coarse, fine = (ode_error(name, np.geomspace(160, 0.1, n), prediction) for n in (60, 240))
     assert fine < coarse and np.log(coarse / fine) / np.log(4) == pytest.approx(order, abs=0.3)
 
 
-def test_ddpm_draws_from_the_distribution() -> None:
-    schedule, indices = Schedule(prediction="eps"), np.arange(500)
-    x = normals(5, indices, 0, (1, 4, 4))
-    found = SAMPLERS["ddpm"](exact(schedule), x, timesteps_for("ddpm", 1000, schedule), schedule,
-                             lambda step: normals(5, indices, step, (1, 4, 4))).astype(np.float64)  # fmt: skip
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_ipndm_converges_at_order_four_where_the_ratio_falls_evenly(prediction: str) -> None:
+    coarse, fine = (ode_error("ipndm", np.linspace(8, 0.5, n), prediction) for n in (80, 320))
+    assert fine < coarse and np.log(coarse / fine) / np.log(4) == pytest.approx(4, abs=0.4)
+
+
+@pytest.mark.parametrize(("name", "eta", "steps", "most"), [("ddpm", 0.0, 1000, 0.05), ("ddim", 1.0, 250, 0.05), ("ddim", 0.5, 250, 0.9)])
+def test_the_noisy_samplers_draw_from_the_distribution(name: str, eta: float, steps: int, most: float) -> None:
+    """And not by the ODE, whose pictures correlate with the latent at 1."""
+    schedule, rng = Schedule(prediction="eps"), np.random.default_rng(5)
+    x = rng.standard_normal((500, 1, 4, 4), np.float32)
+    found = find_sampler(name, eta)(exact(schedule), x, timesteps_for(name, steps, schedule), schedule,
+                                    lambda step: rng.standard_normal(x.shape, np.float32)).astype(np.float64)  # fmt: skip
     assert found.mean() == pytest.approx(MEAN, abs=5 * STD / found.size**0.5)
     assert found.std() == pytest.approx(STD, rel=0.03)
+    assert abs(np.corrcoef(found.ravel(), x.ravel())[0, 1]) < most
 
 
-def test_timesteps_are_the_papers_and_karras() -> None:
-    schedule = Schedule()
-    np.testing.assert_array_equal(timesteps_for("ddpm", 1000, schedule), np.arange(1000, -1, -1.0))
-    levels = schedule.ratio(timesteps_for("dpmpp-2m", 12, schedule)[:-1])
-    expected = [(160 ** (1 / 7) + i / 11 * (0.004 ** (1 / 7) - 160 ** (1 / 7))) ** 7 for i in range(12)]
-    np.testing.assert_allclose(levels, expected, rtol=1e-6)
-    assert len(timesteps_for("dpmpp-2m", 1, schedule)) == 2
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 20])
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_the_network_is_evaluated_once_a_step_in_float32(name: str, steps: int) -> None:
+    schedule, x, seen = Schedule(), normals(0, np.arange(2), 0, (3, 4, 4)), list[float]()
+
+    def answer(x: np.ndarray, t: float) -> np.ndarray:
+        assert x.shape == (2, 3, 4, 4)
+        seen.append(t)
+        return np.sin(x).astype(np.float32)
+
+    found = SAMPLERS[name](answer, x, timesteps_for(name, steps, schedule), schedule, lambda step: x)
+    assert len(seen) == steps and all(0 < s <= t <= 1000 for t, s in pairwise([*seen, seen[-1]]))
+    assert found.dtype == np.float32 and found.shape == x.shape and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-3m", "unipc", "ipndm", "heun"])
+def test_pictures_stay_float32_between_evaluations(name: str) -> None:
+    schedule, x = Schedule(), normals(0, np.arange(2), 0, (3, 4, 4))
+
+    def answer(x: np.ndarray, t: float) -> np.ndarray:
+        assert x.dtype == np.float32
+        return np.sin(x)
+
+    SAMPLERS[name](answer, x, timesteps_for(name, 9, schedule), schedule, lambda step: x)
 
 
 def test_an_unknown_sampler_lists_the_choices() -> None:
-    with pytest.raises(BadInput, match=r"ddpm, ddim, dpmpp-2m; did you mean 'ddim'"):
+    with pytest.raises(BadInput, match=r"ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun; did you mean 'ddim'"):
         find_sampler("dimm")
+
+
+@pytest.mark.parametrize(
+    ("name", "eta", "expected"),
+    [
+        ("ddpm", 0.5, "--eta: only ddim takes it, found sampler ddpm"),
+        ("ddim", -0.1, r"--eta: expected 0 .. 1, found -0.1"),
+        ("ddim", 1.5, "found 1.5"),
+        ("ddim", float("nan"), "found nan"),
+    ],
+)
+def test_an_eta_that_does_not_fit_is_refused(name: str, eta: float, expected: str) -> None:
+    with pytest.raises(BadInput, match=expected):
+        find_sampler(name, eta)
+
+
+SHAPE = (3, 8, 8)
+LATENT = normals(3, np.arange(4), 0, SHAPE)
+TRAILING = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+UNIPC = {"solver_order": 3, "solver_type": "bh2", "final_sigmas_type": "zero"}
+
+
+def noise(step: int) -> np.ndarray:
+    return normals(3, np.arange(4), step, SHAPE)
+
+
+def answer(x: np.ndarray, t: float) -> np.ndarray:
+    """Any smooth function of x and t will do."""
+    return np.sin(2 * x + t / 300).astype(np.float32)
+
+
+def diffusers_peer(kind: str, steps: int, **settings: Any) -> tuple[Any, Any]:
+    """A scheduler of diffusers with its timesteps set, and torch."""
+    diffusers = pytest.importorskip("diffusers", reason="the peer library is missing: pip install 'cfgdiff[dev]'")
+    torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+    peer = getattr(diffusers, kind)(**settings)
+    peer.set_timesteps(steps)
+    return peer, torch
 
 
 PEERS = {
     "ddpm": ("DDPMScheduler", {"variance_type": "fixed_small", "clip_sample": False}),
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
     "dpmpp-2m": ("DPMSolverMultistepScheduler", {"solver_order": 2, "lower_order_final": False, "final_sigmas_type": "zero"}),
+    "dpmpp-3m": ("UniPCMultistepScheduler", UNIPC | {"disable_corrector": list(range(50))}),
+    "unipc": ("UniPCMultistepScheduler", UNIPC),
 }
 
 
 @pytest.mark.filterwarnings("ignore")  # the peer's own
-@pytest.mark.parametrize("name", list(PEERS))
-def test_agrees_with_diffusers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    diffusers = pytest.importorskip("diffusers", reason="the peer library is missing: pip install 'cfgdiff[dev]'")
-    torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
-    steps, schedule, indices = 50, Schedule(prediction="v"), np.arange(4)
-    latent = normals(3, indices, 0, (3, 8, 8))
+@pytest.mark.parametrize(("name", "eta"), [*((name, 0.0) for name in PEERS), ("ddim", 0.3), ("ddim", 1.0)])
+def test_agrees_with_diffusers(name: str, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dpmpp-3m has its peer in UniPC without the corrector, UniP-3, the same formula.
 
-    def answer(x: np.ndarray, t: float) -> np.ndarray:  # any smooth function of x and t will do
-        return np.sin(2 * x + t / 300).astype(np.float32)
-
-    ours = SAMPLERS[name](answer, latent, np.linspace(1000, 0, steps + 1), schedule, lambda step: normals(3, indices, step, (3, 8, 8)))
+    That of DPMSolverMultistepScheduler at order 3 takes half of the second derivative, as the authors' code does, and is of order 2.
+    """
+    steps, schedule = 50, Schedule(prediction="v")
+    ours = find_sampler(name, eta)(answer, LATENT, np.linspace(1000, 0, steps + 1), schedule, noise)
 
     kind, settings = PEERS[name]
-    peer = getattr(diffusers, kind)(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing", **settings
-    )
-    peer.set_timesteps(steps)
+    peer, torch = diffusers_peer(kind, steps, **TRAILING, **settings)
     drawn = iter(range(1, steps + 1))
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor",
-                        lambda shape, **_: torch.from_numpy(normals(3, indices, next(drawn), (3, 8, 8))))  # fmt: skip
-    x = torch.from_numpy(latent).double()
+    for module in ("ddpm", "ddim"):
+        monkeypatch.setattr(f"diffusers.schedulers.scheduling_{module}.randn_tensor",
+                            lambda shape, **_: torch.from_numpy(noise(next(drawn))))  # fmt: skip
+    x = torch.from_numpy(LATENT).double()
     for i in peer.timesteps:
         prediction = torch.from_numpy(answer(x.numpy(), float(i) + 1)).double()
-        x = peer.step(prediction, i, x).prev_sample.double()
+        x = peer.step(prediction, i, x, **({"eta": eta} if eta else {})).prev_sample.double()
+    np.testing.assert_allclose(ours, x.numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_heun_agrees_with_diffusers() -> None:
+    """The peer's x is z = x / alpha, and its timesteps stand there twice, too. From t = 950, as its float32 is not enough near T."""
+    schedule, levels = Schedule(prediction="v"), np.linspace(950, 0, 51)[:-1]
+    timesteps = timesteps_for("heun", 99, schedule, timesteps=levels.tolist())
+    ours = SAMPLERS["heun"](answer, LATENT, timesteps, schedule, noise)
+
+    peer, torch = diffusers_peer("HeunDiscreteScheduler", 50, **TRAILING)
+    peer.set_timesteps(timesteps=(levels - 1).tolist())
+    z = torch.from_numpy(LATENT).double() * (1 + peer.sigmas[0].double() ** 2) ** 0.5
+    np.testing.assert_array_equal(peer.timesteps.numpy() + 1, timesteps[:-1])
+    for i in peer.timesteps:
+        x = peer.scale_model_input(z, i)
+        z = peer.step(torch.from_numpy(answer(x.numpy(), float(i) + 1)).double(), i, z).prev_sample
+    np.testing.assert_allclose(ours, z.numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ipndm_agrees_with_diffusers() -> None:
+    """The peer keeps a schedule of its own, into which ours is put (its betas are sigma), and has no special last step: ours is Euler's."""
+    steps, schedule = 50, Schedule(prediction="v")
+    timesteps = np.linspace(950, 0, steps + 1)
+    ours = SAMPLERS["ipndm"](answer, LATENT, timesteps, schedule, noise)
+
+    peer, torch = diffusers_peer("IPNDMScheduler", steps)
+    peer.betas, peer.alphas = torch.from_numpy(schedule.sigma(timesteps)), torch.from_numpy(schedule.alpha(timesteps))
+    x = torch.from_numpy(LATENT).double()
+    for t, i in zip(timesteps, peer.timesteps, strict=False):
+        if t == timesteps[-2]:
+            peer.ets = []
+        x = peer.step(torch.from_numpy(answer(x.numpy(), t)).double(), i, x).prev_sample
     np.testing.assert_allclose(ours, x.numpy(), atol=1e-4)

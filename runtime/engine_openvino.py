@@ -1,0 +1,79 @@
+"""OpenVINO on the CPU. It is imported when an engine is opened, not before."""
+
+import importlib
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from .bundle import Bundle
+from .errors import Failure
+from .inputs import check_inputs
+
+BFLOAT16 = "bfloat16"  # a way to compute the float32 graph, of this engine alone
+
+
+class OpenVinoEngine:
+    """An `Engine` on OpenVINO's CPU device. Calls from several threads are safe; they run one after the other."""
+
+    name = "openvino"
+    max_batch = 4096
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
+        """Compile a variant's graph.
+
+        Args:
+            precision: a variant, computed in float32 where it is not int8; or bfloat16, the float32 variant computed in it.
+
+        Raises:
+            Failure: OpenVINO is not installed or cannot load the graph, or the CPU has no bfloat16.
+        """
+        graph = bundle.path / bundle.variant("float32" if precision == BFLOAT16 else precision).graph
+        core = import_openvino().Core()
+        if precision == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise Failure("--precision bfloat16: OpenVINO finds no instructions for it in this CPU; take float32")
+        # Left alone, OpenVINO computes float32 graphs in what the CPU is fastest at; what it cannot compute in, it silently replaces.
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == BFLOAT16 else "f32"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._request = core.compile_model(str(graph), "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise Failure(f"{graph}: OpenVINO cannot load it ({_last_line(error)}); export the model again") from None
+        self.precision, self._shape, self._lock = precision, bundle.image_shape, threading.Lock()
+
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
+        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
+        with self._lock:
+            answer: np.ndarray = self._request.infer(inputs, share_inputs=True)["prediction"]  # the answer is a copy
+        return answer
+
+    def close(self) -> None:
+        """Drop the compiled graph."""
+        del self._request
+
+
+def import_openvino() -> Any:
+    """The module `openvino`. Raises `Failure` where it cannot be had.
+
+    On import it reports its use to its makers, unasked, and leaves files in the home folder, unless its package for that is missing.
+    So that package is hidden from it.
+    """
+    hidden = "openvino_telemetry" not in sys.modules
+    if hidden:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    except (ImportError, OSError) as error:  # OSError: a shared library that is not there
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
+        found = "is not installed" if missing else f"cannot be loaded ({_last_line(error)})"
+        raise Failure(f"OpenVINO {found}; pip install 'cfgdiff[openvino]'") from None
+    finally:
+        if hidden:
+            del sys.modules["openvino_telemetry"]
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,164 @@
+"""OpenVINO answers as ONNX Runtime does, at the precision that was asked for, and keeps to itself."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cfgdiff.runtime import Bundle, Engine, open_engine
+from cfgdiff.runtime.engine_openvino import OpenVinoEngine, import_openvino
+from cfgdiff.runtime.errors import BadInput, Failure
+
+CASES = [(1, 0), (1, 1), (5, 3), (8, 0), (8, 8)]
+
+
+def inputs(bundle: Bundle, b: int, g: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"sample": rng.standard_normal((b, *bundle.image_shape), np.float32), "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+            "class_label": np.arange(b) % len(bundle.class_names), "guidance": rng.uniform(1, 4, g).astype(np.float32)}  # fmt: skip
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.fixture(scope="module")
+def opened(packaged: Bundle) -> Iterator[Engine]:
+    """The packaged model. (`pytest.importorskip` would import OpenVINO with all that it reports.)"""
+    try:
+        engine = open_engine(packaged, "openvino", threads=1)
+    except Failure as error:
+        pytest.skip(f"needs OpenVINO: {error}")
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize(("b", "g"), CASES)
+def test_float32_is_onnx_runtimes(opened: Engine, engine: Engine, packaged: Bundle, b: int, g: int) -> None:
+    assert (opened.name, opened.precision, opened.max_batch) == ("openvino", "float32", 4096)
+    for seed in range(2):
+        given = inputs(packaged, b, g, seed)
+        assert apart(opened.predict(**given), engine.predict(**given)) < 1e-4
+
+
+def test_answers_are_the_callers_own_and_inputs_may_lie_as_they_like(opened: Engine, engine: Engine, packaged: Bundle) -> None:
+    given = inputs(packaged, 5, 3)
+    first = opened.predict(**given)
+    before = first.copy()
+    opened.predict(**inputs(packaged, 5, 3, seed=1))
+    np.testing.assert_array_equal(first, before)
+    given["sample"] = np.asfortranarray(given["sample"])
+    np.testing.assert_array_equal(opened.predict(**given), before)
+    with pytest.raises(BadInput, match="at most 2 rows"):
+        opened.predict(**inputs(packaged, 2, 3))
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("float16", 2e-3), ("int8", 0.1)])
+def test_the_other_variants_are_read_right(small_bundle: Bundle, opened: Engine, precision: str, limit: float) -> None:
+    """As far from ONNX Runtime's as that is from float32, and no farther from float32."""
+    tested, same, exact = (open_engine(small_bundle, *wanted) for wanted in
+                           (("openvino", precision), ("cpu", precision), ("cpu", "float32")))  # fmt: skip
+    assert tested.precision == precision
+    for b, g in CASES:
+        given = inputs(small_bundle, b, g)
+        answer, expected = tested.predict(**given), exact.predict(**given)
+        assert apart(answer, same.predict(**given)) < limit
+        assert apart(answer, expected) < 1.5 * apart(same.predict(**given), expected) + 1e-5
+
+
+def test_threads_take_turns(opened: Engine, engine: Engine, packaged: Bundle) -> None:
+    wrong: list[float] = []
+
+    def work(seed: int) -> None:
+        for b in (1, 2, 3):
+            given = inputs(packaged, b, b // 2, seed)
+            if not (error := apart(opened.predict(**given), engine.predict(**given))) < 1e-4:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+class FakeCore:
+    """An OpenVINO that remembers what it was asked for."""
+
+    capabilities, asked = ["FP32", "BF16"], list[tuple]()
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return self.capabilities
+
+    def compile_model(self, path: str, device: str, settings: dict[str, Any]) -> Any:
+        self.asked.append((Path(path).name, device, settings))
+        return SimpleNamespace(create_infer_request=lambda: None)
+
+
+def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=FakeCore))  # type: ignore[arg-type]
+    monkeypatch.setattr(FakeCore, "asked", [])
+    for precision, threads in (("auto", None), ("float32", 3), ("bfloat16", None)):
+        assert open_engine(packaged, "openvino", precision, threads).precision == precision.replace("auto", "float32")
+    assert FakeCore.asked == [
+        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
+        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 3}),
+        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}),
+    ]
+    monkeypatch.setattr(FakeCore, "capabilities", ["FP32"])
+    with pytest.raises(Failure, match=r"^--precision bfloat16: .* no instructions for it in this CPU; take float32$"):
+        OpenVinoEngine(packaged, "bfloat16")
+    with pytest.raises(BadInput, match="no 'int8' variant; choose from float32"):
+        OpenVinoEngine(packaged, "int8")
+
+
+def test_bfloat16_where_the_cpu_has_it(opened: Engine, engine: Engine, packaged: Bundle) -> None:
+    if "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("needs a CPU with bfloat16 (AVX512_BF16, AMX)")
+    given, low = inputs(packaged, 5, 3), open_engine(packaged, "openvino", "bfloat16")
+    assert low.precision == "bfloat16" and 1e-5 < apart(low.predict(**given), engine.predict(**given)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("none", name="openvino"), r"^OpenVINO is not installed; pip install 'cfgdiff\[openvino\]'$"),
+        (OSError("libtbb.so.12: cannot open shared object file"), r"^OpenVINO cannot be loaded \(libtbb.so.12: .*; pip install"),
+    ],
+)
+def test_what_is_missing_is_named(packaged: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(Failure, match=message):
+        open_engine(packaged, "openvino")
+    assert "openvino_telemetry" not in sys.modules
+
+
+def test_a_graph_that_it_cannot_read(copied: Path, packaged: Bundle, opened: Engine) -> None:
+    (copied / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(Failure, match=r"model.onnx: OpenVINO cannot load it \(.+\); export the model again") as caught:
+        OpenVinoEngine(replace(packaged, path=copied), "float32")
+    assert "\n" not in str(caught.value)
+
+
+def test_opening_it_reports_nothing_to_anybody(opened: Engine, tmp_path: Path) -> None:
+    code = """import sys
+from cfgdiff.runtime import load_bundle, open_engine
+open_engine(load_bundle(), "openvino").close()
+assert "openvino" in sys.modules and not [name for name in sys.modules if name.startswith("openvino_telemetry")]"""
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.iterdir()) == []
