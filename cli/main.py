@@ -1,4 +1,4 @@
-"""`cfgdiff`: train, ema, export, verify, engines, info, plugins. Heavy packages are imported inside the commands."""
+"""`cfgdiff`: train, ema, export, verify, fit-steps, engines, info, plugins. Heavy packages are imported inside the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ import click
 from .engines import engines
 from .errors import run_command
 from .export import export, verify
+from .fit import fit_steps
 from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def group() -> None:
     """Train, export and inspect class-conditional diffusion models."""
 
 
-for part in (train, export, verify, engines):
+for part in (train, export, verify, fit_steps, engines):
     group.add_command(part)
 
 

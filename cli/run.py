@@ -2,10 +2,7 @@
 
 import json
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,50 +11,42 @@ import click
 from .errors import run_command
 
 if TYPE_CHECKING:
-    import numpy as np
+    from cfgdiff.runtime import Bundle
+    from cfgdiff.runtime.generate import Blend
 
-    from cfgdiff.runtime import Bundle, Engine
-
-
-PLANNED = ("sampler", "steps", "guidance", "spacing", "timesteps", "eta")
+    from .job import Job
 
 
-class CountingEngine:
-    """An engine that counts the network rows it evaluates, B + G a call, and tells `watch` the B of every call."""
-
-    def __init__(self, engine: "Engine") -> None:
-        self.engine, self.rows = engine, 0
-        self.watch: Callable[[int], object] = lambda b: None
-        self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
-
-    def predict(self, sample: "np.ndarray", timestep: "np.ndarray", class_label: "np.ndarray", guidance: "np.ndarray") -> "np.ndarray":
-        """See `Engine.predict`."""
-        answer = self.engine.predict(sample, timestep, class_label, guidance)
-        self.rows += len(sample) + len(guidance)
-        self.watch(len(sample))
-        return answer
-
-    def close(self) -> None:
-        """Close the engine inside."""
-        self.engine.close()
+PATH = click.Path(path_type=Path)
 
 
-def _classes(bundle: "Bundle", wanted: tuple[str, ...], n: int) -> list[str]:
-    names = [name.strip() for entry in wanted for name in entry.split(",") if name.strip()]
-    if not names:
-        raise click.UsageError(f"--class NAME is missing; choose from {', '.join(bundle.class_names)}, or all")
-    if "all" in names and "all" not in bundle.class_names:
-        names = bundle.class_names
-    return [names[i % len(names)] for i in range(n)]
+def _numbers(flag: str, like: str) -> Any:
+    def parse(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
+        if text is None:
+            return None
+        try:
+            return [float(part) for part in text.split(",")]
+        except ValueError:
+            raise click.UsageError(f"{flag}: expected numbers as in {like}, found '{text}'") from None
+
+    return parse
 
 
-def _timesteps(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
+def _interval(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, float] | None:
+    found = _numbers("--guidance-interval", "0.3,5")(context, option, text)
+    if found is not None and len(found) != 2:
+        raise click.UsageError(f"--guidance-interval: expected LO,HI as in 0.3,5, found '{text}'")
+    return None if found is None else (found[0], found[1])
+
+
+def _seeds(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        one, other = (int(part) for part in text.split(":"))
     except ValueError:
-        raise click.UsageError(f"--timesteps: expected T[,T...] as in 999,750.5,20, found '{text}'") from None
+        raise click.UsageError(f"--interpolate: expected SEED1:SEED2 as in 1:2, found '{text}'") from None
+    return one, other
 
 
 @click.command(
@@ -68,27 +57,45 @@ Examples:
   cfgdiff-run --class cat,dog --n 10000 --batch 128 --out pets.npz --json
   cfgdiff-run --class all --n 100000 --out many --resume
   cfgdiff-run --remake frogs/0003.png --out again.png
+  cfgdiff-run --class cat,dog --interpolate 1:2 --frames 9 --n 4 --out between.png
+  cfgdiff-run --class horse --from deer.jpg --strength 0.6 --out horses
+  cfgdiff-run --class ship --stream --n 2
   cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2"""
 )
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Class to draw; repeats, takes a comma list; 'all' goes round all.")
-@click.option("--n", default=16, show_default=True, help="Number of pictures.")
+@click.option("--n", type=int, help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation.")
 @click.option("--steps", type=int, help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun or fitted. Default: the model's.")
 @click.option("--spacing", metavar="NAME", help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")
-@click.option("--timesteps", metavar="T[,T...]", callback=_timesteps,
+@click.option("--timesteps", metavar="T[,T...]", callback=_numbers("--timesteps", "999,750.5,20"),
               help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
-@click.option("--guidance", type=float, help="Guidance w; 1 is none, at half the cost. Default: the model's.")
-@click.option("--seed", default=0, show_default=True, help="Picture i depends on (seed, i) and its class alone.")
+@click.option("--guidance", metavar="W[,W...]", callback=_numbers("--guidance", "4 or 1,2,4"),
+              help="Guidance w; 1 is none, at half the cost; a list goes round the pictures. Default: the model's.")  # fmt: skip
+@click.option("--guidance-interval", "interval", metavar="LO,HI", callback=_interval,
+              help="Of sigma / alpha, to guide inside; outside is conditional, at half the cost. Default: the model's.")  # fmt: skip
+@click.option(
+    "--guidance-rescale", "rescale", default=0.0, show_default=True, help="How much of the contrast that w adds is taken back, 0 .. 1."
+)
+@click.option("--threshold", type=float, help="Dynamic thresholding: the share of pixels left in range, as 0.995.")
+@click.option("--seed", default=0, show_default=True, help="Picture i depends on (seed, i), its class and w alone.")
+@click.option("--interpolate", metavar="SEED1:SEED2", callback=_seeds, help="From one seed to another, and from one class to a second.")
+@click.option(
+    "--frames", default=9, show_default=True, type=click.IntRange(min=2), help="Pictures of an interpolation, both ends among them."
+)
+@click.option("--from", "source", type=PATH, metavar="PICTURE", help="Start from this picture, cropped and resized, instead of noise.")
+@click.option("--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask.")
+@click.option("--mask", type=PATH, metavar="PICTURE", help="Draw where this is white and keep the picture elsewhere.")
 @click.option("--batch", default=64, show_default=True, help="Pictures at a time.")
-@click.option("--out", default="samples", show_default=True, type=click.Path(path_type=Path),
-              help="A folder (pictures, grid.png), or a .png (grid), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
+@click.option("--out", default="samples", show_default=True, type=PATH,
+              help="A folder (pictures, grid.png), or a .png (grid), .gif (the denoising, or the interpolation), "
+                   ".npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
 @click.option("--format", "kind", default="png", show_default=True, type=click.Choice(["png", "webp"]),
               help="Of pictures in a folder or .tar.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a folder of an interrupted run: draw only the pictures that are missing.")
-@click.option("--remake", type=click.Path(path_type=Path), metavar="FILE",
-              help="Draw this picture again from the note inside it, and compare.")  # fmt: skip
-@click.option("--model", type=click.Path(path_type=Path), help="A bundle. Default: the packaged CIFAR-10 model.")
+@click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from the note inside it, and compare.")
+@click.option("--stream", is_flag=True, help="Show the first pictures in the terminal as they come out of the noise.")
+@click.option("--model", type=PATH, help="A bundle. Default: the packaged CIFAR-10 model.")
 @click.option("--engine", default="auto", show_default=True, metavar="NAME", help="auto, tensorrt, cuda, cpu, openvino.")
 @click.option("--precision", default="auto", show_default=True, metavar="NAME",
               help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino.")  # fmt: skip
@@ -98,134 +105,78 @@ Examples:
 @click.option("--list-classes", is_flag=True, help="Print the model's classes and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
-def command(classes: tuple[str, ...], n: int, out: Path, kind: str, resume: bool, remake: Path | None, model: Path | None, engine: str,
-            precision: str, threads: int | None, uncertified: bool, as_json: bool, list_classes: bool, verbose: bool,
-            **settings: Any) -> None:  # fmt: skip
+def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None, frames: int, source: Path | None,
+            strength: float | None, mask: Path | None, out: Path, kind: str, resume: bool, remake: Path | None, stream: bool,
+            model: Path | None, engine: str, precision: str, threads: int | None, uncertified: bool, as_json: bool, list_classes: bool,
+            verbose: bool, batch: int, **settings: Any) -> None:  # fmt: skip
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
     started = time.perf_counter()
     from cfgdiff.runtime import load_bundle, open_engine
-    from cfgdiff.runtime.plan import make_plan
+
+    from .draw import Drawing, draw, redraw
+    from .job import read_edit
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     bundle = load_bundle(model)
     if list_classes:
         click.echo("\n".join(bundle.class_names))
         return
+    edit = read_edit(bundle, source, strength, mask)
     if remake is not None:
-        _remake(
-            remake,
-            bundle,
-            out,
-            lambda found: open_engine(bundle, engine, found if precision == "auto" else precision, threads, uncertified),
-        )
+        click.echo(redraw(remake, bundle, out, edit, lambda found: open_engine(
+            bundle, engine, found if precision == "auto" else precision, threads, uncertified)), err=True)  # fmt: skip
         return
-    if n < 1:
-        raise click.UsageError(f"--n: expected 1 or more, found {n}")
-    names = _classes(bundle, classes, n)
-    plan = make_plan(bundle, **{key: settings[key] for key in PLANNED})
-    counting = CountingEngine(open_engine(bundle, engine, precision, threads, uncertified))
+    job, columns = _job(bundle, classes, n, interpolate, frames, settings, edit)
+    plan = job.plan(bundle)
+    drawing = Drawing(bundle, job, plan, open_engine(bundle, engine, precision, threads, uncertified), batch)
     loaded = time.perf_counter()
-    first_done, drawn = _generate(counting, bundle, names, out, kind, resume, settings, plan.steps)
+    drawn = draw(drawing, out, kind, columns, resume, stream)
     done = time.perf_counter()
+    weights, name = plan.guidance.weights, drawing.engine.name
     report = {
-        "n": n, "steps": plan.steps, "rows": counting.rows, "engine": counting.name,
-        "precision": counting.precision, "sampler": plan.sampler, "spacing": plan.spacing, "guidance": plan.guidance,
-        "seed": settings["seed"],
-        "seconds": {"load": round(loaded - started, 4), "first": round(first_done - started, 4), "total": round(done - started, 4)},
+        "n": len(job.classes), "steps": plan.steps, "rows": drawing.engine.rows, "engine": name, "precision": drawing.engine.precision,
+        "sampler": plan.sampler, "spacing": plan.spacing, "guidance": weights[0] if len(set(weights)) == 1 else list(weights),
+        "seed": job.settings["seed"],
+        "seconds": {"load": round(loaded - started, 4), "first": round(drawn.first - started, 4), "total": round(done - started, 4)},
     }  # fmt: skip
     if as_json:
         click.echo(json.dumps(report))
     else:
-        there = f", {n - drawn} were there" if drawn < n else ""
-        click.echo(f"{drawn} pictures in {done - started:.1f} s ({counting.name}, {counting.precision}){there}: {out}", err=True)
+        there = f", {len(job.classes) - drawn.n} were there" if drawn.n < len(job.classes) else ""
+        click.echo(f"{drawn.n} pictures in {done - started:.1f} s ({name}, {drawing.engine.precision}){there}: {out}", err=True)
 
 
-def _generate(engine: CountingEngine, bundle: "Bundle", names: list[str], out: Path, kind: str, resume: bool, settings: dict[str, Any],
-              steps: int) -> tuple[float, int]:  # fmt: skip
-    """Draw all pictures, or those that are missing; when the first batch was there, and how many were drawn."""
-    import numpy as np
+def _job(bundle: "Bundle", wanted: tuple[str, ...], n: int | None, seeds: tuple[int, int] | None, frames: int, settings: dict[str, Any],
+         edit: Any) -> "tuple[Job, int | None]":  # fmt: skip
+    """What is to be drawn, and the columns of its grid: an interpolation is a row."""
+    from .job import Job
 
-    from cfgdiff.runtime import generate
-    from cfgdiff.runtime.generate import class_labels
-    from cfgdiff.runtime.outputs import Folder, output
-
-    labels, note, first_done = class_labels(bundle, names), _notes(engine, bundle, names, settings), time.perf_counter()
-    with output(out, labels, note, kind) as sink:
-        missing = np.arange(len(names))
-        if resume:
-            if not isinstance(sink, Folder):
-                raise click.UsageError(f"--resume: only a folder can be gone on with, found --out {out}; start again without it")
-            missing = sink.missing()
-        if len(missing):
-            batches = generate(engine, bundle, [names[i] for i in missing], **settings, indices=missing.tolist())
-            with _progress(len(missing) * steps) as bar:
-                engine.watch = bar.update
-                for first, pictures in batches:
-                    first_done = time.perf_counter() if first == 0 else first_done
-                    sink.add(missing[first : first + len(pictures)], pictures)
-    engine.close()
-    return first_done, len(missing)
+    names = [name.strip() for entry in wanted for name in entry.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"--class NAME is missing; choose from {', '.join(bundle.class_names)}, or all")
+    if "all" in names and "all" not in bundle.class_names:
+        names = bundle.class_names
+    if n is not None and n < 1:
+        raise click.UsageError(f"--n: expected 1 or more, found {n}")
+    weights, settings = settings["guidance"], {key: value for key, value in settings.items() if key != "guidance"}
+    if seeds is None:
+        rows, frames, count = [*range(n or 16)], 1, n or 16
+        job_classes, blend = [names[i % len(names)] for i in rows], None
+    else:
+        rows = [row for row in range(n or 1) for _ in range(frames)]
+        count, settings = len(rows), settings | {"seed": seeds[0]}
+        job_classes, blend = _between(names, seeds, frames, n or 1)
+    guidance = None if weights is None else [weights[i // frames % len(weights)] for i in range(count)]
+    return Job(job_classes, rows, guidance, settings, blend, *edit), None if seeds is None else frames
 
 
-def _notes(engine: CountingEngine, bundle: "Bundle", names: list[str], settings: dict[str, Any]) -> "Callable[[int], dict[str, Any]]":
-    """What picture i says of itself: all that `generate` needs to draw it again, the model and the engine."""
-    from cfgdiff.runtime.plan import make_plan
+def _between(names: list[str], seeds: tuple[int, int], frames: int, n: int) -> "tuple[list[str], Blend]":
+    from cfgdiff.runtime.generate import Blend
 
-    plan = make_plan(bundle, **{key: settings[key] for key in PLANNED})
-    told = {key: settings[key] for key in ("spacing", "timesteps", "eta") if settings[key]}
-    common = {
-        "seed": settings["seed"], "steps": plan.steps, "guidance": plan.guidance, "sampler": plan.sampler, **told, "model": bundle.name,
-        "model_sha256": _digest(bundle, engine.precision), "engine": engine.name, "precision": engine.precision,
-    }  # fmt: skip
-    return lambda i: {"class": names[i], "index": i, **common}
-
-
-def _digest(bundle: "Bundle", precision: str) -> str:
-    from cfgdiff.runtime.sidecar import graph_digest
-
-    return graph_digest(bundle.variants.get(precision) or bundle.variant("float32"))  # bfloat16 is float32's graph
-
-
-def _remake(file: Path, bundle: "Bundle", out: Path, opened: "Callable[[str], Engine]") -> None:
-    """Draw the picture of `file` again from its note and compare the two."""
-    import numpy as np
-    from PIL import Image
-
-    from cfgdiff.runtime import generate
-    from cfgdiff.runtime.errors import Failure
-    from cfgdiff.runtime.images import encoded, read_note, write_whole
-
-    note = read_note(file)
-    try:
-        settings = {key: note[key] for key in ("seed", "steps", "guidance", "sampler")}
-        settings |= {key: note[key] for key in ("spacing", "timesteps", "eta") if key in note}
-        name, index, digest = note["class"], note["index"], note["model_sha256"]
-    except KeyError as error:
-        raise Failure(f"{file}: its note lacks {error}; expected a picture of a folder or .tar as written by cfgdiff-run") from None
-    found = _digest(bundle, note["precision"])
-    if found != digest:
-        raise Failure(
-            f"{file}: was made with model {note.get('model')} ({digest[:12]}…), found {bundle.name} ({found[:12]}…); give its --model"
-        )
-    engine = opened(note["precision"])
-    ((_, pictures),) = generate(engine, bundle, [name], **settings, indices=[index])
-    with Image.open(file) as image:
-        before = np.asarray(image).reshape(pictures[0].shape).astype(int)
-    apart = int(np.abs(pictures[0] - before).max())
-    target = out if out.suffix else out / file.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    note |= {"engine": engine.name, "precision": engine.precision}
-    write_whole(target, encoded(pictures[0], target.suffix.lstrip("."), note))
-    engine.close()
-    same = "the same pixels" if not apart else f"differs by up to {apart} grey levels"
-    click.echo(f"{target}: {same} ({engine.name}, {engine.precision}; {file.name} was drawn by {read_note(file)['engine']})", err=True)
-
-
-@contextmanager
-def _progress(evaluations: int) -> Iterator[Any]:
-    """A progress bar over pictures times steps on standard error, on a terminal only."""
-    with click.progressbar(length=evaluations, label="sampling", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        yield bar
+    if len(names) > 2:
+        raise click.UsageError(f"--interpolate: expected one class, or two to go between, found {len(names)}; correct --class")
+    shares = [frame / (frames - 1) for frame in range(frames)]
+    return names[:1] * (n * frames), Blend(seeds[1], names[-1:] * (n * frames), shares * n)
 
 
 main = run_command(command)

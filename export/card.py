@@ -32,6 +32,7 @@ def card(bundle: Bundle) -> str:
         "    cfgdiff-run --model FOLDER --class NAME --n 64", "",
         f"- schedule: {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}",
         f"- defaults: {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance} {where}",
+        *([f"- fitted steps (cfgdiff fit-steps): {', '.join(map(str, bundle.fitted))}"] if bundle.fitted else []),
         *(f"- {key}: {_inline(value)}" for key, value in bundle.provenance.items()),
         "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",

@@ -15,8 +15,8 @@ from cfgdiff.runtime.engine_tensorrt import TensorRTEngine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import BuiltEngine, engines_beside, graph_digest, write_sidecar
 
+from .description import store_certificate
 from .verify import Reference, verify
-from .write import store_certificate
 
 Watch = Callable[[int], object]
 Certificate = dict[str, Any]

@@ -12,10 +12,12 @@ import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.fitted import TERMS, Fitted, terms
+from cfgdiff.runtime.guidance import Guidance, guided
 from cfgdiff.runtime.noise import normals
-from cfgdiff.runtime.samplers import SAMPLERS
+from cfgdiff.runtime.samplers import SAMPLERS, Predict
 from cfgdiff.runtime.spacing import timesteps_for
 
+BATCH = 32
 RIDGE = 1e-7  # of the largest inner product: x and x0 are nearly the same at little noise
 
 
@@ -34,50 +36,93 @@ class Teacher:
     cleans: np.ndarray
 
 
-def predictor(
-    engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: float, batch: int = 32
-) -> Callable[[np.ndarray, float], np.ndarray]:
-    """`(x, t) -> prediction` for pictures of these classes, guided."""
+@dataclass(frozen=True)
+class Fit:
+    """What was fitted, and its mean squared error in x0 to the teacher's held-out pictures beside that of dpmpp-2m."""
+
+    fitted: Fitted
+    error: float
+    plain_error: float
+
+
+def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: int = 128, held_out: int = 32,
+              teacher_evaluations: int = 60, guidance: float | None = None, seed: int = 2**63,
+              watch: Callable[[int], object] = lambda n: None) -> dict[int, Fit]:  # fmt: skip
+    """Fit timesteps and coefficients for each number of evaluations.
+
+    Args:
+        pictures: of all classes in turn, that are fitted to.
+        held_out: others, that the result is measured on.
+        teacher_evaluations: of the dpmpp-2m trajectories that are fitted to; more than any of `evaluations`.
+        guidance: w, at which alone the result is right; the bundle's default where None.
+        seed: of the latents; far from what people choose, so that nobody judges the result by pictures it was fitted to.
+        watch: told the pictures of every evaluation, `total_evaluations` in all.
+    """
+    schedule, labels = bundle.schedule, np.arange(pictures + held_out) % len(bundle.class_names)
+    w = bundle.defaults.guidance if guidance is None else guidance
+    predict = predictor(engine, bundle, labels, w, watch)
+    teacher, known = teach(predict, bundle, teacher_evaluations, seed, len(labels)), slice(0, pictures)
+    paths, found = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
+    for n in evaluations:
+        fitted, x = fit(predict, bundle, teacher, w, paths[n], known)
+        drawn = SAMPLERS["dpmpp-2m"](predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise)
+        errors = (float(np.square(picture[pictures:] - teacher.states[-1][pictures:]).mean()) for picture in (x, drawn))
+        found[n] = Fit(fitted, *errors)
+    return found
+
+
+def total_evaluations(evaluations: list[int], pictures: int = 128, held_out: int = 32, teacher_evaluations: int = 60) -> int:
+    """How many pictures `fit_steps` has evaluated in the end."""
+    return (pictures + held_out) * (teacher_evaluations + 2 * sum(evaluations))
+
+
+def predictor(engine: Engine, bundle: Bundle, labels: np.ndarray, w: float, watch: Callable[[int], object]) -> Predict:
+    """Guided answers for any number of pictures, `BATCH` at a time."""
+    guidance = Guidance((w,), bundle.defaults.interval)
+    parts = [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)]
+    predicts = [
+        guided(engine, bundle.schedule, labels[part], len(bundle.class_names), np.full(len(labels[part]), w, np.float32), guidance)
+        for part in parts
+    ]
 
     def predict(x: np.ndarray, t: float) -> np.ndarray:
-        parts = []
-        for lo in range(0, len(x), batch):
-            part = x[lo : lo + batch]
-            times, w = np.full(len(part), t, np.float32), np.full(len(part), guidance, np.float32)
-            parts.append(engine.predict(part.astype(np.float32), times, labels[lo : lo + batch], w))
-        return np.concatenate(parts)
+        answers = []
+        for part, one in zip(parts, predicts, strict=True):
+            answers.append(one(x[part], t))
+            watch(len(answers[-1]))
+        return np.concatenate(answers)
 
     return predict
 
 
-def teach(
-    engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: float, evaluations: int, seed: int, watch: Callable[[int], object]
-) -> Teacher:
-    """Draw pictures by dpmpp-2m with many evaluations and keep what it saw."""
+def teach(predict: Predict, bundle: Bundle, evaluations: int, seed: int, n: int) -> Teacher:
+    """Draw n pictures by dpmpp-2m with many evaluations and keep what it saw."""
     schedule = bundle.schedule
-    timesteps = timesteps_for("dpmpp-2m", evaluations, schedule)
-    states, cleans, predict = list[np.ndarray](), list[np.ndarray](), predictor(engine, bundle, labels, guidance)
+    timesteps, states, cleans = timesteps_for("dpmpp-2m", evaluations, schedule), list[np.ndarray](), list[np.ndarray]()
 
     def recorded(x: np.ndarray, t: float) -> np.ndarray:
         answer = predict(x, t)
         states.append(x.astype(np.float32))
         cleans.append(schedule.to_x0(answer, x, t).astype(np.float32))
-        watch(len(x))
         return answer
 
-    latent = normals(seed, np.arange(len(labels)), 0, bundle.image_shape)
-    states.append(SAMPLERS["dpmpp-2m"](recorded, latent, timesteps, schedule, lambda step: latent))
+    latent = normals(seed, np.arange(n), 0, bundle.image_shape)
+    states.append(SAMPLERS["dpmpp-2m"](recorded, latent, timesteps, schedule, _no_noise))
     return Teacher(timesteps, np.stack(states), np.stack(cleans))
 
 
-def choose(teacher: Teacher, evaluations: list[int]) -> dict[int, list[int]]:
+def _no_noise(step: int) -> np.ndarray:
+    raise AssertionError("a sampler of the probability-flow ODE draws no noise")
+
+
+def choose(states: np.ndarray, cleans: np.ndarray, evaluations: list[int]) -> dict[int, list[int]]:
     """For each number of evaluations, the positions on the teacher's path to evaluate at, the first one always among them.
 
     Dynamic programming over the last two positions; a step k -> i -> j costs what of the state at j is outside the span of the state
     at i, its x0 and the x0 before. Errors are not weighted: of a unit-variance picture, an error of x_t is one of x0.
     """
-    g = len(teacher.cleans)
-    cost = step_costs(teacher)  # (k, i, j); k = i stands for no step before
+    g = len(cleans)
+    cost = step_costs(states, cleans)  # (k, i, j); k = i stands for no step before
     best, path = np.full((g, g + 1), np.inf), dict[tuple[int, int, int], int]()
     best[0, 1:] = cost[0, 0, 1:]  # after one step: from 0 to j
     found = {}
@@ -102,10 +147,10 @@ def _trace(path: dict[tuple[int, int, int], int], n: int, i: int, j: int) -> lis
     return positions[::-1]
 
 
-def step_costs(teacher: Teacher) -> np.ndarray:
+def step_costs(states: np.ndarray, cleans: np.ndarray) -> np.ndarray:
     """Mean square of what a step k -> i -> j cannot reach, (G, G, G + 1); inf where not k <= i < j. k = i: without x0 of k."""
-    g, size = len(teacher.cleans), teacher.states[0].size
-    every = np.concatenate([teacher.states, teacher.cleans]).reshape(2 * g + 1, -1).astype(np.float32)
+    g, size = len(cleans), states[0].size
+    every = np.concatenate([states, cleans]).reshape(2 * g + 1, -1)
     gram = (every @ every.T).astype(np.float64) / size  # inner products of all states and x0s
     cost = np.full((g, g, g + 1), np.inf)
     for i in range(g):
@@ -125,19 +170,20 @@ def solve(inside: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.linalg.solve(inside + RIDGE * np.trace(inside) * np.eye(len(inside)), right)
 
 
-def fit(engine: Engine, bundle: Bundle, teacher: Teacher, labels: np.ndarray, guidance: float, positions: list[int],
-        watch: Callable[[int], object]) -> Fitted:  # fmt: skip
-    """Coefficients for a path, one step after the other on the student's own trajectory: each leads to the teacher's next state."""
-    schedule, predict = bundle.schedule, predictor(engine, bundle, labels, guidance)
+def fit(predict: Predict, bundle: Bundle, teacher: Teacher, w: float, positions: list[int],
+        known: slice) -> tuple[Fitted, np.ndarray]:  # fmt: skip
+    """Coefficients for a path, one step after the other on the student's own trajectory: each leads to the teacher's next state.
+
+    Only the pictures `known` are fitted to; what all become is the second answer, (n, C, H, W).
+    """
     x, said, rows = teacher.states[0], list[np.ndarray](), list[tuple[float, ...]]()
     times = [float(teacher.timesteps[i]) for i in positions]
     for t, target in zip(times, [*positions[1:], len(teacher.cleans)], strict=True):
-        said = [schedule.to_x0(predict(x, t), x, t).astype(np.float32), *said[:2]]
-        watch(len(x))
+        said = [bundle.schedule.to_x0(predict(x, t), x, t).astype(np.float32), *said[:2]]
         parts = terms(x, said)
-        flat = np.stack([part.ravel() for part in parts])
+        flat = np.stack([part[known].ravel() for part in parts])
         inside = (flat @ flat.T).astype(np.float64)
-        row = solve(inside, (flat @ teacher.states[target].ravel()).astype(np.float64))
+        row = solve(inside, (flat @ teacher.states[target][known].ravel()).astype(np.float64))
         rows.append(tuple(float(c) for c in row) + (0.0,) * (TERMS - len(row)))
-        x = sum(float(c) * part for c, part in zip(row, parts, strict=True))
-    return Fitted((*times, 0.0), tuple(rows), guidance)
+        x = np.asarray(sum(float(c) * part for c, part in zip(row, parts, strict=True)))
+    return Fitted((*times, 0.0), tuple(rows), w), x

@@ -1,7 +1,6 @@
 """Writes a bundle: whole or not at all."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import engines_beside, graph_digest, sidecar_of
 
 from .card import write_card
+from .description import write_description
 from .edit import save_graph, with_description
 from .precision import half
 from .quantise import guided_trajectories, int8
@@ -75,7 +75,7 @@ def write_bundle(source: Source, target: Path, precisions: tuple[str, ...] = (),
             say(f"{precision}: comparing {PICTURES} pictures")
             tested = engine if precision == "float32" else open_engine(bundle, "cpu", precision)
             variant["certificate"] = verify(tested, bundle, against) | {"sha256": graph_digest(bundle.variant(precision))}
-        _write_json(folder, tree)
+        write_description(folder, tree)
         bundle, build_error = load_bundle(folder), None
         _keep_engines(target, bundle)
         try:
@@ -114,7 +114,7 @@ def _add_variant(tree: dict[str, Any], folder: Path, graph: ModelProto, precisio
     save_graph(with_description(graph, tree, precision), folder / file)
     digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
     tree["variants"][precision] = {"graph": file, "precision": precision, "files": {file: digest}}
-    _write_json(folder, tree)
+    write_description(folder, tree)
 
 
 def _keep_engines(old: Path, bundle: Bundle) -> None:
@@ -126,16 +126,3 @@ def _keep_engines(old: Path, bundle: Bundle) -> None:
         if engine.key.graph in digests and engine.path.is_file():
             shutil.copy2(engine.path, bundle.path)
             shutil.copy2(sidecar_of(engine.path), bundle.path)
-
-
-def _write_json(folder: Path, tree: dict[str, Any]) -> None:
-    partial = folder / ".bundle.json.partial"
-    partial.write_text(json.dumps(tree, indent=1) + "\n")
-    partial.replace(folder / "bundle.json")
-
-
-def store_certificate(bundle: Bundle, precision: str, certificate: dict[str, Any]) -> None:
-    """Put the certificate of a variant into bundle.json. Raises OSError where the folder cannot be written."""
-    tree = json.loads((bundle.path / "bundle.json").read_bytes())
-    tree["variants"][precision]["certificate"] = certificate
-    _write_json(bundle.path, tree)

@@ -1,15 +1,50 @@
 """The guided sampling loop over batches: classes in, uint8 pictures out. It knows no files, flags or engines by name."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from .bundle import Bundle
 from .engine import Engine
 from .errors import BadInput, nearest
+from .guidance import guided, mixed, thresholded, watched, with_x0
 from .noise import normals
 from .plan import Plan, make_plan
+from .samplers import Predict
+
+Watch = Callable[[int, np.ndarray], object]
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The other end of an interpolation: picture i is `shares[i]`, 0 .. 1, of the way to it.
+
+    Attributes:
+        seed: of the latent there; what lies between two latents is on the arc between them.
+        classes: there, N names or numbers; between two classes the network's answers are mixed, at twice the cost.
+        shares: N of them.
+    """
+
+    seed: int
+    classes: Sequence[str | int]
+    shares: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A picture to start from, noised to `strength` of the schedule (SDEdit, Meng et al. 2022), instead of noise alone.
+
+    Attributes:
+        picture: (H, W, C) uint8.
+        strength: 1 keeps nothing of it, little keeps nearly all.
+        mask: (H, W) bool, where to draw; elsewhere the picture is kept, pixel by pixel. None: everywhere.
+    """
+
+    picture: np.ndarray
+    strength: float = 0.5
+    mask: np.ndarray | None = None
 
 
 def class_labels(bundle: Bundle, classes: Sequence[str | int]) -> np.ndarray:
@@ -25,57 +60,131 @@ def class_labels(bundle: Bundle, classes: Sequence[str | int]) -> np.ndarray:
     return np.array(labels, np.int64)
 
 
-def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int], steps: int | None = None, guidance: float | None = None,
-             seed: int = 0, sampler: str | None = None, batch: int = 64, spacing: str | None = None,
-             timesteps: Sequence[float] | None = None, eta: float = 0.0,
-             indices: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-    """Generate one picture for each entry of `classes`. Picture i depends on (seed, i) and its class alone.
+def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int], steps: int | None = None,
+             guidance: float | Sequence[float] | None = None, seed: int = 0, sampler: str | None = None, batch: int = 64,
+             spacing: str | None = None, timesteps: Sequence[float] | None = None, eta: float = 0.0,
+             interval: tuple[float, float] | None = None, rescale: float = 0.0, threshold: float | None = None,
+             indices: Sequence[int] | None = None, blend: Blend | None = None, edit: Edit | None = None,
+             watch: Watch | None = None) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Generate one picture for each entry of `classes`. Picture i depends on (seed, i), its class and its guidance alone.
 
     Args:
         classes: names or numbers, N of them.
         steps: network evaluations a picture; the bundle's default where None, as for guidance and sampler, or what `timesteps` are for.
-        guidance: w in uncond + w (cond - uncond); 1 is plain conditional, at half the cost.
+        guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional, at half the cost.
         seed: 0 .. 2^64 - 1.
         sampler: one of `SAMPLERS`, or "fitted"; where None, fitted where the bundle has it for these steps and this guidance.
         batch: pictures at a time.
         spacing: uniform, quadratic, log-snr or karras; the sampler's own where None.
         timesteps: the t of the evaluations, falling, in (0, T], in place of a spacing; for heun of every second one.
         eta: 0 .. 1, the share of DDPM's noise in ddim.
+        interval, rescale, threshold: see `Guidance`; the bundle's interval where None.
         indices: the i of each picture, (N,), >= 0; 0 .. N-1 where None.
+        blend: what to interpolate to.
+        edit: a picture to start from.
+        watch: told (first, x0) after every evaluation: the clean pictures (B, C, H, W), within about -1 .. 1, as they then look.
 
     Yields:
-        (first, pictures): those of classes[first:], (B, H, W, C) uint8, in order.
+        (first, pictures): those of classes[first:], (B, H, W, C) uint8, in order. It can be closed at any time.
 
     Raises:
         BadInput: at the call, before any work.
+
+    Example:
+        >>> from cfgdiff.runtime import generate, load_bundle, open_engine
+        >>> bundle = load_bundle()
+        >>> for first, pictures in generate(open_engine(bundle), bundle, ["frog", "ship", "cat"], steps=4, batch=2):
+        ...     print(first, pictures.shape, pictures.dtype)
+        0 (2, 32, 32, 3) uint8
+        2 (1, 32, 32, 3) uint8
     """
-    plan = make_plan(bundle, sampler, steps, guidance, spacing, timesteps, eta)
+    strength = edit.strength if edit else 1.0
+    plan = make_plan(bundle, sampler, steps, guidance, spacing, timesteps, eta, interval, rescale, threshold, strength)
     for flag, value in (("--batch", batch), ("--n", len(classes))):
         if value < 1:
             raise BadInput(f"{flag}: expected 1 or more, found {value}")
-    if not 0 <= seed < 2**64:
-        raise BadInput(f"--seed: expected 0 .. 2^64 - 1, found {seed}")
     numbers = np.arange(len(classes)) if indices is None else np.asarray(indices, np.int64)
-    if len(numbers) != len(classes) or numbers.min() < 0:
-        raise BadInput(f"indices: expected {len(classes)} numbers of at least 0, one for each class, found {len(numbers)}")
-    return _batches(engine, bundle, class_labels(bundle, classes), numbers, plan, seed, min(batch, engine.max_batch))
+    run = _Run(engine, bundle, plan, seed, class_labels(bundle, classes), numbers, blend, edit, watch)
+    rows = 2 if plan.guidance.rescale else 1
+    return run.batches(min(batch, max(1, engine.max_batch // rows)))
 
 
-def _batches(engine: Engine, bundle: Bundle, labels: np.ndarray, numbers: np.ndarray, plan: Plan, seed: int,
-             batch: int) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-    lo, hi = bundle.defaults.interval or (0.0, math.inf)
-    for first in range(0, len(labels), batch):
-        part, indices = labels[first : first + batch], numbers[first : first + batch]
+class _Run:
+    """All that the batches of a run share."""
 
-        def predict(x: np.ndarray, t: float, part: np.ndarray = part) -> np.ndarray:
-            guided = plan.guidance != 1 and lo <= float(bundle.schedule.ratio(t)) <= hi
-            w = np.full(len(part) if guided else 0, plan.guidance, np.float32)  # (G,)
-            return engine.predict(x.astype(np.float32, copy=False), np.full(len(part), t, np.float32), part, w)
+    def __init__(self, engine: Engine, bundle: Bundle, plan: Plan, seed: int, labels: np.ndarray, numbers: np.ndarray,
+                 blend: Blend | None, edit: Edit | None, watch: Watch | None) -> None:  # fmt: skip
+        self.engine, self.bundle, self.plan, self.seed, self.watch = engine, bundle, plan, seed, watch
+        self.labels, self.numbers, self.blend, self.edit = labels, numbers, blend, edit
+        n = len(labels)
+        for one in (seed, blend.seed if blend else 0):
+            if not 0 <= one < 2**64:
+                raise BadInput(f"--seed: expected 0 .. 2^64 - 1, found {one}")
+        if len(numbers) != n or numbers.min() < 0:
+            raise BadInput(f"indices: expected {n} numbers of at least 0, one for each class, found {len(numbers)}")
+        if len(plan.guidance.weights) not in (1, n):
+            raise BadInput(f"--guidance: expected 1 or {n} numbers, one for each class, found {len(plan.guidance.weights)}")
+        if blend:
+            self.shares, self.others = np.array(blend.shares, np.float64), class_labels(bundle, blend.classes)
+            if not len(self.shares) == len(self.others) == n:
+                raise BadInput(f"blend: expected {n} shares and classes, found {len(self.shares)} and {len(self.others)}")
+        if edit:
+            self.known = _checked(edit, bundle)
 
-        def noise(step: int, indices: np.ndarray = indices) -> np.ndarray:
-            return normals(seed, indices, step, bundle.image_shape)
+    def batches(self, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+        """See `generate`."""
+        schedule, plan, shape = self.bundle.schedule, self.plan, self.bundle.image_shape
+        for first in range(0, len(self.labels), batch):
+            part = slice(first, first + batch)
+            noise = partial(normals, self.seed, self.numbers[part], shape=shape)
+            x = noise(0)
+            if self.blend:
+                x = arc(x, normals(self.blend.seed, self.numbers[part], 0, shape), self.shares[part])
+            if self.edit:
+                t = plan.timesteps[0]
+                x = (float(schedule.alpha(t)) * self.known + float(schedule.sigma(t)) * x).astype(np.float32)
+            x0 = plan.function(self._predict(part), x, plan.timesteps, schedule, noise)
+            if self.edit and self.edit.mask is not None:
+                x0 = np.where(self.edit.mask, x0, self.known)
+            yield first, to_uint8(x0 * schedule.data_std)
 
-        yield first, to_uint8(plan.function(predict, noise(0), plan.timesteps, bundle.schedule, noise) * bundle.schedule.data_std)
+    def _predict(self, part: slice) -> Predict:
+        schedule, guidance, null_class = self.bundle.schedule, self.plan.guidance, len(self.bundle.class_names)
+        weights = guidance.weights_of(np.arange(len(self.labels))[part])
+        predict = guided(self.engine, schedule, self.labels[part], null_class, weights, guidance)
+        if self.blend and (self.labels != self.others).any():
+            other = guided(self.engine, schedule, self.others[part], null_class, weights, guidance)
+            predict = mixed(predict, other, self.shares[part])
+        if guidance.threshold is not None:
+            predict = with_x0(predict, schedule, partial(thresholded, quantile=guidance.threshold, limit=1 / schedule.data_std))
+        if self.edit and self.edit.mask is not None:
+            mask = self.edit.mask
+            predict = with_x0(predict, schedule, lambda x0: np.where(mask, x0, self.known))
+        if self.watch:
+            watch = self.watch
+            predict = watched(predict, schedule, lambda x0: watch(part.start, x0 * schedule.data_std))
+        return predict
+
+
+def _checked(edit: Edit, bundle: Bundle) -> np.ndarray:
+    """The picture as x0, (C, H, W) float32. Raises `BadInput` where it does not fit the model."""
+    c, h, w = bundle.image_shape
+    for flag, array, shape, kind in (("--from", edit.picture, (h, w, c), np.uint8), ("--mask", edit.mask, (h, w), np.bool_)):
+        if array is not None and (array.shape != shape or array.dtype != kind):
+            raise BadInput(f"{flag}: expected {np.dtype(kind)} {shape}, found {array.dtype} {array.shape}")
+    return ((edit.picture.transpose(2, 0, 1) / 127.5 - 1) / bundle.schedule.data_std).astype(np.float32)
+
+
+def arc(a: np.ndarray, b: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Spherical interpolation (Shoemake 1985) of latents (B, C, H, W), each pair by its share (B,), 0 .. 1; it keeps their length."""
+    axes, share = tuple(range(1, a.ndim)), shares.reshape(-1, *[1] * (a.ndim - 1))
+    lengths = np.linalg.norm(a.reshape(len(a), -1), axis=1) * np.linalg.norm(b.reshape(len(b), -1), axis=1)
+    cosine = (a * b).sum(axes, dtype=np.float64) / lengths
+    angle = np.arccos(np.clip(cosine, -1, 1)).reshape(share.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        one, other = np.sin((1 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle)
+    flat = np.sin(angle) < 1e-6  # the same latent twice
+    return (np.where(flat, 1 - share, one) * a + np.where(flat, share, other) * b).astype(np.float32)
 
 
 def to_uint8(pictures: np.ndarray) -> np.ndarray:

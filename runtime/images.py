@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from .errors import Failure
 
 NOTE = "cfgdiff"  # the text chunk of a PNG that holds its note; in a WebP it is the EXIF description
 EXIF_DESCRIPTION = 0x010E
+
+
+def cropped(image: Image.Image, height: int, width: int, mode: str = "RGB") -> np.ndarray:
+    """(height, width, C) uint8: turned as its EXIF says, cropped to the middle, resized with antialiasing."""
+    upright = ImageOps.exif_transpose(image).convert(mode)
+    return np.atleast_3d(np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)))
 
 
 def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.ndarray:

@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image
 
 from .errors import BadInput, Failure
+from .generate import to_uint8
 from .images import encoded, grid, read_note, save_png, write_whole
 
 GRID_MOST = 1024  # pictures in a grid: the first ones
-SUFFIXES = (".png", ".npz", ".tar")
+GIF_MOST = 64
+SUFFIXES = (".png", ".gif", ".npz", ".tar")
 Note = Callable[[int], dict[str, Any]]
 
 
@@ -37,8 +39,8 @@ class Output(Protocol):
 class Folder:
     """Pictures one by one, and grid.png of the first ones."""
 
-    def __init__(self, path: Path, labels: np.ndarray, note: Note, kind: str) -> None:
-        self.path, self._n, self._note, self._kind = path, len(labels), note, kind
+    def __init__(self, path: Path, labels: np.ndarray, note: Note, kind: str, columns: int | None = None) -> None:
+        self.path, self._n, self._note, self._kind, self._columns = path, len(labels), note, kind, columns
         self._digits = max(4, len(str(self._n - 1)))
 
     def file(self, index: int) -> Path:
@@ -67,14 +69,14 @@ class Folder:
         for i in range(min(self._n, GRID_MOST)):
             with Image.open(self.file(i)) as image:
                 pictures.append(np.atleast_3d(np.asarray(image)))
-        save_png(self.path / "grid.png", grid(np.stack(pictures)))
+        save_png(self.path / "grid.png", grid(np.stack(pictures), columns=self._columns))
 
 
 class Grid:
     """The first pictures as one PNG."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._kept, self._room = path, list[np.ndarray](), GRID_MOST
+    def __init__(self, path: Path, columns: int | None) -> None:
+        self.path, self._kept, self._room, self._columns = path, list[np.ndarray](), GRID_MOST, columns
 
     def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
         """See `Output.add`."""
@@ -84,7 +86,33 @@ class Grid:
     def finish(self) -> None:
         """Write the grid."""
         _make(self.path.parent)
-        save_png(self.path, grid(np.concatenate(self._kept)))
+        save_png(self.path, grid(np.concatenate(self._kept), columns=self._columns))
+
+
+class Gif(Grid):
+    """A moving grid of the first pictures: how they come out of the noise, or the interpolations of `columns` pictures each."""
+
+    def __init__(self, path: Path, columns: int | None) -> None:
+        super().__init__(path, columns)
+        self._frames = list[np.ndarray]()
+
+    def see(self, first: int, x0: np.ndarray) -> None:
+        """The clean pictures (B, C, H, W) after an evaluation; of the first batch only, and for no interpolation."""
+        if first == 0 and self._columns is None:
+            self._frames.append(grid(to_uint8(x0[:GIF_MOST])))
+
+    def finish(self) -> None:
+        """Write the frames, the last one for longer."""
+        frames, pictures = self._frames, np.concatenate(self._kept)
+        if self._columns is not None:
+            frames = [grid(pictures[i :: self._columns]) for i in range(self._columns)]
+            frames += frames[-2:0:-1]  # and back
+        images = [Image.fromarray(frame.squeeze()) for frame in frames]
+        durations, buffer = [100] * len(images), io.BytesIO()
+        durations[-1] = 1500 if self._columns is None else 100
+        images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+        _make(self.path.parent)
+        write_whole(self.path, buffer.getvalue())
 
 
 class Npz:
@@ -150,13 +178,14 @@ class Tar:
 
 
 @contextmanager
-def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png") -> Iterator[Output]:
-    """Where `path` says by its name: a .png, .npz or .tar, else a folder; finished when the block ends well.
+def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", columns: int | None = None) -> Iterator[Output]:
+    """Where `path` says by its name: a .png, .gif, .npz or .tar, else a folder; finished when the block ends well.
 
     Args:
         labels: of all pictures of the run, (N,) int64.
         note: what picture i says of itself.
         kind: of the pictures in a folder or .tar, png or webp (lossless).
+        columns: of a grid, whose rows are then interpolations.
 
     Raises:
         Failure: the place will not do.
@@ -164,7 +193,7 @@ def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png") -> Ite
     check_place(path)
     suffix = path.suffix.lower()
     if suffix not in (".npz", ".tar"):
-        plain: Output = Grid(path) if suffix == ".png" else Folder(path, labels, note, kind)
+        plain: Output = _plain(path, suffix, columns) or Folder(path, labels, note, kind, columns)
         yield plain
         plain.finish()
         return
@@ -179,6 +208,10 @@ def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png") -> Ite
         raise Failure(f"--out: cannot write {path} ({error.strerror or error}); choose another place or make room") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _plain(path: Path, suffix: str, columns: int | None) -> Output | None:
+    return Grid(path, columns) if suffix == ".png" else Gif(path, columns) if suffix == ".gif" else None
 
 
 def check_place(path: Path) -> None:

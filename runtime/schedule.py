@@ -97,6 +97,15 @@ class Schedule:
             return prediction
         return (x - sigma * prediction) / alpha
 
+    def from_x0(self, x0: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
+        """The prediction at x_t, t > 0, that implies the clean picture `x0`: the inverse of `to_x0`."""
+        alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
+        if self.prediction == "v":
+            return (alpha * x - x0) / sigma
+        if self.prediction == "x0":
+            return x0
+        return (x - alpha * x0) / sigma
+
     def to_eps(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
         """The noise that `prediction` at x_t implies, (B, C, H, W)."""
         if self.prediction == "eps":

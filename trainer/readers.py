@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.images import cropped
 
 from .cache import cached, content_key
 from .data import PictureSet, cifar10_root, hold_out
@@ -100,8 +101,7 @@ def _decode(path: Path, files: list[tuple[Path, int]], classes: list[str], image
 
 def _square(picture: Image.Image, size: int) -> np.ndarray:
     """(3, size, size) uint8: centre crop, then antialiased resize."""
-    fitted = ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(fitted).transpose(2, 0, 1)
+    return cropped(picture, size, size).transpose(2, 0, 1)
 
 
 def npz(path: Path, image_size: int) -> PictureSet:

@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cfgdiff.cli.run import CountingEngine
 from cfgdiff.runtime.samplers import SAMPLERS
 from cfgdiff.runtime.spacing import SPACINGS
 
@@ -25,7 +25,7 @@ def test_a_folder_of_frogs_with_a_report(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert set(report) == {"n", "steps", "rows", "engine", "precision", "sampler", "spacing", "guidance", "seed", "seconds"}
-    assert (report["sampler"], report["spacing"]) == ("dpmpp-2m", "karras")
+    assert (report["sampler"], report["spacing"]) == ("dpmpp-2m", "karras")  # nothing is fitted for 2
     assert (report["n"], report["steps"], report["rows"], report["seed"], report["engine"]) == (10, 2, 40, 3, "cpu")
     assert set(report["seconds"]) == {"load", "first", "total"}
     names = sorted(p.name for p in (tmp_path / "frogs").iterdir())
@@ -58,24 +58,6 @@ def test_samplers_spacings_and_timesteps_are_reported(args: list, expected: dict
     assert json.loads(result.stdout).items() >= (expected | {"sampler": args[1]}).items()
 
 
-def test_every_evaluation_is_counted_and_told_to_the_progress_bar() -> None:
-    class Silent:
-        name, precision, max_batch = "fake", "float32", 8
-
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-            return sample
-
-        def close(self) -> None:
-            pass
-
-    told: list[int] = []
-    engine = CountingEngine(Silent())
-    engine.watch = told.append
-    for b, g in ((5, 3), (2, 0)):
-        engine.predict(np.zeros((b, 3, 2, 2)), np.zeros(b), np.zeros(b), np.ones(g))
-    assert told == [5, 2] and engine.rows == 10
-
-
 def test_help_and_the_list_of_classes() -> None:
     assert run("--list-classes").stdout.split()[6] == "frog"
     text = run("--help").stdout
@@ -89,15 +71,23 @@ def test_help_and_the_list_of_classes() -> None:
         (["--class", "frgo"], 2, "did you mean 'frog'"),
         (["--class", "frog", "--n", 0], 2, "--n: expected 1 or more, found 0"),
         (["--class", "frog", "--steps", 0], 2, "--steps: expected 1 or more"),
-        (["--class", "frog", "--guidance", "nan"], 2, "--guidance: expected a finite number"),
+        (["--class", "frog", "--guidance", "nan"], 2, "--guidance: expected finite numbers, found nan; 1 is plain"),
         (["--class", "frog", "--sampler", "dmpp"], 2, "choose from ddpm, ddim, dpmpp-2m"),
         (["--class", "frog", "--spacing", "karas"], 2, "did you mean 'karras'"),
-        (["--class", "frog", "--timesteps", "9,x"], 2, "--timesteps: expected T[,T...] as in 999,750.5,20, found '9,x'"),
+        (["--class", "frog", "--timesteps", "9,x"], 2, "--timesteps: expected numbers as in 999,750.5,20, found '9,x'"),
         (["--class", "frog", "--timesteps", "9,10"], 2, "--timesteps: expected falling t in (0, 1000]"),
         (["--class", "frog", "--timesteps", "9,8", "--steps", 3], 2, "--timesteps: expected 3 for 3 evaluations with dpmpp-2m, found 2"),
         (["--class", "frog", "--eta", 1], 2, "--eta: only ddim takes it, found sampler dpmpp-2m"),
         (["--class", "frog", "--engine", "gpu"], 2, "choose from auto, tensorrt, cuda, cpu, openvino"),
         (["--class", "frog", "--seed", "x"], 2, "--seed"),
+        (["--class", "frog", "--guidance", "1,x"], 2, "--guidance: expected numbers as in 4 or 1,2,4, found '1,x'"),
+        (["--class", "frog", "--guidance-interval", "3"], 2, "--guidance-interval: expected LO,HI as in 0.3,5, found '3'"),
+        (["--class", "frog", "--interpolate", "3"], 2, "--interpolate: expected SEED1:SEED2 as in 1:2, found '3'"),
+        (["--class", "all", "--interpolate", "3:4"], 2, "--interpolate: expected one class, or two to go between, found 10"),
+        (["--class", "frog", "--strength", 0.5], 2, "--strength: is for a picture, found no --from"),
+        (["--class", "frog", "--from", "nowhere.png"], 1, "--from nowhere.png: cannot be read as a picture"),
+        (["--remake", "nowhere.png"], 1, "nowhere.png: cannot be read as a picture"),
+        (["--class", "frog", "--resume", "--out", "a.tar"], 2, "--resume: only a folder can be gone on with"),
         ([], 2, "--class NAME is missing"),
         (["--class", "frog", "--model", "nowhere"], 1, "no bundle there"),
         (["--class", "frog", "--out", "/proc/nothing/x"], 1, "--out"),
@@ -116,3 +106,49 @@ def test_a_damaged_model_is_one_line(copied: Path, tmp_path: Path) -> None:
     (copied / "model.onnx").write_bytes(b"x")
     result = run("--class", "frog", "--model", copied, "--out", tmp_path / "o")
     assert result.returncode == 1 and "model.onnx: damaged" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_row_goes_from_seed_to_seed_and_class_to_class(tmp_path: Path) -> None:
+    args = ["--class", "cat,dog", "--interpolate", "1:2", "--frames", 3, "--n", 2, "--steps", 2]
+    result = run(*args, "--out", tmp_path / "rows", "--json")
+    assert result.returncode == 0 and json.loads(result.stdout)["n"] == 6, result.stderr
+    with Image.open(tmp_path / "rows" / "grid.png") as sheet:
+        assert sheet.size == (3 * 34 + 2, 2 * 34 + 2)
+    run("--class", "dog", "--seed", 2, "--n", 2, "--steps", 2, "--out", tmp_path / "end")
+    for row, i in ((2, 0), (5, 1)):
+        end, alone = (np.asarray(Image.open(tmp_path / file)).astype(int) for file in (f"rows/000{row}.png", f"end/000{i}.png"))
+        assert np.abs(end - alone).max() <= 1
+    result = run("--remake", tmp_path / "rows" / "0004.png", "--out", tmp_path / "again.png")
+    assert result.returncode == 0 and "again.png: the same pixels (cpu, float32" in result.stderr
+    result = run(*args, "--out", tmp_path / "rows.gif")
+    with Image.open(tmp_path / "rows.gif") as moving:
+        assert getattr(moving, "n_frames", 0) == 4 and moving.size == (2 * 34 + 2, 34 + 2)  # there and back
+
+
+def test_a_picture_is_drawn_over_and_made_again_from_its_original_only(tmp_path: Path) -> None:
+    run("--class", "ship", "--n", 1, "--steps", 3, "--out", tmp_path / "a")
+    source = tmp_path / "a" / "0000.png"
+    result = run("--class", "frog", "--from", source, "--strength", 0.4, "--n", 2, "--steps", 6, "--out", tmp_path / "b", "--json")
+    assert result.returncode == 0 and 1 <= json.loads(result.stdout)["steps"] < 6, result.stderr
+    again = ["--remake", tmp_path / "b" / "0001.png", "--out", tmp_path / "again.png"]
+    assert "the same pixels" in run(*again, "--from", source, "--strength", 0.4).stderr
+    result = run(*again)
+    assert result.returncode == 1 and "found no --from; give the same one" in result.stderr
+
+
+def test_killed_at_a_random_moment_and_resumed_it_ends_with_the_same_files(tmp_path: Path) -> None:
+    args = ["--class", "all", "--n", 48, "--steps", 1, "--batch", 4, "--threads", 1]
+    assert run(*args, "--out", tmp_path / "whole").returncode == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    random, part = np.random.default_rng(), tmp_path / "part"
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", RUN, *map(str, [*args, "--out", part, "--resume"])], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (part.is_dir() and any(part.iterdir())):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    result = run(*args, "--out", part, "--resume")
+    assert result.returncode == 0, result.stderr
+    found = {path.name: path.read_bytes() for path in part.iterdir() if not path.name.startswith(".")}
+    assert found == whole

@@ -5,7 +5,8 @@ import pytest
 
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.errors import BadInput
-from cfgdiff.runtime.generate import to_uint8
+from cfgdiff.runtime.generate import Blend, Edit, arc, to_uint8
+from cfgdiff.runtime.noise import normals
 from cfgdiff.runtime.spacing import timesteps_for
 
 
@@ -95,3 +96,82 @@ def test_bad_input_is_named_at_the_call(packaged: Bundle, settings: dict, expect
 def test_pictures_fill_the_range_of_uint8() -> None:
     x = np.array([-2, -1, 0, 1, 2], np.float32).reshape(5, 1, 1, 1)
     assert to_uint8(x).ravel().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_half_of_the_steps_guided_cost_one_and_a_half_rows_a_step(packaged: Bundle) -> None:
+    levels = packaged.schedule.ratio(timesteps_for("dpmpp-2m", 20, packaged.schedule)[:-1])
+    engine = Recorder()
+    pictures(engine, packaged, 4, guidance=3.0, steps=20, interval=(float(levels[14]) * 0.99, float(levels[5]) * 1.01))
+    assert sum(b + g for b, g, _ in engine.calls) == 1.5 * 20 * 4
+
+
+def test_a_picture_can_be_drawn_by_its_number_and_with_its_own_guidance(engine: Engine, packaged: Bundle) -> None:
+    whole = pictures(engine, packaged, 6, guidance=[1.0, 2.0, 4.0, 1.0, 3.0, 2.0], batch=4).astype(int)
+    ((_, alone),) = generate(engine, packaged, ["deer"], 3, 3.0, seed=4, indices=[4])
+    assert np.abs(alone[0] - whole[4]).max() <= 1
+    ((_, other),) = generate(engine, packaged, ["deer"], 3, 2.0, seed=4, indices=[4])
+    assert np.abs(other[0] - whole[4]).max() > 5
+
+
+def test_interpolation_starts_at_one_end_and_ends_at_the_other(engine: Engine, packaged: Bundle) -> None:
+    settings = {"steps": 3, "indices": [2] * 3}
+    blend = Blend(9, ["dog"] * 3, [0.0, 0.5, 1.0])
+    ((_, between),) = generate(engine, packaged, ["cat"] * 3, seed=4, blend=blend, **settings)
+    ((_, start),) = generate(engine, packaged, ["cat"] * 3, seed=4, **settings)
+    ((_, end),) = generate(engine, packaged, ["dog"] * 3, seed=9, **settings)
+    for got, end_point in ((between[0], start[0]), (between[2], end[0])):
+        assert np.abs(got.astype(int) - end_point).max() <= 1
+    assert np.abs(between[1].astype(int) - start[0]).max() > 20 < np.abs(between[1].astype(int) - end[0]).max()
+
+
+def test_the_arc_between_latents_keeps_their_length() -> None:
+    a, b = normals(0, np.arange(3), 0, (3, 32, 32)), normals(1, np.arange(3), 0, (3, 32, 32))
+    middle = arc(a, b, np.full(3, 0.5))
+    np.testing.assert_allclose(np.square(middle).mean((1, 2, 3)), 1, atol=0.1)  # the chord's middle has half
+    np.testing.assert_allclose(arc(a, a, np.array([0, 0.3, 1])), a, atol=1e-6)
+    quarter = arc(np.array([[1.0, 0]]), np.array([[0, 1.0]]), np.array([1 / 3]))
+    np.testing.assert_allclose(quarter, [[np.cos(np.pi / 6), np.sin(np.pi / 6)]], atol=1e-6)
+
+
+def test_an_edit_keeps_more_of_its_picture_the_weaker_it_is(engine: Engine, packaged: Bundle) -> None:
+    ((_, (picture,)),) = generate(engine, packaged, ["ship"], steps=10)
+    apart = []
+    for strength in (0.1, 0.5, 0.9):
+        ((_, (found,)),) = generate(engine, packaged, ["ship"], steps=10, seed=1, edit=Edit(picture, strength))
+        apart.append(np.square(found.astype(float) - picture).mean())
+    assert apart[0] < 100 and apart[0] < apart[1] / 3 < apart[2] / 6
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp-2m", "unipc"])
+def test_what_is_not_masked_stays_pixel_by_pixel(engine: Engine, packaged: Bundle, sampler: str) -> None:
+    ((_, (picture,)),) = generate(engine, packaged, ["ship"], steps=5)
+    mask = np.zeros((32, 32), bool)
+    mask[:, 20:] = True
+    ((_, found),) = generate(engine, packaged, ["ship"] * 2, steps=8, seed=1, sampler=sampler, edit=Edit(picture, 1.0, mask))
+    np.testing.assert_array_equal(found[:, ~mask], np.broadcast_to(picture[~mask], (2, *picture[~mask].shape)))
+    assert np.abs(found[0, mask].astype(int) - picture[mask]).max() > 20
+
+
+def test_it_can_be_watched_and_stopped(packaged: Bundle) -> None:
+    engine, seen = Recorder(), list[tuple[int, tuple[int, ...]]]()
+    batches = generate(engine, packaged, ["cat"] * 12, steps=3, watch=lambda first, x0: seen.append((first, x0.shape)))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert seen == [(0, (5, 3, 32, 32))] * 3 and len(engine.calls) == 3
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"guidance": [1.0, 2.0]}, "--guidance: expected 1 or 3 numbers"),
+        ({"indices": [0, 1]}, "indices: expected 3 numbers"),
+        ({"blend": Blend(1, ["cat"] * 2, [0, 1])}, "blend: expected 3 shares"),
+        ({"blend": Blend(-1, ["cat"] * 3, [0, 0, 1])}, "--seed: expected"),
+        ({"edit": Edit(np.zeros((32, 32, 4), np.uint8))}, "--from: expected uint8"),
+        ({"edit": Edit(np.zeros((32, 32, 3), np.uint8), 1.0, np.zeros((3, 3), bool))}, "--mask: expected bool"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused_at_the_call(packaged: Bundle, wrong: dict, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        generate(Recorder(), packaged, ["cat"] * 3, **wrong)

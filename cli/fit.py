@@ -1,0 +1,56 @@
+"""`cfgdiff fit-steps`: few evaluations that come close to many."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from .train import PATH
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise click.UsageError(f"--steps: expected N[,N...] as in 4,6,8,10, found '{text}'") from None
+    if found[0] < 1:
+        raise click.UsageError(f"--steps: expected numbers of at least 1, found {found[0]}")
+    return found
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  cfgdiff fit-steps exported/small
+  cfgdiff fit-steps exported/small --steps 5,10 --guidance 2"""
+)
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--steps", default="4,6,8,10", show_default=True, callback=_numbers, help="Numbers of network evaluations to fit.")
+@click.option("--guidance", type=float, help="Guidance w to fit for; they are taken at this w alone. Default: the model's.")
+@click.option("--n", "pictures", default=128, show_default=True, type=click.IntRange(min=8), help="Pictures to fit to.")
+@click.option("--teacher-steps", default=60, show_default=True, type=click.IntRange(min=3), help="Evaluations of the teacher: dpmpp-2m.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
+def fit_steps(
+    bundle: Path | None, steps: list[int], guidance: float | None, pictures: int, teacher_steps: int, threads: int | None
+) -> None:
+    """Fit timesteps and a solver's coefficients to a bundle's model, so that few evaluations draw what many would.
+
+    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The error that is printed is
+    measured on pictures that were not fitted to.
+    """
+    from cfgdiff.export.description import store_fitted
+    from cfgdiff.export.fit import fit_steps as fit
+    from cfgdiff.export.fit import total_evaluations
+    from cfgdiff.runtime import load_bundle, open_engine
+
+    found = load_bundle(bundle)
+    if steps[-1] >= teacher_steps:
+        raise click.UsageError(f"--steps: expected fewer than --teacher-steps {teacher_steps}, found {steps[-1]}")
+    engine = open_engine(found, "cpu", "float32", threads)
+    total = total_evaluations(steps, pictures, teacher_evaluations=teacher_steps)
+    with click.progressbar(length=total, label="fitting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        fits = fit(engine, found, steps, pictures, teacher_evaluations=teacher_steps, guidance=guidance, watch=bar.update)
+    store_fitted(found, {n: one.fitted for n, one in fits.items()})
+    click.echo(f"mean squared error to {teacher_steps} evaluations of dpmpp-2m, on other pictures: fitted, dpmpp-2m")
+    for n, one in fits.items():
+        click.echo(f"{n:>4} evaluations: {one.error:.5f}, {one.plain_error:.5f}")

@@ -1,0 +1,31 @@
+"""bundle.json, written whole, and the two things that are added to it after an export. It needs no onnx."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.fitted import Fitted
+
+
+def write_description(folder: Path, tree: dict[str, Any]) -> None:
+    """Put bundle.json into a folder, whole."""
+    partial = folder / ".bundle.json.partial"
+    partial.write_text(json.dumps(tree, indent=1) + "\n")
+    partial.replace(folder / "bundle.json")
+
+
+def store_fitted(bundle: Bundle, found: dict[int, Fitted]) -> None:
+    """Put fitted steps into bundle.json, in place of older ones for the same numbers. Raises OSError where it cannot be written."""
+    tree = json.loads((bundle.path / "bundle.json").read_bytes())
+    kept = tree.get("fitted", {}) | {str(n): asdict(fitted) for n, fitted in found.items()}
+    tree["fitted"] = dict(sorted(kept.items(), key=lambda entry: int(entry[0])))
+    write_description(bundle.path, tree)
+
+
+def store_certificate(bundle: Bundle, precision: str, certificate: dict[str, Any]) -> None:
+    """Put the certificate of a variant into bundle.json. Raises OSError where the folder cannot be written."""
+    tree = json.loads((bundle.path / "bundle.json").read_bytes())
+    tree["variants"][precision]["certificate"] = certificate
+    write_description(bundle.path, tree)

@@ -1,0 +1,116 @@
+"""Jobs on an engine that is fast: what is written, gone on with, and made again."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfgdiff.cli import draw as module
+from cfgdiff.cli.draw import CountingEngine, Drawing, draw, redraw
+from cfgdiff.cli.job import Job
+from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.errors import BadInput, Failure
+
+
+class Fast:
+    """Answers with something that depends on the picture and, in its last bits, on the size of the batch, as real engines do."""
+
+    name, precision, max_batch = "fast", "float32", 64
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        self.batches.append(len(sample))
+        return np.tanh(sample[..., ::-1, :]) * np.float32(1 + len(sample) / 50)
+
+    def close(self) -> None:
+        pass
+
+
+def job(n: int) -> Job:
+    return Job(["cat", "dog"] * (n // 2), list(range(n)), None, {"seed": 1, "steps": 2, "sampler": "ddim"})
+
+
+def drawing(bundle: Bundle, n: int, batch: int = 8, engine: Any = None) -> Drawing:
+    return Drawing(bundle, job(n), job(n).plan(bundle), engine or Fast(), batch)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_are_counted() -> None:
+    engine = CountingEngine(Fast())
+    for b, g in ((5, 3), (2, 0)):
+        engine.predict(np.zeros((b, 3, 2, 2)), np.zeros(b), np.zeros(b), np.ones(g))
+    assert engine.rows == 10
+
+
+@pytest.mark.parametrize("after", [1, 11, 19])
+def test_an_interrupted_job_that_is_resumed_ends_with_the_files_of_an_undisturbed_one(
+    packaged: Bundle, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(drawing(packaged, 20), tmp_path / "whole", "png", None, False, False)
+    write, written = module.Folder.add, []
+
+    def killed(self: Any, indices: np.ndarray, pictures: np.ndarray) -> None:
+        for i in range(len(indices)):
+            if len(written) == after:
+                raise KeyboardInterrupt
+            write(self, indices[i : i + 1], pictures[i : i + 1])
+            written.append(i)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.Folder, "add", killed)
+        draw(drawing(packaged, 20), tmp_path / "part", "png", None, False, False)
+    assert len(files(tmp_path / "part")) == after
+    engine = Fast()
+    drawn = draw(drawing(packaged, 20, engine=engine), tmp_path / "part", "png", None, True, False)
+    assert files(tmp_path / "part") == files(tmp_path / "whole")
+    assert drawn.n == 20 - after // 8 * 8 == sum(engine.batches) // 2
+    assert draw(drawing(packaged, 20), tmp_path / "part", "png", None, True, False).n == 0
+
+
+def test_resuming_needs_a_folder_of_the_same_run(packaged: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--resume: only a folder"):
+        draw(drawing(packaged, 2), tmp_path / "a.npz", "png", None, True, False)
+    draw(drawing(packaged, 4), tmp_path / "a", "png", None, False, False)
+    other = Drawing(packaged, Job(["cat"] * 6, list(range(6)), None, {"seed": 2}), job(6).plan(packaged), Fast(), 4)
+    with pytest.raises(BadInput, match=r"--resume: .* was made with seed 1 \(now 2\)"):
+        draw(other, tmp_path / "a", "png", None, True, False)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_a_picture_is_made_again(packaged: Bundle, tmp_path: Path, kind: str) -> None:
+    draw(drawing(packaged, 4, batch=1), tmp_path / "a", kind, None, False, False)
+    said = redraw(tmp_path / "a" / f"0003.{kind}", packaged, tmp_path / f"b.{kind}", (None, None), lambda precision: Fast())
+    assert "the same pixels (fast, float32" in said
+    assert (tmp_path / f"b.{kind}").read_bytes() == (tmp_path / "a" / f"0003.{kind}").read_bytes()
+
+
+def test_a_picture_that_comes_out_otherwise_is_said_to(packaged: Bundle, tmp_path: Path) -> None:
+    draw(drawing(packaged, 4, batch=4), tmp_path / "a", "png", None, False, False)
+    said = redraw(tmp_path / "a" / "0003.png", packaged, tmp_path, (None, None), lambda precision: Fast())
+    assert "differs by up to" in said  # in a batch of 4, this engine answers otherwise than alone
+
+
+def test_a_picture_of_another_model_is_refused(packaged: Bundle, small_bundle: Bundle, tmp_path: Path) -> None:
+    draw(drawing(packaged, 2), tmp_path / "a", "png", None, False, False)
+    with pytest.raises(Failure, match=r"was made with model .* found small .*; give --model"):
+        redraw(tmp_path / "a" / "0001.png", small_bundle, tmp_path / "b.png", (None, None), lambda precision: Fast())
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_a_gif_shows_the_pictures_coming_out_of_the_noise(packaged: Bundle, tmp_path: Path) -> None:
+    draw(drawing(packaged, 4), tmp_path / "a.gif", "png", None, False, False)
+    with Image.open(tmp_path / "a.gif") as found:
+        assert getattr(found, "n_frames", 0) == 2 and found.size == (2 * 34 + 2, 2 * 34 + 2)
+
+
+def test_without_a_terminal_a_stream_says_where_it_can_be_seen(packaged: Bundle, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    draw(drawing(packaged, 2), tmp_path / "a.png", "png", None, False, True)
+    assert "--stream: standard error is no terminal; take --out NAME.gif" in capfd.readouterr().err
+    assert (tmp_path / "a.png").is_file()

@@ -1,0 +1,24 @@
+"""What is added to bundle.json later is there afterwards, and nothing else changed."""
+
+import json
+from pathlib import Path
+
+from cfgdiff.export.description import store_certificate, store_fitted
+from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.fitted import Fitted
+
+
+def test_fitted_steps_and_certificates_are_added(copied: Path) -> None:
+    before, bundle = json.loads((copied / "bundle.json").read_bytes()), load_bundle(copied)
+    one, two = (Fitted((900.0, 20.0, 0.0), ((1.0, 2.0, c, 0.0), (0.1, 0.2, 0.3, 0.4)), 3.0) for c in (0.5, 0.7))
+    store_fitted(bundle, {12: one, 2: one})
+    store_fitted(bundle, {2: two})
+    store_certificate(bundle, "float32", {"passed": True})
+    found = load_bundle(copied)
+    kept = {n: fitted for n, fitted in found.fitted.items() if n in (2, 12)}
+    assert kept == {2: two, 12: one} and list(found.fitted) == sorted(found.fitted)
+    after = json.loads((copied / "bundle.json").read_bytes())
+    assert after["variants"]["float32"].pop("certificate") == {"passed": True}
+    before["variants"]["float32"].pop("certificate", None)
+    assert {k: v for k, v in after.items() if k != "fitted"} == {k: v for k, v in before.items() if k != "fitted"}
+    assert [p.name for p in copied.iterdir() if "partial" in p.name] == []

@@ -1,0 +1,89 @@
+"""Guidance outside the graph against guidance inside it, against diffusers and against closed forms."""
+
+import numpy as np
+import pytest
+
+from cfgdiff.runtime import Bundle, Engine
+from cfgdiff.runtime.errors import BadInput
+from cfgdiff.runtime.guidance import Guidance, guided, mixed, rescaled, thresholded, watched, with_x0
+from cfgdiff.runtime.schedule import Schedule
+
+LABELS, T = np.array([3, 5, 6, 0, 6]), 400.5
+X = np.random.default_rng(0).standard_normal((5, 3, 32, 32)).astype(np.float32)
+WEIGHTS = np.array([1, 4, 1, 2.5, 1], np.float32)
+
+
+def predict(engine: Engine, bundle: Bundle, weights: np.ndarray = WEIGHTS, **settings: object) -> np.ndarray:
+    return guided(engine, bundle.schedule, LABELS, 10, weights, Guidance((1.0,), **settings))(X, T)  # type: ignore[arg-type]
+
+
+def rows(engine: Engine, w: list[float]) -> np.ndarray:
+    return engine.predict(X, np.full(5, T, np.float32), LABELS, np.array(w, np.float32))
+
+
+def test_every_picture_is_guided_by_its_own_weight(engine: Engine, packaged: Bundle) -> None:
+    by_graph, plain = rows(engine, WEIGHTS.tolist()), rows(engine, [])
+    found = predict(engine, packaged)
+    np.testing.assert_allclose(found, by_graph, atol=2e-4)
+    np.testing.assert_allclose(found[WEIGHTS == 1], plain[WEIGHTS == 1], atol=2e-5)
+    assert np.abs(found - plain)[WEIGHTS != 1].max() > 0.05
+
+
+def test_outside_its_interval_it_is_the_conditional_answer_bit_for_bit(engine: Engine, packaged: Bundle) -> None:
+    ratio, all_guided = float(packaged.schedule.ratio(T)), np.full(5, 3, np.float32)
+    np.testing.assert_array_equal(predict(engine, packaged, all_guided, interval=(ratio * 1.01, 99)), rows(engine, []))
+    np.testing.assert_array_equal(predict(engine, packaged, all_guided, interval=(0, ratio * 1.01)), rows(engine, [3.0] * 5))
+
+
+def test_rescaling_is_diffusers_and_costs_the_rows_of_guidance(engine: Engine, packaged: Bundle) -> None:
+    torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+    peer = pytest.importorskip("diffusers.guiders.guider_utils", reason="the peer library is missing: pip install 'cfgdiff[dev]'")
+    plain, full = rows(engine, []), rows(engine, WEIGHTS.tolist())
+    expected = peer.rescale_noise_cfg(torch.tensor(full), torch.tensor(plain), 0.7).numpy()
+    expected[WEIGHTS == 1] = plain[WEIGHTS == 1]
+    # torch's std divides by n - 1, but in both of its parts
+    np.testing.assert_allclose(predict(engine, packaged, rescale=0.7), expected, atol=3e-4)
+    assert np.abs(full - expected).max() > 0.02
+
+
+def test_rescaling_wholly_gives_the_conditional_deviation() -> None:
+    answer, cond = np.random.default_rng(1).standard_normal((2, 4, 3, 8, 8)) * [[[[[3]]]], [[[[0.5]]]]]
+    np.testing.assert_allclose(rescaled(answer, cond, 1.0).std((1, 2, 3)), cond.std((1, 2, 3)))
+    np.testing.assert_array_equal(rescaled(answer, cond, 0.0), answer)
+
+
+def test_thresholding_keeps_a_share_of_the_pixels_in_range() -> None:
+    x0 = np.stack([np.linspace(-3, 3, 101), np.linspace(-0.5, 0.5, 101)]).reshape(2, 1, 1, 101)
+    found = thresholded(x0, 0.5, 1.0)
+    np.testing.assert_allclose(found[0, 0, 0], np.clip(np.linspace(-3, 3, 101), -1.5, 1.5) / 1.5)  # half of |x0| is below 1.5
+    np.testing.assert_array_equal(found[1], x0[1])  # in range already
+    np.testing.assert_allclose(thresholded(x0, 1.0, 2.0)[0], x0[0] * 2 / 3)
+
+
+def test_mixtures_are_linear_in_the_share() -> None:
+    found = mixed(lambda x, t: x, lambda x, t: 5 * x, np.array([0, 0.25, 0.5, 0.75, 1]))(X, T)
+    np.testing.assert_allclose(found, X * np.array([1, 2, 3, 4, 5])[:, None, None, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_the_clean_picture_is_changed_and_watched(prediction: str) -> None:
+    schedule, seen = Schedule(prediction=prediction), list[np.ndarray]()
+    changed = with_x0(lambda x, t: 0.3 * x, schedule, lambda x0: x0 * 0 + 0.25)
+    x = X.astype(np.float64)
+    np.testing.assert_allclose(schedule.to_x0(watched(changed, schedule, seen.append)(x, T), x, T), 0.25, atol=1e-12)
+    np.testing.assert_allclose(seen[0], 0.25, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "flag"),
+    [
+        ({"weights": (float("nan"),)}, "--guidance: expected finite"),
+        ({"weights": ()}, "--guidance: expected finite"),
+        ({"interval": (3.0, 1.0)}, "--guidance-interval: expected 0 <= LO < HI, found 3.0,1.0"),
+        ({"rescale": 1.5}, "--guidance-rescale: expected 0 .. 1, found 1.5"),
+        ({"threshold": 0.0}, "--threshold: expected a share"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong: dict, flag: str) -> None:
+    with pytest.raises(BadInput, match=flag):
+        Guidance(**({"weights": (1.0,)} | wrong))
