@@ -1,0 +1,276 @@
+"""How close each sampler comes to a teacher with few network evaluations, on one model; nothing is timed, and real pictures are not needed.
+
+    python -m cfgdiff.benchmarks.samplers [BUNDLE] --steps 4,6,8,10 --n 2048 --frechet alexnet_features.safetensors --out table.md
+
+All draw from the noise of seed 0, picture i of class i mod K, with the model's guidance. The teacher is dpmpp-2m with many evaluations.
+
+    squared error   of the pictures as they are stored: mean over pictures, pixels and channels of (a - b)^2, with uint8 0 .. 255 mapped to
+                    -1 .. 1. Rounding to uint8 alone gives about 1e-5. Not of ddpm, which draws other pictures from the same noise.
+    Fréchet         distance of Gaussians fitted to features of both sets (as in Heusel et al. 2017, with pooled AlexNet features for
+                    Inception's), to the teacher's and, with --data, to all training pictures. The features are the 256 of the last
+                    convolution, not the 1,152 of all five, so that the covariance of 2,048 pictures is well conditioned. Sets drawn from
+                    the same noise have most of their chance in common; ddpm and the teacher, and any set and real pictures, have not:
+                    these distances are larger by as much as two finite sets of the same distribution are apart.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import click
+import numpy as np
+
+from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
+from cfgdiff.runtime.errors import BadInput, Failure, nearest
+from cfgdiff.runtime.images import write_whole
+from cfgdiff.runtime.plan import FITTED, make_plan
+from cfgdiff.runtime.samplers import SAMPLERS
+
+from . import run
+
+TEACHER, STOCHASTIC = "dpmpp-2m", "ddpm"
+COMPARED = (*(name for name in SAMPLERS if name != STOCHASTIC), FITTED, STOCHASTIC)
+MOST = 1000  # evaluations, and those that the teacher itself is checked against
+SIZE, AT_ONCE = 64, 256  # at 32x32 the last three convolutions of AlexNet see one position
+# AlexNet's convolutions (torchvision's names): shape of the weights, stride, padding, and whether max pooling (3, stride 2) follows.
+LAYERS = {
+    "features.0": ((64, 3, 11, 11), 4, 2, True), "features.3": ((192, 64, 5, 5), 1, 2, True),
+    "features.6": ((384, 192, 3, 3), 1, 1, False), "features.8": ((256, 384, 3, 3), 1, 1, False),
+    "features.10": ((256, 256, 3, 3), 1, 1, False),
+}  # fmt: skip
+# Of pictures in -1 .. 1: the scaling layer of LPIPS (Zhang et al. 2018), which is ImageNet's mean and deviation.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+Cell = tuple[str, int]  # a sampler and its evaluations
+Draw = Callable[[str, int, int], np.ndarray]
+Features = Callable[[np.ndarray], np.ndarray]
+Gaussian = tuple[np.ndarray, np.ndarray]  # mean (F,), covariance (F, F), float64
+
+
+def squared_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean squared difference of two sets of uint8 pictures of the same shape, mapped to -1 .. 1."""
+    return float(np.square((a.astype(np.float64) - b) / 127.5).mean())
+
+
+def gaussian(features: np.ndarray) -> Gaussian:
+    """Mean and unbiased covariance of (N, F) features, N >= 2."""
+    return features.mean(0, dtype=np.float64), np.atleast_2d(np.cov(features, rowvar=False, dtype=np.float64))
+
+
+def frechet(a: Gaussian, b: Gaussian) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)) (Dowson & Landau 1982), at least 0.
+
+    S1 S2 has the eigenvalues of sqrt(S1) S2 sqrt(S1), which is symmetric, so that they are real and not negative but for rounding.
+    """
+    (mean_a, covariance_a), (mean_b, covariance_b) = a, b
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(0)).sum()
+    distance = np.square(mean_a - mean_b).sum() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
+    return max(0.0, float(distance))
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of `LAYERS`, weight and bias, float32. Raises `Failure` where safetensors, the file or one of them is missing."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise Failure("--frechet: safetensors is not installed; pip install 'cfgdiff[train]'") from None
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise Failure(f"--frechet: {path}: not readable as safetensors ({str(error).splitlines()[0]}); give AlexNet's features") from None
+    weights = {}
+    for layer, (shape, *_) in LAYERS.items():
+        for name, expected in ((f"{layer}.weight", shape), (f"{layer}.bias", shape[:1])):
+            if name not in tensors or tensors[name].shape != expected:
+                found = tensors[name].shape if name in tensors else "none"
+                raise Failure(f"--frechet: {path}: expected a tensor {name} {expected}, found {found}; give torchvision's AlexNet features")
+            weights[name] = tensors[name].astype(np.float32)
+    return weights
+
+
+def trunk(weights: dict[str, np.ndarray]) -> bytes:
+    """An ONNX graph of AlexNet's convolutions: pictures (B, 3, H, W) float32 in -1 .. 1 -> features (B, 256), means over all positions.
+
+    Raises:
+        Failure: ONNX is not installed.
+    """
+    try:
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError:
+        raise Failure("--frechet: ONNX is not installed; pip install 'cfgdiff[train]'") from None
+    constants = weights | {
+        "size": np.array([SIZE, SIZE], np.int64),
+        "shift": np.array(SHIFT, np.float32).reshape(1, 3, 1, 1),
+        "scale": np.array(SCALE, np.float32).reshape(1, 3, 1, 1),
+    }
+    nodes = [
+        helper.make_node("Resize", ["pictures", "", "", "size"], ["resized"], mode="linear", axes=[2, 3],
+                         coordinate_transformation_mode="half_pixel"),
+        helper.make_node("Sub", ["resized", "shift"], ["shifted"]),
+        helper.make_node("Div", ["shifted", "scale"], ["scaled"]),
+    ]  # fmt: skip
+    last = "scaled"
+    for layer, (_, stride, padding, pooled) in LAYERS.items():
+        names = [last, f"{layer}.weight", f"{layer}.bias"]
+        nodes.append(helper.make_node("Conv", names, [f"{layer}.conv"], strides=[stride] * 2, pads=[padding] * 4))
+        nodes.append(helper.make_node("Relu", [f"{layer}.conv"], [last := f"{layer}.relu"]))
+        if pooled:
+            nodes.append(helper.make_node("MaxPool", [last], [f"{layer}.pool"], kernel_shape=[3, 3], strides=[2, 2]))
+            last = f"{layer}.pool"
+    nodes += [helper.make_node("GlobalAveragePool", [last], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["features"])]
+    inputs = [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["B", 3, "H", "W"])]
+    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", 256])]
+    stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "alexnet", inputs, outputs, stored)
+    # opset 18 and its IR version: the newest that onnx writes may be too new for ONNX Runtime
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+
+
+def open_features(path: Path, threads: int | None = None) -> Features:
+    """A function from pictures (N, H, W, 3) uint8 to features (N, 256) float32, with the weights at `path`. Raises `Failure`."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = ort.InferenceSession(trunk(read_weights(path)), options, providers=["CPUExecutionProvider"])
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        parts = (pictures[first : first + AT_ONCE] for first in range(0, len(pictures), AT_ONCE))
+        inputs = (np.ascontiguousarray(part.transpose(0, 3, 1, 2) / np.float32(127.5) - 1, np.float32) for part in parts)
+        return np.concatenate([session.run(["features"], {"pictures": part})[0] for part in inputs])
+
+    return features
+
+
+def possible(bundle: Bundle, samplers: list[str], steps: list[int], stochastic: bool) -> list[Cell]:
+    """The cells that can be filled: what the plan refuses cannot, nor can ddpm without `stochastic`. Raises `BadInput` for none."""
+    cells = []
+    for cell in ((name, n) for name in samplers for n in steps if stochastic or name != STOCHASTIC):
+        try:
+            make_plan(bundle, *cell)
+        except BadInput:
+            continue
+        cells.append(cell)
+    if not cells:
+        raise BadInput(
+            f"--samplers: none of {', '.join(samplers)} can be compared at --steps of {', '.join(map(str, steps))}; "
+            f"{STOCHASTIC} needs --frechet, {FITTED} a model with such steps (cfgdiff fit-steps)"
+        )
+    return cells
+
+
+def compare(draw: Draw, cells: list[Cell], teacher: np.ndarray, features: Features | None,
+            references: dict[str, Gaussian]) -> tuple[dict[Cell, float], dict[str, dict[Cell, float]]]:  # fmt: skip
+    """Squared errors to the teacher's pictures (N, H, W, C) uint8; where there are features, the Fréchet distances to each reference."""
+    errors, distances = dict[Cell, float](), {name: dict[Cell, float]() for name in references}
+    for cell in cells:
+        pictures = draw(*cell, len(teacher))
+        if cell[0] != STOCHASTIC:
+            errors[cell] = squared_error(pictures, teacher)
+        if features:
+            own = gaussian(features(pictures))
+            for name, reference in references.items():
+                distances[name][cell] = frechet(own, reference)
+    return errors, distances
+
+
+def real(data: Path, bundle: Bundle, features: Features) -> Gaussian:
+    """Of the features of the training pictures that `cfgdiff train` reads at `data`. Raises `Failure`."""
+    from cfgdiff.trainer.data import load_data
+
+    return gaussian(features(load_data(data, bundle.image_shape[1]).pictures.transpose(0, 2, 3, 1)))
+
+
+def table(samplers: list[str], steps: list[int], values: dict[Cell, float], form: str) -> str:
+    """Markdown: a row for each sampler, a column for each number of evaluations, - where there is no value; `form` as ".2e"."""
+    rows = [["sampler", *map(str, steps)], ["---"] * (1 + len(steps))]
+    rows += [[name, *(f"{values[name, n]:{form}}" if (name, n) in values else "-" for n in steps)] for name in samplers]
+    return "\n".join(f"|{'|'.join(row)}|" if row[0] == "---" else f"| {' | '.join(row)} |" for row in rows)
+
+
+def parse_steps(text: str) -> list[int]:
+    """Evaluations from "4,6,8", rising. Raises `BadInput`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 0 < int(part) <= MOST for part in parts):
+        raise BadInput(f"--steps: expected numbers from 1 to {MOST} as in 4,6,8, found {text!r}")
+    return sorted({int(part) for part in parts})
+
+
+def parse_samplers(text: str) -> list[str]:
+    """Names from "ddim,heun", each once. Raises `BadInput` for an unknown one, naming the nearest."""
+    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in COMPARED:
+            raise BadInput(f"--samplers: no sampler '{name}'; choose from {', '.join(COMPARED)}{nearest(name, list(COMPARED))}")
+    return names
+
+
+def check_flags(bundle: Bundle, steps: list[int], teacher_steps: int, weights: Path | None, data: Path | None, out: Path | None) -> None:
+    """Raises `BadInput` or `Failure` for what would otherwise come to light after hours of sampling, or not at all."""
+    if teacher_steps <= steps[-1]:
+        raise BadInput(f"--teacher-steps: expected more than --steps, at most {steps[-1]}, found {teacher_steps}; give the teacher more")
+    if weights is not None and bundle.image_shape[0] != 3:
+        raise BadInput(f"--frechet: expected a model of RGB pictures, found {bundle.image_shape[0]} channels; leave it out")
+    if data is not None and weights is None:
+        raise BadInput("--data: real pictures are compared by their features only; add --frechet with AlexNet's convolutions")
+    if out is not None and not out.resolve().parent.is_dir():
+        raise Failure(f"--out: {out.resolve().parent} is not a folder; make it first")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--steps", default="4,6,8,10,15,20,50", show_default=True, metavar="N[,N...]", help="Network evaluations a picture.")
+@click.option("--samplers", metavar="NAME[,NAME...]", help=f"Default: all of {', '.join(COMPARED)}.")
+@click.option("--n", default=64, show_default=True, type=click.IntRange(min=2), help="Pictures of each, all classes in turn.")
+@click.option("--teacher-steps", default=200, show_default=True, type=click.IntRange(2, MOST), help=f"Evaluations of {TEACHER}.")
+@click.option("--frechet", "weights", type=click.Path(path_type=Path), metavar="FILE",
+              help="AlexNet's convolutions as safetensors, for the Fréchet distances.")  # fmt: skip
+@click.option("--check-teacher", "check", default=0, type=click.IntRange(min=0), metavar="N",
+              help=f"Also say how far the teacher's first N pictures are from those of {MOST} evaluations of ddim.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR",
+              help="Fréchet distances to these real pictures, too, as CIFAR-10 unpacked or whatever cfgdiff train takes.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write what is printed there, too, as Markdown.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
+def command(bundle: Path | None, steps: str, samplers: str | None, n: int, teacher_steps: int, weights: Path | None, check: int,
+            data: Path | None, out: Path | None, threads: int | None) -> None:  # fmt: skip
+    """Compare the samplers of a bundle (by default the packaged model) with a teacher of many evaluations, in float32."""
+    columns, found = parse_steps(steps), load_bundle(bundle)
+    rows = parse_samplers(samplers) if samplers is not None else [name for name in COMPARED if name != FITTED or found.fitted]
+    check_flags(found, columns, teacher_steps, weights, data, out)
+    features = None if weights is None else open_features(weights, threads)
+    cells = possible(found, rows, columns, features is not None)
+    references = {"real pictures": real(data, found, features)} if data and features else {}
+    total = max(n, check) * teacher_steps + check * MOST + n * sum(count for _, count in cells)
+    with closing(open_engine(found, precision="float32", threads=threads)) as engine, click.progressbar(
+            length=total, label="sampling", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:  # fmt: skip
+
+        def draw(sampler: str, count: int, pictures: int) -> np.ndarray:
+            classes = [i % len(found.class_names) for i in range(pictures)]
+            drawn = generate(engine, found, classes, count, sampler=sampler, watch=lambda first, x0: bar.update(len(x0)))
+            return np.concatenate([part for _, part in drawn])
+
+        teacher = draw(TEACHER, teacher_steps, max(n, check))
+        lines = [f"{n} pictures of {found.name}, w = {found.defaults.guidance:g}, {engine.name} float32. "
+                 f"Teacher: {TEACHER}, {teacher_steps} evaluations."]  # fmt: skip
+        if check:
+            error = squared_error(draw("ddim", MOST, check), teacher[:check])
+            lines.append(f"Teacher to {MOST} evaluations of ddim, {check} pictures: mean squared error {error:.2e}.")
+        if features:
+            own = gaussian(features(teacher[:n]))
+            lines += [f"Teacher to {name}: Fréchet distance {frechet(own, reference):.3f}." for name, reference in references.items()]
+            references["the teacher"] = own
+        errors, distances = compare(draw, cells, teacher[:n], features, references)
+    lines.append(f"\nMean squared error to the teacher, pixels in -1 .. 1, by evaluations:\n\n{table(rows, columns, errors, '.2e')}")
+    for name, values in distances.items():
+        lines.append(f"\nFréchet distance to {name}, pooled AlexNet features, by evaluations:\n\n{table(rows, columns, values, '.3f')}")
+    click.echo("\n".join(lines))
+    if out is not None:
+        write_whole(out, ("\n".join(lines) + "\n").encode())
+
+
+if __name__ == "__main__":
+    run(command)

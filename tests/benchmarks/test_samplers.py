@@ -1,0 +1,240 @@
+"""Distances against closed forms, the features against PyTorch on the same weights, and the command on a small bundle."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cfgdiff.benchmarks import samplers
+from cfgdiff.benchmarks.samplers import (
+    COMPARED,
+    LAYERS,
+    SCALE,
+    SHIFT,
+    compare,
+    frechet,
+    gaussian,
+    open_features,
+    parse_samplers,
+    parse_steps,
+    possible,
+    read_weights,
+    squared_error,
+    table,
+)  # fmt: skip
+from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.fitted import Fitted
+
+PUBLISHED = Path(__file__).parents[2].parent / "shared" / "data" / "lpips" / "alexnet_features.safetensors"
+RNG = np.random.default_rng(0)
+
+
+def published() -> Path:
+    """AlexNet's own weights."""
+    if not PUBLISHED.is_file():
+        pytest.skip(f"AlexNet's convolutions are missing: save torchvision's features.* as {PUBLISHED}")
+    return PUBLISHED
+
+
+@pytest.fixture(scope="module")
+def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of AlexNet's shapes that keep the scale of what passes through."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the train extra: pip install 'cfgdiff[train]'")
+    rng, tensors = np.random.default_rng(0), {}
+    for layer, (shape, *_) in LAYERS.items():
+        tensors[f"{layer}.weight"] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        tensors[f"{layer}.bias"] = rng.standard_normal(shape[0], np.float32) * np.float32(0.1)
+    path = tmp_path_factory.mktemp("alexnet") / "drawn.safetensors"
+    safetensors.save_file(tensors, path)
+    return Path(path)
+
+
+def covariance(f: int) -> np.ndarray:
+    """A random one of full rank, (f, f)."""
+    root = RNG.standard_normal((f, 2 * f))
+    return root @ root.T / (2 * f)
+
+
+def test_the_error_is_of_pixels_from_minus_one_to_one() -> None:
+    black, white = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 255, np.uint8)
+    assert squared_error(black, black) == 0
+    assert squared_error(black, white) == squared_error(white, black) == 4
+    white[0] = 0
+    assert squared_error(black, white) == 2
+
+
+def test_frechet_of_gaussians_is_the_closed_form() -> None:
+    mean, s = RNG.standard_normal(8), covariance(8)
+    assert frechet((mean, s), (mean, s)) == pytest.approx(0, abs=1e-12)
+    d = RNG.standard_normal(8)
+    assert frechet((mean, s), (mean + d, s)) == pytest.approx(d @ d)
+    a, b = RNG.uniform(0, 3, 8), RNG.uniform(0, 3, 8)
+    assert frechet((mean, np.diag(a)), (mean, np.diag(b))) == pytest.approx(np.square(np.sqrt(a) - np.sqrt(b)).sum())
+    other = covariance(8)  # does not commute with s
+    root = np.sqrt(np.linalg.eigvals(s @ other).real).sum()
+    assert frechet((mean, s), (mean, other)) == pytest.approx(np.trace(s) + np.trace(other) - 2 * root)
+    assert frechet((mean, s), (mean, other)) == pytest.approx(frechet((mean, other), (mean, s)))
+
+
+def test_fewer_pictures_than_features_still_have_a_distance() -> None:
+    features = RNG.standard_normal((5, 20)).astype(np.float32)
+    mean, s = gaussian(features)
+    np.testing.assert_allclose(mean, features.mean(0), atol=1e-6)
+    centred = features.astype(np.float64) - mean
+    np.testing.assert_allclose(s, centred.T @ centred / 4, atol=1e-12)
+    d = np.full(20, 0.5)
+    assert frechet(gaussian(features), gaussian(features + d)) == pytest.approx(5, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("weights", ["drawn", "published"])
+def test_the_features_are_pytorchs(weights: str, size: int, drawn_weights: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+    pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
+    path = published() if weights == "published" else drawn_weights
+    tensors = {name: torch.from_numpy(array) for name, array in read_weights(path).items()}
+    pictures = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    x = torch.from_numpy(pictures.transpose(0, 3, 1, 2) / 127.5 - 1).float()  # (B, 3, H, W)
+    x = (x - torch.tensor(SHIFT).view(1, 3, 1, 1)) / torch.tensor(SCALE).view(1, 3, 1, 1)
+    x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", align_corners=False)
+    # the scaled picture is resized here, the resized one scaled there: the same, as weights of a resize sum to 1
+    for name, stride, padding, pooled in (("0", 4, 2, 1), ("3", 1, 2, 1), ("6", 1, 1, 0), ("8", 1, 1, 0), ("10", 1, 1, 0)):
+        x = torch.nn.functional.conv2d(x, tensors[f"features.{name}.weight"], tensors[f"features.{name}.bias"], stride, padding).relu()
+        x = torch.nn.functional.max_pool2d(x, 3, 2) if pooled else x
+    expected = x.mean((2, 3)).numpy()
+    assert x.shape[1:] == (256, 3, 3) and expected.std() > 0.01
+    np.testing.assert_allclose(open_features(path, 1)(pictures), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_not_alexnets_are_refused(drawn_weights: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    with pytest.raises(Failure, match=r"^--frechet: .*absent: not readable as safetensors \(No such file[^\n]*$"):
+        read_weights(tmp_path / "absent")
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(Failure, match=r"^--frechet: .*text: not readable as safetensors [^\n]*$"):
+        read_weights(tmp_path / "text")
+    tensors = load_file(drawn_weights)
+    save_file(tensors | {"features.3.bias": np.zeros(5, np.float32)}, tmp_path / "wrong")
+    with pytest.raises(Failure, match=r"expected a tensor features\.3\.bias \(192,\), found \(5,\)"):
+        read_weights(tmp_path / "wrong")
+    save_file({name: array for name, array in tensors.items() if name != "features.10.weight"}, tmp_path / "less")
+    with pytest.raises(Failure, match=r"features\.10\.weight \(256, 256, 3, 3\), found none"):
+        read_weights(tmp_path / "less")
+
+
+def test_lists_are_read_or_refused() -> None:
+    assert parse_steps("8,4, 6,4") == [4, 6, 8]
+    for wrong in ("", "0", "4,", "a", "1001"):
+        with pytest.raises(BadInput, match="--steps: expected numbers from 1 to 1000"):
+            parse_steps(wrong)
+    assert parse_samplers("heun,ddim,heun") == ["heun", "ddim"]
+    with pytest.raises(BadInput, match=r"--samplers: no sampler 'uinpc'; choose from .*; did you mean 'unipc'"):
+        parse_samplers("ddim,uinpc")
+
+
+def test_only_what_a_sampler_can_do_is_drawn(packaged: Bundle) -> None:
+    steps = Fitted((999.0, 500.0, 0.0), ((0.0, 1.0, 0.0, 0.0),) * 2, packaged.defaults.guidance)
+    bundle = replace(packaged, fitted={2: steps})
+    assert possible(bundle, ["fitted", "heun", "ddpm"], [2, 3], False) == [("fitted", 2), ("heun", 2), ("heun", 3)]
+    assert possible(bundle, ["fitted", "ddpm"], [2, 3], True) == [("fitted", 2), ("ddpm", 2), ("ddpm", 3)]
+    with pytest.raises(BadInput, match="none of fitted, ddpm can be compared at --steps of 4; ddpm needs --frechet"):
+        possible(bundle, ["fitted", "ddpm"], [4], False)
+
+
+def test_each_cell_is_its_own_pictures_against_the_teachers() -> None:
+    teacher = RNG.integers(0, 250, (6, 4, 4, 3), dtype=np.uint8)
+
+    def draw(sampler: str, steps: int, n: int) -> np.ndarray:
+        return teacher[:n] + np.uint8(steps)
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        return pictures.mean((1, 2))
+
+    mean, spread = gaussian(features(teacher))
+    references = {"the teacher": (mean, spread), "others": (mean + 4, spread)}
+    errors, distances = compare(draw, [("ddim", 2), ("ddim", 4), ("ddpm", 2)], teacher, features, references)
+    assert errors == pytest.approx({("ddim", 2): (2 / 127.5) ** 2, ("ddim", 4): (4 / 127.5) ** 2})
+    assert list(distances) == ["the teacher", "others"]
+    assert distances["the teacher"] == pytest.approx({("ddim", 2): 3 * 2**2, ("ddim", 4): 3 * 4**2, ("ddpm", 2): 3 * 2**2})
+    assert distances["others"] == pytest.approx({("ddim", 2): 3 * 2**2, ("ddim", 4): 0, ("ddpm", 2): 3 * 2**2}, abs=1e-9)
+    assert compare(draw, [("ddim", 2)], teacher, None, {})[1] == {}
+    assert table(["ddim", "ddpm"], [2, 4], distances["the teacher"], ".3f").splitlines() == [
+        "| sampler | 2 | 4 |", "|---|---|---|", "| ddim | 12.000 | 48.000 |", "| ddpm | 12.000 | - |",
+    ]  # fmt: skip
+
+
+def call(*args: object) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, on one thread: NumPy's eigenvalues are slow on several where others are at work."""
+    command = [sys.executable, "-W", "error", "-m", "cfgdiff.benchmarks.samplers", *map(str, args)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
+
+
+def read(lines: list[str]) -> dict[str, list[str]]:
+    """The cells of a Markdown table by its first column."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_command_compares_all_samplers(small_bundle: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    np.savez(tmp_path / "real.npz", pictures=rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), labels=np.arange(30) % 3)
+    args = [small_bundle.path, "--steps", "2,6", "--n", 4, "--teacher-steps", 30, "--threads", 2, "--frechet", drawn_weights]
+    args += ["--data", tmp_path / "real.npz", "--out", tmp_path / "table.md"]
+    made = call(*args)
+    assert made.returncode == 0 and made.stderr == "", made.stderr
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == made.stdout
+    head, *parts = made.stdout.split("\nFréchet distance to ")
+    assert [part.split(",")[0] for part in parts] == ["real pictures", "the teacher"]
+    (line,) = (line for line in head.splitlines() if line.startswith("Teacher to real pictures: Fréchet distance "))
+    teachers = float(line.split()[-1].rstrip("."))
+    errors, to_real, to_teacher = (read(part.splitlines()) for part in (head, *parts))
+    for found in (errors, to_real, to_teacher):
+        assert list(found) == ["sampler", *(name for name in COMPARED if name != "fitted")]
+        assert found["sampler"] == ["2", "6"] and "-" not in found["heun"]
+    assert errors["ddpm"] == ["-", "-"] and "-" not in to_teacher["ddpm"]
+    assert float(errors["dpmpp-2m"][1]) < float(errors["dpmpp-2m"][0])
+    assert float(to_teacher["dpmpp-2m"][1]) < float(to_teacher["dpmpp-2m"][0])
+    near, far = (abs(float(cell) - teachers) for cell in reversed(to_real["dpmpp-2m"]))
+    assert near < 0.1 * teachers and near < far / 2
+
+
+def test_the_packaged_models_pictures_come_closer_with_more_evaluations() -> None:
+    args = ["--steps", "2,5", "--samplers", "dpmpp-2m", "--n", "2", "--teacher-steps", "12", "--threads", "2"]
+    made = CliRunner().invoke(samplers.command, args, catch_exceptions=False)
+    few, more = read(made.stdout.splitlines())["dpmpp-2m"]
+    assert 1e-6 < float(more) < float(few) < 1 and "Fréchet" not in made.stdout
+
+
+def test_the_teacher_is_checked_against_many_evaluations(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samplers, "MOST", 200)
+    args = [str(small_bundle.path), "--steps", "2", "--samplers", "ddim", "--n", "2", "--threads", "2", "--check-teacher", "3"]
+    found = []
+    for steps in ("3", "40"):
+        made = CliRunner().invoke(samplers.command, [*args, "--teacher-steps", steps], catch_exceptions=False)
+        (line,) = (line for line in made.stdout.splitlines() if line.startswith("Teacher to 200 evaluations of ddim, 3 pictures"))
+        found.append(float(line.split()[-1].rstrip(".")))
+        assert list(read(made.stdout.splitlines())) == ["sampler", "ddim"]
+    assert 0 < found[1] < found[0] / 10
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
+    for wrong, code, reason in (
+        ([tmp_path], 1, "no bundle there"),
+        (["--steps", "3", "--teacher-steps", "3"], 2, "--teacher-steps: expected more than --steps"),
+        (["--frechet", tmp_path / "absent"], 1, "--frechet: "),
+        (["--data", tmp_path], 2, "add --frechet"),
+        (["--out", tmp_path / "absent" / "table.md"], 1, "--out: "),
+    ):
+        failed = CliRunner().invoke(samplers.command, list(map(str, wrong)))
+        assert isinstance(failed.exception, Failure) and failed.exception.exit_code == code
+        assert reason in str(failed.exception) and "\n" not in str(failed.exception)
+    made = call(tmp_path)
+    assert made.returncode == 1 and len(made.stderr.splitlines()) == 1 and made.stderr.startswith("Error: "), made.stderr
