@@ -168,6 +168,7 @@ class Tar:
                 entry = tarfile.TarInfo(f"{i:0{self._digits}d}.{suffix}")  # its time stays 0: the same run gives the same bytes
                 entry.size = len(data)
                 self._archive.addfile(entry, io.BytesIO(data))
+        self._archive.members.clear()  # type: ignore[attr-defined]  # else they are all kept in memory
 
     def finish(self) -> None:
         """All is written as it comes."""
