@@ -60,7 +60,9 @@ def test_samplers_spacings_and_timesteps_are_reported(args: list, expected: dict
 
 def test_help_and_the_list_of_classes() -> None:
     assert run("--list-classes").stdout.split()[6] == "frog"
-    text = run("--help").stdout
+    heavy = "import sys; from cfgdiff.cli.run import main\ntry: main()\nfinally: print({'numpy', 'onnxruntime', 'PIL'} & set(sys.modules))"
+    text = run("--help", code=heavy).stdout
+    assert text.endswith("set()\n"), "--help is to be there at once"
     assert "cfgdiff-run --class frog --n 64 --out frogs" in text and "--guidance" in text
     assert set(SAMPLERS) | set(SPACINGS) <= set(text.replace(",", " ").replace(".", " ").split())
 
