@@ -45,7 +45,7 @@ class Drawing:
     """A job with all that it needs to be drawn."""
 
     def __init__(self, bundle: Bundle, job: Job, plan: Plan, engine: Engine, batch: int) -> None:
-        self.bundle, self.job, self.plan, self.batch = bundle, job, plan, batch
+        self.bundle, self.job, self.plan, self.batch = bundle, job, plan, min(batch, engine.max_batch)
         self.engine = CountingEngine(engine)
 
     def note(self, i: int) -> dict[str, Any]:
@@ -96,12 +96,16 @@ def draw(drawing: Drawing, out: Path, kind: str, columns: int | None, resume: bo
 
 def _whole_batches(missing: np.ndarray, n: int, batch: int) -> np.ndarray:
     """All pictures of the batches that lack one: an engine's last bit may depend on what else is in a batch."""
-    return np.flatnonzero(np.isin(np.arange(n) // batch, missing // batch))
+    return np.flatnonzero(np.isin(np.arange(n) // max(1, batch), missing // max(1, batch)))
 
 
 def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[str], Engine]) -> str:
     """Draw the picture of `file` again from its note and compare the two: in words."""
-    note = read_note(file)
+    note, target = read_note(file), out if out.suffix else out / file.name
+    if target.suffix not in (".png", ".webp"):
+        raise BadInput(f"--out: expected a folder, .png or .webp for a picture that is made again, found {out}")
+    if target.resolve() == file.resolve():
+        raise BadInput(f"--out: expected another place than that of {file}, which is kept; give --out NAME.png")
     if "precision" not in note or "model_sha256" not in note:
         raise Failure(f"{file}: its note lacks the model; expected a picture of a folder or .tar as written by cfgdiff-run")
     job, wanted = from_note(note, *edit), note["model_sha256"]
@@ -114,7 +118,6 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[s
     with Image.open(file) as image:
         before = np.asarray(image).reshape(pictures[0].shape).astype(int)
     apart = int(np.abs(pictures[0] - before).max())
-    target = out if out.suffix else out / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, encoded(pictures[0], target.suffix.lstrip("."), drawing.note(0)))
     drawing.engine.close()

@@ -1,5 +1,6 @@
 """`cfgdiff fit-steps`: few evaluations that come close to many."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -42,10 +43,13 @@ def fit_steps(
     from cfgdiff.export.fit import fit_steps as fit
     from cfgdiff.export.fit import total_evaluations
     from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime.errors import Failure
 
     found = load_bundle(bundle)
     if steps[-1] >= teacher_steps:
         raise click.UsageError(f"--steps: expected fewer than --teacher-steps {teacher_steps}, found {steps[-1]}")
+    if not os.access(found.path, os.W_OK | os.X_OK):
+        raise Failure(f"{found.path}: cannot be written, but the result is kept there; give a copy of the bundle")
     engine = open_engine(found, "cpu", "float32", threads)
     total = total_evaluations(steps, pictures, teacher_evaluations=teacher_steps)
     with click.progressbar(length=total, label="fitting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:

@@ -97,6 +97,19 @@ def test_a_picture_that_comes_out_otherwise_is_said_to(packaged: Bundle, tmp_pat
     assert "differs by up to" in said  # in a batch of 4, this engine answers otherwise than alone
 
 
+def test_the_original_is_kept_and_only_pictures_are_written(packaged: Bundle, tmp_path: Path) -> None:
+    draw(drawing(packaged, 2), tmp_path / "a", "png", None, False, False)
+    before = files(tmp_path / "a")
+    for out, expected in (
+        (tmp_path / "a", "which is kept"),
+        (tmp_path / "a" / "0001.png", "which is kept"),
+        (tmp_path / "b.npz", r"\.webp"),
+    ):
+        with pytest.raises(BadInput, match=f"--out: expected .*{expected}"):
+            redraw(tmp_path / "a" / "0001.png", packaged, out, (None, None), lambda precision: Fast())
+    assert files(tmp_path / "a") == before and not (tmp_path / "b.npz").exists()
+
+
 def test_a_picture_of_another_model_is_refused(packaged: Bundle, small_bundle: Bundle, tmp_path: Path) -> None:
     draw(drawing(packaged, 2), tmp_path / "a", "png", None, False, False)
     with pytest.raises(Failure, match=r"was made with model .* found small .*; give --model"):

@@ -1,11 +1,15 @@
 """`cfgdiff fit-steps` as a user calls it, without onnx and torch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cfgdiff.cli.fit import fit_steps
+from cfgdiff.runtime.errors import Failure
 
 ENTRY = "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; from cfgdiff.cli.main import main; main()"
 
@@ -28,6 +32,13 @@ def test_fitted_steps_are_stored_and_then_taken(copied: Path, tmp_path: Path) ->
         )
         assert json.loads(done.stdout)["sampler"] == sampler, done.stderr
     assert "fitted steps" in call("info", copied).stdout
+
+
+def test_a_bundle_that_cannot_be_written_is_said_before_the_work(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write where it is told not to
+    monkeypatch.setattr("cfgdiff.runtime.open_engine", None)
+    with pytest.raises(Failure, match="cannot be written"):
+        fit_steps.main([str(copied)], standalone_mode=False)
 
 
 @pytest.mark.parametrize(
