@@ -3,6 +3,7 @@
 import importlib
 import sys
 import threading
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class OpenVinoEngine:
             Failure: OpenVINO is not installed or cannot load the graph, or the CPU has no bfloat16.
         """
         graph = bundle.path / bundle.variant("float32" if precision == BFLOAT16 else precision).graph
-        core = import_openvino().Core()
+        core = _only(import_openvino().Core)
         if precision == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise Failure("--precision bfloat16: OpenVINO finds no instructions for it in this CPU; take float32")
         # Left alone, OpenVINO computes float32 graphs in what the CPU is fastest at; what it cannot compute in, it silently replaces.
@@ -53,6 +54,16 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Drop the compiled graph."""
         del self._request
+
+
+@cache
+def _only(core: type) -> Any:
+    """The one `Core` of the process, kept to its end.
+
+    Each puts the signal handlers of the thread that uses it first on a stack of its own, and takes that away when it goes. Of two that do
+    not go in the reverse order of their coming, the first leaves the thread on a stack that is gone: the next Ctrl-C would be a crash.
+    """
+    return core()
 
 
 def import_openvino() -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle, Engine, generate, open_engine
-from cfgdiff.runtime.engine_openvino import OpenVinoEngine, import_openvino
+from cfgdiff.runtime.engine_openvino import OpenVinoEngine, _only, import_openvino
 from cfgdiff.runtime.errors import BadInput, Failure
 
 CASES = [(1, 0), (1, 1), (5, 3), (8, 0), (8, 8)]
@@ -129,7 +129,7 @@ def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.
 
 
 def test_bfloat16_where_the_cpu_has_it(opened: Engine, engine: Engine, packaged: Bundle) -> None:
-    if "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in _only(import_openvino().Core).get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("needs a CPU with bfloat16 (AVX512_BF16, AMX)")
     given, low = inputs(packaged, 5, 3), open_engine(packaged, "openvino", "bfloat16")
     assert low.precision == "bfloat16" and 1e-5 < apart(low.predict(**given), engine.predict(**given)) < 0.1
@@ -168,3 +168,17 @@ assert "openvino" in sys.modules and not [name for name in sys.modules if name.s
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_after_engines_came_and_went_is_survived(opened: Engine) -> None:
+    code = """import gc, os, signal
+from cfgdiff.runtime import load_bundle, open_engine
+first, second = (open_engine(load_bundle(), "openvino", threads=1) for _ in range(2))
+for engine in (first, second):
+    engine.close()
+del first, second, engine
+gc.collect()
+signal.signal(signal.SIGTERM, lambda number, _: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result
