@@ -11,6 +11,10 @@ All draw from the noise of seed 0, picture i of class i mod K, with the model's 
                     convolution, not the 1,152 of all five, so that the covariance of 2,048 pictures is well conditioned. Sets drawn from
                     the same noise have most of their chance in common; ddpm and the teacher, and any set and real pictures, have not:
                     these distances are larger by as much as two finite sets of the same distribution are apart.
+
+That the teacher stands for 1000 evaluations is measured with --check-teacher on few pictures. The squared distance of their features, in
+pairs, bounds the Fréchet distance F of both from above, and sqrt F is a metric:
+sqrt F(a, 1000) <= sqrt F(a, teacher) + sqrt F(teacher, 1000).
 """
 
 import sys
@@ -28,24 +32,14 @@ from cfgdiff.runtime.plan import FITTED, make_plan
 from cfgdiff.runtime.samplers import SAMPLERS
 
 from . import run
+from .alexnet import Vectors, open_vectors, pooled, read_weights
+from .measures import Gaussian, frechet, gaussian
 
 TEACHER, STOCHASTIC = "dpmpp-2m", "ddpm"
 COMPARED = (*(name for name in SAMPLERS if name != STOCHASTIC), FITTED, STOCHASTIC)
 MOST = 1000  # evaluations, and those that the teacher itself is checked against
-SIZE, AT_ONCE = 64, 256  # at 32x32 the last three convolutions of AlexNet see one position
-# AlexNet's convolutions (torchvision's names): shape of the weights, stride, padding, and whether max pooling (3, stride 2) follows.
-LAYERS = {
-    "features.0": ((64, 3, 11, 11), 4, 2, True), "features.3": ((192, 64, 5, 5), 1, 2, True),
-    "features.6": ((384, 192, 3, 3), 1, 1, False), "features.8": ((256, 384, 3, 3), 1, 1, False),
-    "features.10": ((256, 256, 3, 3), 1, 1, False),
-}  # fmt: skip
-# Of pictures in -1 .. 1: the scaling layer of LPIPS (Zhang et al. 2018), which is ImageNet's mean and deviation.
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-
 Cell = tuple[str, int]  # a sampler and its evaluations
 Draw = Callable[[str, int, int], np.ndarray]
-Features = Callable[[np.ndarray], np.ndarray]
-Gaussian = tuple[np.ndarray, np.ndarray]  # mean (F,), covariance (F, F), float64
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,97 +47,9 @@ def squared_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.square((a.astype(np.float64) - b) / 127.5).mean())
 
 
-def gaussian(features: np.ndarray) -> Gaussian:
-    """Mean and unbiased covariance of (N, F) features, N >= 2."""
-    return features.mean(0, dtype=np.float64), np.atleast_2d(np.cov(features, rowvar=False, dtype=np.float64))
-
-
-def frechet(a: Gaussian, b: Gaussian) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)) (Dowson & Landau 1982), at least 0.
-
-    S1 S2 has the eigenvalues of sqrt(S1) S2 sqrt(S1), which is symmetric, so that they are real and not negative but for rounding.
-    """
-    (mean_a, covariance_a), (mean_b, covariance_b) = a, b
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(0)).sum()
-    distance = np.square(mean_a - mean_b).sum() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
-    return max(0.0, float(distance))
-
-
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of `LAYERS`, weight and bias, float32. Raises `Failure` where safetensors, the file or one of them is missing."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError:
-        raise Failure("--frechet: safetensors is not installed; pip install 'cfgdiff[train]'") from None
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise Failure(f"--frechet: {path}: not readable as safetensors ({str(error).splitlines()[0]}); give AlexNet's features") from None
-    weights = {}
-    for layer, (shape, *_) in LAYERS.items():
-        for name, expected in ((f"{layer}.weight", shape), (f"{layer}.bias", shape[:1])):
-            if name not in tensors or tensors[name].shape != expected:
-                found = tensors[name].shape if name in tensors else "none"
-                raise Failure(f"--frechet: {path}: expected a tensor {name} {expected}, found {found}; give torchvision's AlexNet features")
-            weights[name] = tensors[name].astype(np.float32)
-    return weights
-
-
-def trunk(weights: dict[str, np.ndarray]) -> bytes:
-    """An ONNX graph of AlexNet's convolutions: pictures (B, 3, H, W) float32 in -1 .. 1 -> features (B, 256), means over all positions.
-
-    Raises:
-        Failure: ONNX is not installed.
-    """
-    try:
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError:
-        raise Failure("--frechet: ONNX is not installed; pip install 'cfgdiff[train]'") from None
-    constants = weights | {
-        "size": np.array([SIZE, SIZE], np.int64),
-        "shift": np.array(SHIFT, np.float32).reshape(1, 3, 1, 1),
-        "scale": np.array(SCALE, np.float32).reshape(1, 3, 1, 1),
-    }
-    nodes = [
-        helper.make_node("Resize", ["pictures", "", "", "size"], ["resized"], mode="linear", axes=[2, 3],
-                         coordinate_transformation_mode="half_pixel"),
-        helper.make_node("Sub", ["resized", "shift"], ["shifted"]),
-        helper.make_node("Div", ["shifted", "scale"], ["scaled"]),
-    ]  # fmt: skip
-    last = "scaled"
-    for layer, (_, stride, padding, pooled) in LAYERS.items():
-        names = [last, f"{layer}.weight", f"{layer}.bias"]
-        nodes.append(helper.make_node("Conv", names, [f"{layer}.conv"], strides=[stride] * 2, pads=[padding] * 4))
-        nodes.append(helper.make_node("Relu", [f"{layer}.conv"], [last := f"{layer}.relu"]))
-        if pooled:
-            nodes.append(helper.make_node("MaxPool", [last], [f"{layer}.pool"], kernel_shape=[3, 3], strides=[2, 2]))
-            last = f"{layer}.pool"
-    nodes += [helper.make_node("GlobalAveragePool", [last], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["features"])]
-    inputs = [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["B", 3, "H", "W"])]
-    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", 256])]
-    stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "alexnet", inputs, outputs, stored)
-    # opset 18 and its IR version: the newest that onnx writes may be too new for ONNX Runtime
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
-
-
-def open_features(path: Path, threads: int | None = None) -> Features:
-    """A function from pictures (N, H, W, 3) uint8 to features (N, 256) float32, with the weights at `path`. Raises `Failure`."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    session = ort.InferenceSession(trunk(read_weights(path)), options, providers=["CPUExecutionProvider"])
-
-    def features(pictures: np.ndarray) -> np.ndarray:
-        parts = (pictures[first : first + AT_ONCE] for first in range(0, len(pictures), AT_ONCE))
-        inputs = (np.ascontiguousarray(part.transpose(0, 3, 1, 2) / np.float32(127.5) - 1, np.float32) for part in parts)
-        return np.concatenate([session.run(["features"], {"pictures": part})[0] for part in inputs])
-
-    return features
+def open_features(path: Path, threads: int | None = None) -> Vectors:
+    """A function from pictures (N, H, W, 3) uint8 to features (N, 256) float32, with AlexNet's weights at `path`. Raises `Failure`."""
+    return open_vectors(pooled(read_weights(path, "--frechet")), threads)
 
 
 def possible(bundle: Bundle, samplers: list[str], steps: list[int], stochastic: bool) -> list[Cell]:
@@ -163,7 +69,7 @@ def possible(bundle: Bundle, samplers: list[str], steps: list[int], stochastic: 
     return cells
 
 
-def compare(draw: Draw, cells: list[Cell], teacher: np.ndarray, features: Features | None,
+def compare(draw: Draw, cells: list[Cell], teacher: np.ndarray, features: Vectors | None,
             references: dict[str, Gaussian]) -> tuple[dict[Cell, float], dict[str, dict[Cell, float]]]:  # fmt: skip
     """Squared errors to the teacher's pictures (N, H, W, C) uint8; where there are features, the Fréchet distances to each reference."""
     errors, distances = dict[Cell, float](), {name: dict[Cell, float]() for name in references}
@@ -178,7 +84,7 @@ def compare(draw: Draw, cells: list[Cell], teacher: np.ndarray, features: Featur
     return errors, distances
 
 
-def real(data: Path, bundle: Bundle, features: Features) -> Gaussian:
+def real(data: Path, bundle: Bundle, features: Vectors) -> Gaussian:
     """Of the features of the training pictures that `cfgdiff train` reads at `data`. Raises `Failure`."""
     from cfgdiff.trainer.data import load_data
 
@@ -257,8 +163,12 @@ def command(bundle: Path | None, steps: str, samplers: str | None, n: int, teach
         lines = [f"{n} pictures of {found.name}, w = {found.defaults.guidance:g}, {engine.name} float32. "
                  f"Teacher: {TEACHER}, {teacher_steps} evaluations."]  # fmt: skip
         if check:
-            error = squared_error(draw("ddim", MOST, check), teacher[:check])
-            lines.append(f"Teacher to {MOST} evaluations of ddim, {check} pictures: mean squared error {error:.2e}.")
+            many = draw("ddim", MOST, check)
+            told = f"mean squared error {squared_error(many, teacher[:check]):.2e}"
+            if features:  # of two sets in pairs, it is never less than their Fréchet distance
+                paired = np.square(features(many) - features(teacher[:check]), dtype=np.float64).sum(1).mean()
+                told += f", mean squared distance of features {paired:.3f}"
+            lines.append(f"Teacher to {MOST} evaluations of ddim, {check} pictures: {told}.")
         if features:
             own = gaussian(features(teacher[:n]))
             lines += [f"Teacher to {name}: Fréchet distance {frechet(own, reference):.3f}." for name, reference in references.items()]

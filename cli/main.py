@@ -1,4 +1,4 @@
-"""`cfgdiff`: train, ema, export, verify, fit-steps, engines, info, plugins. Heavy packages are imported inside the commands."""
+"""`cfgdiff`: train, ema, export, verify, fit-steps, eval, engines, info, plugins. Heavy packages are imported inside the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,13 +7,13 @@ import click
 
 from .engines import engines
 from .errors import run_command
+from .evaluate import evaluate
 from .export import export, verify
 from .fit import fit_steps
 from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
-    from cfgdiff.trainer.data import PictureSet
 
 
 @click.group(
@@ -30,7 +30,7 @@ def group() -> None:
     """Train, export and inspect class-conditional diffusion models."""
 
 
-for part in (train, export, verify, fit_steps, engines):
+for part in (train, export, verify, fit_steps, evaluate, engines):
     group.add_command(part)
 
 
@@ -57,22 +57,10 @@ def info(bundle: Path | None, data: Path | None) -> None:
 def _test_loss(bundle: "Bundle", data: Path) -> float:
     from cfgdiff.export.parity import bundle_loss
     from cfgdiff.runtime import open_engine
+    from cfgdiff.trainer.data import load_held_out
 
-    held_out = _held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
+    held_out = load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
     return bundle_loss(open_engine(bundle), bundle, held_out.test_pictures, held_out.test_labels)
-
-
-def _held_out(data: Path, image_size: int, class_names: list[str], what: str) -> "PictureSet":
-    """The data set to measure a model of these classes on. Raises `Failure` where it holds nothing out, or is of other classes."""
-    from cfgdiff.runtime.errors import Failure
-    from cfgdiff.trainer.data import load_data
-
-    pictures = load_data(data, image_size)
-    if not len(pictures.test_pictures):
-        raise Failure(f"--data {data}: holds out no pictures (20 or more are needed); take a larger data set")
-    if pictures.class_names != class_names:
-        raise Failure(f"--data {data}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}")
-    return pictures
 
 
 @group.command(
@@ -92,6 +80,7 @@ def ema(run: Path, width: str, data: Path | None, plugins: tuple[Path, ...]) -> 
     except ValueError:
         raise click.UsageError(f"--width: expected numbers as in 0.05,0.1, found {width}") from None
     from cfgdiff.trainer.checkpoint import load_model
+    from cfgdiff.trainer.data import load_held_out
     from cfgdiff.trainer.objective import test_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
     from cfgdiff.trainer.registry import load_plugins
@@ -102,7 +91,7 @@ def ema(run: Path, width: str, data: Path | None, plugins: tuple[Path, ...]) -> 
     held_out = None
     if data is not None:
         trained = load_model(run)
-        held_out = _held_out(data, trained.image_shape[1], trained.class_names, "run")
+        held_out = load_held_out(data, trained.image_shape[1], trained.class_names, "run")
     for value in widths:
         out, measured = run / f"ema-{value:g}", ""
         write_reconstructed(run, value, out)

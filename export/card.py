@@ -34,6 +34,7 @@ def card(bundle: Bundle) -> str:
         f"- defaults: {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance} {where}",
         *([f"- fitted steps (cfgdiff fit-steps): {', '.join(map(str, bundle.fitted))}"] if bundle.fitted else []),
         *(f"- {key}: {_inline(value)}" for key, value in bundle.provenance.items()),
+        *_evaluated(bundle.evaluation),
         "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",
         *_table(["graph", "MB", *FOUND, "certificate"], [
@@ -47,6 +48,23 @@ def card(bundle: Bundle) -> str:
         ]  # fmt: skip
         lines += ["", *_table(["TensorRT engine", "MB", "module", "SM", "batch", *FOUND, "certificate"], rows)]
     return "\n".join(lines)
+
+
+def _evaluated(found: dict[str, Any]) -> list[str]:
+    """What `cfgdiff eval` found, a line each."""
+    if not found:
+        return []
+    used, lines = found["protocol"], []
+    for key, name in found.get("called", {}).items():
+        real = found.get("held-out pictures", {}).get(key)
+        lines.append(f"- {name}: {found['quality'][key]['mean']:.4g}" + ("" if real is None else f" (held-out pictures: {real:.4g})"))
+    if "class accuracy" in found:
+        lines.append(f"- class accuracy: {found['class accuracy']:.1%}, by a classifier")
+    if "nearest" in found:
+        near = found["nearest"]["samples"]
+        lines.append(f"- nearest training picture: LPIPS {near['mean']:.3f} in the mean of {near['n']} samples, {near['copies']} copies")
+    how = f"{found['n']} samples, guidance {used['guidance']}, {used['evaluations']} evaluations of {used['sampler']}"
+    return ["", f"Measured by cfgdiff eval ({how}; features: {used['features']}):", "", *lines]
 
 
 FOUND = ["prediction", "x0", "dB", "features"]

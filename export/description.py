@@ -29,3 +29,12 @@ def store_certificate(bundle: Bundle, precision: str, certificate: dict[str, Any
     tree = json.loads((bundle.path / "bundle.json").read_bytes())
     tree["variants"][precision]["certificate"] = certificate
     write_description(bundle.path, tree)
+
+
+def store_evaluation(bundle: Bundle, summary: dict[str, Any]) -> None:
+    """Put what `cfgdiff eval` found into bundle.json, and the defaults that its sweep chose. Raises OSError where it cannot be written."""
+    tree = json.loads((bundle.path / "bundle.json").read_bytes())
+    tree["evaluation"] = {key: value for key, value in summary.items() if key != "seconds"}
+    if summary["chosen"]:
+        tree["defaults"] |= summary["chosen"]
+    write_description(bundle.path, tree)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle. `image_shape` is (C, H, W); class k is `class_names[k]`, the null class is K; `fitted` is by evaluations."""
+    """A checked bundle. `image_shape` is (C, H, W); class k is `class_names[k]`, the null class is K; `fitted` is by evaluations;
+    `evaluation` is what `cfgdiff eval` found."""
 
     path: Path
     name: str
@@ -48,6 +49,7 @@ class Bundle:
     variants: dict[str, Variant]
     provenance: dict[str, Any]
     fitted: dict[int, Fitted]
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
     def variant(self, precision: str) -> Variant:
         """The variant of that precision. Raises `BadInput` listing what there is."""
@@ -107,6 +109,7 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             variants=take(tree, "variants", lambda vs: {name: _variant(v) for name, v in vs.items()}),
             provenance=take(tree, "provenance", dict),
             fitted=take(tree, "fitted", lambda fs: {int(n): parse_fitted(f) for n, f in fs.items()}) if "fitted" in tree else {},
+            evaluation=take(tree, "evaluation", dict) if "evaluation" in tree else {},
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise Failure(f"{file}: '{key}' is missing or not as expected; export the model again") from None

@@ -23,6 +23,14 @@ def test_every_folder_is_in_the_wheel() -> None:
     assert setuptools["package-dir"] == {f"cfgdiff.{name}": name for name in folders}
 
 
+def test_every_file_of_data_is_in_the_wheel() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for name, folder in setuptools["package-dir"].items():
+        held = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        listed = {path for pattern in setuptools["package-data"].get(name, []) for path in (ROOT / folder).glob(pattern)}
+        assert held == listed, name
+
+
 def imported(path: Path) -> set[str]:
     """The cfgdiff folders and other packages that a file imports anywhere."""
     names: set[str] = set()

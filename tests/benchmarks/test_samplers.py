@@ -1,6 +1,7 @@
-"""Distances against closed forms, the features against PyTorch on the same weights, and the command on a small bundle."""
+"""Each cell against its own pictures, and the command on a small bundle."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,17 +14,11 @@ from click.testing import CliRunner
 from cfgdiff.benchmarks import samplers
 from cfgdiff.benchmarks.samplers import (
     COMPARED,
-    LAYERS,
-    SCALE,
-    SHIFT,
     compare,
-    frechet,
     gaussian,
-    open_features,
     parse_samplers,
     parse_steps,
     possible,
-    read_weights,
     squared_error,
     table,
 )  # fmt: skip
@@ -31,34 +26,7 @@ from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.fitted import Fitted
 
-PUBLISHED = Path(__file__).parents[2].parent / "shared" / "data" / "lpips" / "alexnet_features.safetensors"
 RNG = np.random.default_rng(0)
-
-
-def published() -> Path:
-    """AlexNet's own weights."""
-    if not PUBLISHED.is_file():
-        pytest.skip(f"AlexNet's convolutions are missing: save torchvision's features.* as {PUBLISHED}")
-    return PUBLISHED
-
-
-@pytest.fixture(scope="module")
-def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of AlexNet's shapes that keep the scale of what passes through."""
-    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the train extra: pip install 'cfgdiff[train]'")
-    rng, tensors = np.random.default_rng(0), {}
-    for layer, (shape, *_) in LAYERS.items():
-        tensors[f"{layer}.weight"] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-        tensors[f"{layer}.bias"] = rng.standard_normal(shape[0], np.float32) * np.float32(0.1)
-    path = tmp_path_factory.mktemp("alexnet") / "drawn.safetensors"
-    safetensors.save_file(tensors, path)
-    return Path(path)
-
-
-def covariance(f: int) -> np.ndarray:
-    """A random one of full rank, (f, f)."""
-    root = RNG.standard_normal((f, 2 * f))
-    return root @ root.T / (2 * f)
 
 
 def test_the_error_is_of_pixels_from_minus_one_to_one() -> None:
@@ -67,66 +35,6 @@ def test_the_error_is_of_pixels_from_minus_one_to_one() -> None:
     assert squared_error(black, white) == squared_error(white, black) == 4
     white[0] = 0
     assert squared_error(black, white) == 2
-
-
-def test_frechet_of_gaussians_is_the_closed_form() -> None:
-    mean, s = RNG.standard_normal(8), covariance(8)
-    assert frechet((mean, s), (mean, s)) == pytest.approx(0, abs=1e-12)
-    d = RNG.standard_normal(8)
-    assert frechet((mean, s), (mean + d, s)) == pytest.approx(d @ d)
-    a, b = RNG.uniform(0, 3, 8), RNG.uniform(0, 3, 8)
-    assert frechet((mean, np.diag(a)), (mean, np.diag(b))) == pytest.approx(np.square(np.sqrt(a) - np.sqrt(b)).sum())
-    other = covariance(8)  # does not commute with s
-    root = np.sqrt(np.linalg.eigvals(s @ other).real).sum()
-    assert frechet((mean, s), (mean, other)) == pytest.approx(np.trace(s) + np.trace(other) - 2 * root)
-    assert frechet((mean, s), (mean, other)) == pytest.approx(frechet((mean, other), (mean, s)))
-
-
-def test_fewer_pictures_than_features_still_have_a_distance() -> None:
-    features = RNG.standard_normal((5, 20)).astype(np.float32)
-    mean, s = gaussian(features)
-    np.testing.assert_allclose(mean, features.mean(0), atol=1e-6)
-    centred = features.astype(np.float64) - mean
-    np.testing.assert_allclose(s, centred.T @ centred / 4, atol=1e-12)
-    d = np.full(20, 0.5)
-    assert frechet(gaussian(features), gaussian(features + d)) == pytest.approx(5, abs=1e-5)
-
-
-@pytest.mark.parametrize("size", [16, 32])
-@pytest.mark.parametrize("weights", ["drawn", "published"])
-def test_the_features_are_pytorchs(weights: str, size: int, drawn_weights: Path) -> None:
-    torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
-    pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
-    path = published() if weights == "published" else drawn_weights
-    tensors = {name: torch.from_numpy(array) for name, array in read_weights(path).items()}
-    pictures = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
-    x = torch.from_numpy(pictures.transpose(0, 3, 1, 2) / 127.5 - 1).float()  # (B, 3, H, W)
-    x = (x - torch.tensor(SHIFT).view(1, 3, 1, 1)) / torch.tensor(SCALE).view(1, 3, 1, 1)
-    x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", align_corners=False)
-    # the scaled picture is resized here, the resized one scaled there: the same, as weights of a resize sum to 1
-    for name, stride, padding, pooled in (("0", 4, 2, 1), ("3", 1, 2, 1), ("6", 1, 1, 0), ("8", 1, 1, 0), ("10", 1, 1, 0)):
-        x = torch.nn.functional.conv2d(x, tensors[f"features.{name}.weight"], tensors[f"features.{name}.bias"], stride, padding).relu()
-        x = torch.nn.functional.max_pool2d(x, 3, 2) if pooled else x
-    expected = x.mean((2, 3)).numpy()
-    assert x.shape[1:] == (256, 3, 3) and expected.std() > 0.01
-    np.testing.assert_allclose(open_features(path, 1)(pictures), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_weights_that_are_not_alexnets_are_refused(drawn_weights: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    with pytest.raises(Failure, match=r"^--frechet: .*absent: not readable as safetensors \(No such file[^\n]*$"):
-        read_weights(tmp_path / "absent")
-    (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(Failure, match=r"^--frechet: .*text: not readable as safetensors [^\n]*$"):
-        read_weights(tmp_path / "text")
-    tensors = load_file(drawn_weights)
-    save_file(tensors | {"features.3.bias": np.zeros(5, np.float32)}, tmp_path / "wrong")
-    with pytest.raises(Failure, match=r"expected a tensor features\.3\.bias \(192,\), found \(5,\)"):
-        read_weights(tmp_path / "wrong")
-    save_file({name: array for name, array in tensors.items() if name != "features.10.weight"}, tmp_path / "less")
-    with pytest.raises(Failure, match=r"features\.10\.weight \(256, 256, 3, 3\), found none"):
-        read_weights(tmp_path / "less")
 
 
 def test_lists_are_read_or_refused() -> None:
@@ -213,16 +121,20 @@ def test_the_packaged_models_pictures_come_closer_with_more_evaluations() -> Non
     assert 1e-6 < float(more) < float(few) < 1 and "Fréchet" not in made.stdout
 
 
-def test_the_teacher_is_checked_against_many_evaluations(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_is_checked_against_many_evaluations(
+    small_bundle: Bundle, drawn_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(samplers, "MOST", 200)
     args = [str(small_bundle.path), "--steps", "2", "--samplers", "ddim", "--n", "2", "--threads", "2", "--check-teacher", "3"]
     found = []
     for steps in ("3", "40"):
-        made = CliRunner().invoke(samplers.command, [*args, "--teacher-steps", steps], catch_exceptions=False)
+        made = CliRunner().invoke(
+            samplers.command, [*args, "--teacher-steps", steps, "--frechet", str(drawn_weights)], catch_exceptions=False
+        )
         (line,) = (line for line in made.stdout.splitlines() if line.startswith("Teacher to 200 evaluations of ddim, 3 pictures"))
-        found.append(float(line.split()[-1].rstrip(".")))
+        found.append([float(number) for number in re.findall(r"(?:error|features) (\d[\d.e+-]*\d)", line)])
         assert list(read(made.stdout.splitlines())) == ["sampler", "ddim"]
-    assert 0 < found[1] < found[0] / 10
+    assert all(0 < more < few / 10 for few, more in zip(*found, strict=True)) and len(found[0]) == 2
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:

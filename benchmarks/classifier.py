@@ -1,0 +1,168 @@
+"""A small classifier, trained here: whether pictures show what they were asked to show, and a space of features of their own.
+
+    python -m cfgdiff.benchmarks.classifier DATA --out classifier.onnx
+
+The network is a chain of 3x3 convolutions in pairs, as in the speed runs on CIFAR-10 (Page 2019, Jordan 2024): a first layer that starts by
+whitening 2x2 patches, batch normalisation, GELU, the maximum over all positions, one linear layer. The optimisers are those of
+`cfgdiff train`. What is written is an ONNX graph that needs no PyTorch: pictures (B, C, H, W) float32 in -1 .. 1 -> logits (B, K) and
+features (B, F), with the classes and the accuracy on held-out pictures in its metadata.
+"""
+
+import copy
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from cfgdiff.export.edit import store_half
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.images import write_whole
+from cfgdiff.trainer.config import OptimiserConfig
+from cfgdiff.trainer.data import PictureSet, batch_indices, load_data
+from cfgdiff.trainer.optim import make_optimisers, rate_factor, set_rate
+
+from . import run
+
+WIDTHS = (32, 96, 192)
+OPTIMISER = OptimiserConfig(name="muon", lr=6e-3, beta2=0.95, muon_lr=0.1, muon_momentum=0.85, warmup_steps=100, decay_share=0.9)
+BATCH, SHIFT, SMOOTHING, AVERAGE = 125, 2, 0.2, 0.99
+
+
+class Classifier(nn.Module):
+    """Pictures (B, C, H, W) in -1 .. 1 -> logits (B, K), features (B, F)."""
+
+    def __init__(self, channels: int, classes: int, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 8 * channels, 2)
+        before = (8 * channels, *widths[:-1])
+        self.groups = nn.Sequential(*(_group(i, o) for i, o in zip(before, widths, strict=True)))
+        self.head = nn.Linear(widths[-1], classes, bias=False)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        features = self.groups(nn.functional.gelu(self.stem(pictures))).amax((2, 3))  # (B, F)
+        return self.head(features), features
+
+    @torch.no_grad()
+    def whiten(self, pictures: Tensor) -> None:
+        """Set the stem from 2x2 patches of `pictures` (N, C, H, W): their principal directions, to unit variance, with both signs."""
+        patches = nn.functional.unfold(pictures, 2).transpose(1, 2).flatten(0, 1)  # (N positions, 4 C)
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+        weight = (vectors / (values + 1e-3).sqrt()).T.reshape(-1, *self.stem.weight.shape[1:])
+        self.stem.weight.copy_(torch.cat([weight, -weight]))
+
+
+def _group(inputs: int, outputs: int) -> nn.Sequential:
+    def convolution(channels: int) -> nn.Conv2d:
+        return nn.Conv2d(channels, outputs, 3, padding=1, bias=False)
+
+    return nn.Sequential(convolution(inputs), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU(),
+                         convolution(outputs), nn.BatchNorm2d(outputs), nn.GELU())  # fmt: skip
+
+
+def to_float(pictures: np.ndarray) -> Tensor:
+    """(B, C, H, W) uint8 -> float32 in -1 .. 1."""
+    return torch.from_numpy(pictures).float() / 127.5 - 1
+
+
+def augmented(pictures: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, C, H, W) moved by up to `SHIFT` pixels, edges reflected; those of `mirrored` (B,) bool from left to right."""
+    n, _, height, width = pictures.shape
+    pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+    padded = nn.functional.pad(pictures, [SHIFT] * 4, mode="reflect")
+    rows, columns = torch.randint(0, 2 * SHIFT + 1, (2, n, 1), generator=generator)
+    rows, columns = rows + torch.arange(height), columns + torch.arange(width)
+    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def train(data: PictureSet, epochs: float, seed: int = 0, watch: Callable[[int], object] = lambda n: None) -> Classifier:
+    """Train on the training pictures; a picture is mirrored in every second epoch. `watch` gets the pictures of each step.
+
+    Returns:
+        The running average of the weights, in evaluation mode.
+    """
+    torch.manual_seed(seed)
+    generator, n = torch.Generator().manual_seed(seed), len(data.pictures)
+    network = Classifier(data.pictures.shape[1], len(data.class_names))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.whiten(to_float(data.pictures[batch_indices(n, 0, min(n, 2000), seed)]))
+    average, optimisers = copy.deepcopy(network), make_optimisers(network, OPTIMISER)
+    first_mirrored = torch.rand(n, generator=generator) < 0.5
+    batch = min(BATCH, n)
+    steps = max(1, round(epochs * n / batch))
+    rates = OPTIMISER.model_copy(update={"warmup_steps": min(OPTIMISER.warmup_steps, steps // 10)})
+    for step in range(steps):
+        indices = batch_indices(n, step * batch, batch, seed)
+        odd = torch.from_numpy(np.arange(step * batch, (step + 1) * batch) // n % 2 == 1)
+        x = augmented(to_float(data.pictures[indices]), first_mirrored[indices] ^ odd, generator)
+        logits, _ = network(x.contiguous(memory_format=torch.channels_last))
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[indices]), label_smoothing=SMOOTHING)
+        loss.backward()
+        set_rate(optimisers, rate_factor(rates, step, step / steps))
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        share = min(AVERAGE, (1 + step) / (10 + step))
+        for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+            mean.lerp_(value, 1 - share) if mean.is_floating_point() else mean.copy_(value)
+        watch(batch)
+    return average.eval()
+
+
+@torch.no_grad()
+def accuracy(network: Classifier, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """Share of pictures (N, C, H, W) uint8 whose largest logit is their label's."""
+    found = [network(to_float(part))[0].argmax(1) for part in np.array_split(pictures, max(1, len(pictures) // 500))]
+    return float((torch.cat(found).numpy() == labels).mean())
+
+
+def build(network: Classifier, size: int, metadata: Mapping[str, object]) -> onnx.ModelProto:
+    """The classifier as ONNX, B dynamic, weights stored as float16; `metadata` as JSON, by key."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a torchvision that is not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
+        program = torch.onnx.export(
+            network.cpu(), (torch.zeros(2, network.stem.in_channels, size, size),), dynamo=True, opset_version=18, verbose=False,
+            input_names=["pictures"], output_names=["logits", "features"], dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},),
+            optimize=True,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    store_half(model)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+    return model
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The ONNX file to write.")
+@click.option("--size", default=32, show_default=True, type=click.IntRange(min=8), help="Side of the pictures, for folders of pictures.")
+@click.option("--epochs", default=10.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Times through the pictures.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+def command(data: Path, out: Path, size: int, epochs: float, seed: int) -> None:
+    """Train a small classifier on DATA (as CIFAR-10 unpacked, or whatever cfgdiff train takes) for cfgdiff eval --classifier."""
+    if not out.resolve().parent.is_dir():
+        raise Failure(f"--out: {out.resolve().parent} is not a folder; make it first")
+    pictures = load_data(data, size)
+    total = round(epochs * len(pictures.pictures))
+    with click.progressbar(length=total, label="training", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        network = train(pictures, epochs, seed, bar.update)
+    held_out = accuracy(network, pictures.test_pictures, pictures.test_labels) if len(pictures.test_labels) else None
+    metadata = {"class_names": pictures.class_names, "accuracy": held_out, "data": pictures.name, "epochs": epochs, "seed": seed}
+    write_whole(out, build(network, pictures.pictures.shape[2], metadata).SerializeToString(deterministic=True))
+    click.echo(
+        f"{out}: {'no held-out pictures' if held_out is None else f'{held_out:.2%} of {len(pictures.test_labels)} held-out pictures'}"
+    )
+
+
+if __name__ == "__main__":
+    run(command)

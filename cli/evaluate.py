@@ -1,0 +1,132 @@
+"""`cfgdiff eval`: how good is this model, and does it copy its training data?"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .train import PATH
+
+QUICK, QUICK_SWEEP, SWEEP, FULL = 2048, 512, 2048, 50_000
+KINDS = ("auto", "inception", "alexnet", "classifier")
+POSITIVE = click.IntRange(min=1)
+
+
+def _shard(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    k, _, m = text.partition("/")
+    if not (k.isdecimal() and m.isdecimal() and 1 <= int(k) <= int(m)):
+        raise click.UsageError(f"--shard: expected K/M with 1 <= K <= M, as in 2/4, found '{text}'")
+    return int(k), int(m)
+
+
+@click.command(
+    "eval",
+    epilog="""\b
+Examples:
+  cfgdiff eval --quick --data DATA
+  cfgdiff eval exported/small --data DATA --out quality --store
+  cfgdiff eval --data DATA --features alexnet --alexnet alexnet.safetensors
+  cfgdiff eval --data DATA --out quality --shard 2/4
+
+Without --data there is nothing to compare with: samples and class accuracy only.""",
+)
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--data", type=PATH, metavar="DIR", help="Real pictures, as CIFAR-10 unpacked or whatever cfgdiff train takes.")
+@click.option("--n", type=click.IntRange(min=32), help=f"Samples. Default: {FULL}, or {QUICK} with --quick.")
+@click.option("--quick", is_flag=True, help=f"{QUICK} samples, and {QUICK_SWEEP} for each setting of the sweep: minutes on two cores.")
+@click.option("--repeats", default=1, show_default=True, type=POSITIVE, help="Measure n samples as often, for a mean and a deviation.")
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="Where samples and the report go; what is there is not drawn again. Default: eval-NAME."
+)
+@click.option("--features", default="auto", show_default=True, type=click.Choice(KINDS), help="What distances are measured in.")
+@click.option("--alexnet", type=PATH, metavar="FILE", envvar="CFGDIFF_ALEXNET", show_envvar=True,
+              help="AlexNet's convolutions as safetensors, under torchvision's names. Default: fetched once by torchvision.")  # fmt: skip
+@click.option("--classifier", type=PATH, metavar="FILE",
+              help="From python -m cfgdiff.benchmarks.classifier. Default for CIFAR-10: the one that comes with this.")  # fmt: skip
+@click.option("--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations.")
+@click.option(
+    "--best", default=8, show_default=True, type=click.IntRange(min=0), metavar="K", help="Show the K best samples of each class."
+)
+@click.option("--shard", callback=_shard, metavar="K/M", help="Draw one of M shares of the samples and stop; the last call goes without.")
+@click.option("--guidance", type=float, help="Guidance w. Default: the model's.")
+@click.option("--steps", type=POSITIVE, help="Network evaluations a picture. Default: the model's.")
+@click.option("--sampler", help="As for cfgdiff-run. Default: the model's.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Picture i depends on it, i and its class alone.")
+@click.option("--engine", default="auto", show_default=True, help="As for cfgdiff-run.")
+@click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
+@click.option("--store", is_flag=True, help="Put the figures and what the sweep chose as defaults into the bundle and its model card.")
+def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None, features: str,
+             alexnet: Path | None, classifier: Path | None, sweep: bool, best: int, shard: tuple[int, int] | None, guidance: float | None,
+             steps: int | None, sampler: str | None, seed: int, engine: str, threads: int | None, store: bool) -> None:  # fmt: skip
+    """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training data.
+
+    One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training pictures in LPIPS,
+    guidance and evaluations swept, samples, interpolations. In Inception's features the distances are FID and KID; where its weights
+    cannot be fetched, AlexNet's or the classifier's take their place, and the report says so.
+    """
+    from cfgdiff.benchmarks.blocks import Sampling, Settings
+    from cfgdiff.benchmarks.evaluate import draw
+    from cfgdiff.benchmarks.evaluate import evaluate as find_all
+    from cfgdiff.benchmarks.features import choose_judges
+    from cfgdiff.benchmarks.figures import interpolations
+    from cfgdiff.benchmarks.report import write_report
+    from cfgdiff.export.card import write_card
+    from cfgdiff.export.description import store_evaluation
+    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime.errors import Failure
+    from cfgdiff.trainer.data import load_held_out
+
+    found = load_bundle(bundle)
+    if store and not os.access(found.path, os.W_OK | os.X_OK):
+        raise Failure(f"--store: {found.path} cannot be written; give a copy of the bundle")
+    pictures = None if data is None else load_held_out(data, found.image_shape[1], found.class_names, "bundle")
+    judge, extractor, weights, notes = choose_judges(found, features, alexnet, classifier, threads)
+    settings, seconds, folder = Settings(guidance, steps, sampler, None, seed), dict[str, float](), out or Path(f"eval-{found.name}")
+    n = n or (QUICK if quick else FULL)
+    with closing(open_engine(found, engine, threads=threads)) as opened:
+        sampling, stage = Sampling(folder / "samples", found, opened, extractor, judge), partial(_stage, seconds)
+        if shard is not None:
+            draw(sampling, settings, n * repeats, stage, f"shard {shard[0]} of {shard[1]}", shard)
+            left = len(sampling.missing(settings, n * repeats))
+            click.echo(f"{sampling.place(settings)}: {f'{left} blocks are not yet' if left else 'all blocks are'} there")
+            return
+        for note in notes:
+            click.echo(note, err=True)
+        swept = sweep * (QUICK_SWEEP if quick else SWEEP)
+        result, real = find_all(sampling, settings, n, repeats, pictures, weights, swept, threads, stage, notes)
+        result.seconds = seconds
+        page = write_report(folder, result, found, interpolations(opened, found, found.class_names[:5]), judge, real, best)
+        if store:
+            store_evaluation(found, result.summary())
+            if (found.path / "README.md").is_file():
+                write_card(load_bundle(found.path), opened)
+    click.echo(f"{page}: {_headline(result.summary())}")
+
+
+@contextmanager
+def _stage(seconds: dict[str, float], label: str, length: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on standard error where that is a terminal; the time of the stage is kept in `seconds`."""
+    started = time.perf_counter()
+    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty() or not length) as bar:
+        yield bar.update
+    name = label.split(",")[0]
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    parts = []
+    if "quality" in summary:
+        parts.append(f"{summary['called']['frechet']} {summary['quality']['frechet']['mean']:.2f}")
+    if "class accuracy" in summary:
+        parts.append(f"class accuracy {summary['class accuracy']:.1%}")
+    if "nearest" in summary:
+        parts.append(f"{summary['nearest']['samples']['copies']} copies in {summary['nearest']['samples']['n']}")
+    return ", ".join(parts) or f"{summary['n']} samples"

@@ -1,0 +1,32 @@
+"""What a report calls its figures, and how it writes them. The whole page is tested with the command."""
+
+from typing import Any
+
+from cfgdiff.benchmarks.evaluate import EVERYWHERE
+from cfgdiff.benchmarks.measures import quality_names
+from cfgdiff.benchmarks.report import machine, sweep_cells
+
+
+def test_only_inceptions_distances_have_the_fields_names() -> None:
+    assert quality_names(True) == {
+        "frechet": "FID", "kernel": "KID", "precision": "precision", "recall": "recall", "score": "Inception Score",
+    }  # fmt: skip
+    others = quality_names(False)
+    assert list(others) == list(quality_names(True)) and not {"FID", "KID", "Inception Score"} & set(others.values())
+
+
+def test_a_sweep_is_written_out() -> None:
+    row: dict[str, Any] = {"sampler": "ddim", "guidance": 3.0, "interval": None, "evaluations": 10, "frechet": 1.234, "accuracy": 0.5}
+    rows = [row, row | {"interval": EVERYWHERE, "accuracy": None}, row | {"interval": (0.3, 10.0), "guidance": 1.5}]
+    assert sweep_cells(rows) == [
+        ["ddim", "3", "all", "10", "1.23", "50.0 %"],
+        ["ddim", "3", "all", "10", "1.23", "-"],
+        ["ddim", "1.5", "0.3 .. 10", "10", "1.23", "50.0 %"],
+    ]
+
+
+def test_the_machine_is_described_without_its_name() -> None:
+    import platform
+
+    told = machine()
+    assert told["cores"] >= 1 and told["processor"] and platform.node() not in map(str, told.values())

@@ -1,0 +1,204 @@
+"""`cfgdiff eval` from end to end on small models: the page holds everything and asks for nothing; mistakes are one line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch_fidelity", reason="needs the train extra: pip install 'cfgdiff[train]'")
+
+from cfgdiff.benchmarks import features
+from cfgdiff.benchmarks.alexnet import LAYERS
+from cfgdiff.cli.evaluate import evaluate
+from cfgdiff.runtime import Bundle, load_bundle
+from cfgdiff.runtime.errors import Failure
+
+FAST = ["--steps", "2", "--guidance", "1", "--sampler", "ddim", "--threads", "1"]
+
+
+def call(*args: object) -> "subprocess.CompletedProcess[str]":
+    code = """import torch_fidelity.feature_extractor_inceptionv3 as inception
+def offline(url, progress):
+    raise OSError("no network")
+inception.load_state_dict_from_url = offline
+from cfgdiff.cli.main import main
+main()"""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", code, "eval", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env)
+
+
+class Page(HTMLParser):
+    """What a page refers to, and the tags it opens."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources, self.links, self.tags = list[str](), list[str](), list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Collects."""
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "data", "poster"):
+                self.sources.append(value or "")
+            elif name in ("href", "xlink:href"):
+                self.links.append(value or "")
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of AlexNet's shapes."""
+    from safetensors.numpy import save_file
+
+    rng, tensors = np.random.default_rng(0), {}
+    for layer, (shape, *_) in LAYERS.items():
+        tensors[f"{layer}.weight"] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        tensors[f"{layer}.bias"] = np.zeros(shape[0], np.float32)
+    path = tmp_path_factory.mktemp("alexnet") / "drawn.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def write_data(path: Path, size: int, classes: list[str], n: int = 120) -> Path:
+    """An .npz of coarse random pictures."""
+    rng = np.random.default_rng(2)
+    pictures = rng.integers(0, 256, (n, size // 4, size // 4, 3), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    np.savez(path, pictures=pictures, labels=np.arange(n) % len(classes), class_names=np.array(classes))
+    return path
+
+
+def check_page(file: Path) -> Page:
+    text = file.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert all(link.startswith("#") for link in page.links) and not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(http" not in text and "@import" not in text and "<!DOCTYPE svg" not in text
+    return page
+
+
+def test_a_whole_report_of_the_packaged_model(packaged: Bundle, alexnet: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data.npz", 32, packaged.class_names)
+    args = [
+        "--data",
+        data,
+        "--n",
+        "64",
+        "--alexnet",
+        alexnet,
+        "--out",
+        tmp_path / "out",
+        "--no-sweep",
+        "--best",
+        "3",
+        "--repeats",
+        "2",
+        *FAST,
+    ]
+    made = call(*args)
+    assert made.returncode == 0, made.stderr
+    assert re.search(r"report\.html: Fréchet distance \d+\.\d+, class accuracy \d+\.\d%, \d+ copies in 100$", made.stdout.strip())
+    page = check_page(tmp_path / "out" / "report.html")
+    assert page.tags.count("svg") == 1
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "In place of Inception: AlexNet" in text and "<td>FID</td>" not in text and "<td>Fréchet distance</td>" in text
+    tree = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert tree["n"] == 64 and tree["quality"]["frechet"]["of"] == 2 and tree["quality"]["frechet"]["deviation"] > 0
+    assert tree["nearest"]["samples"]["n"] == 100 and tree["held-out pictures"]["frechet"] < tree["quality"]["frechet"]["mean"]
+    assert np.array(tree["confusion"]).sum() == 128
+    blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples").rglob("block-*.npz")}
+    assert len(blocks) == 1
+    again = call(*args)
+    assert again.returncode == 0 and again.stdout == made.stdout
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples").rglob("block-*.npz")} == blocks
+
+
+def test_a_model_without_a_classifier_swept_and_stored(small_bundle: Bundle, alexnet: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bundle = Path(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
+    data = write_data(tmp_path / "data.npz", 16, small_bundle.class_names)
+    code = """import cfgdiff.benchmarks.evaluate as e, cfgdiff.cli.evaluate as c
+e.GUIDANCES, e.INTERVALS, e.INSIDE, e.STEPS, c.SWEEP = (1.0, 3.0), ((0.3, 10.0),), (3.0,), (1, 2), 64
+import torch_fidelity.feature_extractor_inceptionv3 as inception
+def offline(url, progress):
+    raise OSError("no network")
+inception.load_state_dict_from_url = offline
+from cfgdiff.cli.main import main
+main()"""
+    args = ["eval", bundle, "--data", data, "--n", "64", "--alexnet", alexnet, "--out", tmp_path / "out", "--store", "--threads", "1"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    made = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, args)], capture_output=True, text=True, encoding="utf-8", env=env
+    )
+    assert made.returncode == 0, made.stderr
+    assert "No class accuracy: no classifier of these classes" in made.stderr
+    tree = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [(row["guidance"], row["evaluations"]) for row in tree["sweep"]] == [(1, 3), (3, 3), (3, 3), (2, 1), (2, 2)]
+    assert any("No nearest neighbours. LPIPS" in note for note in tree["notes"]) and "class accuracy" not in tree
+    assert check_page(tmp_path / "out" / "report.html").tags.count("svg") == 2
+    stored = load_bundle(bundle)
+    assert stored.defaults.guidance == tree["chosen"]["guidance"] and stored.defaults.steps == tree["chosen"]["steps"]
+    assert stored.evaluation["quality"] == tree["quality"]
+    from cfgdiff.export.card import card
+
+    assert f"- Fréchet distance: {tree['quality']['frechet']['mean']:.4g} (held-out pictures: " in card(stored)
+
+
+def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
+    args = [small_bundle.path, "--n", "600", "--out", tmp_path / "out", *FAST, "--features", "classifier", "--classifier"]
+    failed = call(*args, tmp_path / "absent.onnx")
+    assert failed.returncode == 1 and "not readable as a classifier" in failed.stderr
+    classifier = write_classifier(tmp_path / "c.onnx", small_bundle)
+    made = [call(*args, classifier, "--shard", shard) for shard in ("2/2", "1/2")]
+    assert [one.returncode for one in made] == [0, 0], made[0].stderr
+    assert made[0].stdout.strip().endswith("2 blocks are not yet there") and made[1].stdout.strip().endswith("all blocks are there")
+    whole = call(*args, classifier)
+    assert whole.returncode == 0 and "class accuracy" in whole.stdout and "No --data" in (tmp_path / "out" / "report.html").read_text()
+
+
+def write_classifier(path: Path, bundle: Bundle) -> Path:
+    import torch
+
+    from cfgdiff.benchmarks.classifier import Classifier, build
+
+    torch.manual_seed(0)
+    network = Classifier(bundle.image_shape[0], len(bundle.class_names), widths=(8, 8)).eval()
+    path.write_bytes(build(network, bundle.image_shape[1], {"class_names": bundle.class_names, "accuracy": None}).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--shard", "5/4"], 2, "--shard: expected K/M with 1 <= K <= M"),
+        (["--n", "3"], 2, "--n"),
+        (["--features", "fid"], 2, "--features"),
+        (["absent"], 1, "no bundle there"),
+        (["--data", "absent"], 1, "--data absent: no such file or folder"),
+        (["--alexnet", "absent"], 1, "--alexnet: absent: not readable as safetensors"),
+        (["--classifier", "absent"], 1, "--classifier: absent: not readable as a classifier"),
+        (["--features", "inception"], 1, "--features inception: its weights cannot be fetched (no network)"),
+        (["--sampler", "dimm"], 2, "--sampler"),
+    ],
+)
+def test_mistakes_are_said_before_the_work(
+    args: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise Failure("--features inception: its weights cannot be fetched (no network); connect once")
+
+    monkeypatch.setattr(features, "inception_features", fail)
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(evaluate, args)
+    found = made.exception if isinstance(made.exception, Failure) else None
+    assert (found.exit_code if found else made.exit_code) == code
+    assert message in (said := str(found) if found else made.output) and (not found or "\n" not in said), said
+    assert not list(tmp_path.iterdir())
