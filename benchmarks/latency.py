@@ -38,10 +38,10 @@ class Timing:
         return statistics.median(self.milliseconds)
 
 
-def open_all(bundle: Bundle, held: ExitStack) -> tuple[dict[str, Engine], dict[str, list[str]]]:
+def open_all(bundle: Bundle, held: ExitStack, threads: int | None = None) -> tuple[dict[str, Engine], dict[str, list[str]]]:
     """What can be opened here, by name, closed with `held`; and the names of the rest by the reasons against them."""
     opened, reasons = dict[str, Engine](), dict[str, list[str]]()
-    for candidate in candidates(bundle):
+    for candidate in candidates(bundle, threads=threads):
         try:
             opened[candidate.name] = held.enter_context(closing(candidate.open()))
         except Failure as error:
@@ -49,13 +49,18 @@ def open_all(bundle: Bundle, held: ExitStack) -> tuple[dict[str, Engine], dict[s
     return opened, reasons
 
 
+def call_inputs(bundle: Bundle, b: int, g: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `Engine.predict` takes, for b rows of all classes in the middle of the schedule, of which g are guided."""
+    return (normals(0, np.arange(b), 0, bundle.image_shape), np.full(b, bundle.schedule.T / 2, np.float32),
+            np.arange(b) % len(bundle.class_names), np.full(g, bundle.defaults.guidance, np.float32))  # fmt: skip
+
+
 def measure(engines: dict[str, Engine], bundle: Bundle, batches: list[int], rounds: int) -> list[Timing]:
     """Time every engine at every batch that it takes, in turns, after one unmeasured call each."""
     found = []
     for b in batches:
         taking = {name: engine for name, engine in engines.items() if b <= engine.max_batch}
-        inputs = (normals(0, np.arange(b), 0, bundle.image_shape), np.full(b, bundle.schedule.T / 2, np.float32),
-                  np.arange(b) % len(bundle.class_names), np.full(b, bundle.defaults.guidance, np.float32))  # fmt: skip
+        inputs = call_inputs(bundle, b, b)
         seconds: dict[str, list[float]] = {name: [] for name in taking}
         for i in range(rounds + 1):
             for name, engine in taking.items():

@@ -1,10 +1,11 @@
-"""`cfgdiff`: train, ema, export, verify, fit-steps, eval, engines, info, plugins. Heavy packages are imported inside the commands."""
+"""`cfgdiff`: every command but pictures. Heavy packages are imported inside the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from .bench import bench
 from .engines import engines
 from .errors import run_command
 from .evaluate import evaluate
@@ -30,7 +31,7 @@ def group() -> None:
     """Train, export and inspect class-conditional diffusion models."""
 
 
-for part in (train, export, verify, fit_steps, evaluate, engines):
+for part in (train, export, verify, fit_steps, evaluate, bench, engines):
     group.add_command(part)
 
 

@@ -33,20 +33,22 @@ class Candidate:
     store: Callable[[Certificate], None]
 
 
-def candidates(bundle: Bundle, kind: str | None = None) -> list[Candidate]:
+def candidates(bundle: Bundle, kind: str | None = None, threads: int | None = None) -> list[Candidate]:
     """The variants on every engine that takes graphs, and the TensorRT engines beside the bundle; of one kind where asked for."""
-    found = [_of_graph(bundle, engine, precision) for engine in ("cpu", "cuda", "openvino") for precision in precisions(engine, bundle)]
+    found = [
+        _of_graph(bundle, engine, precision, threads) for engine in ("cpu", "cuda", "openvino") for precision in precisions(engine, bundle)
+    ]
     found += [_of_engine(bundle, built) for built in engines_beside(bundle.path)]
     return [candidate for candidate in found if kind in (None, candidate.kind)]
 
 
-def _of_graph(bundle: Bundle, engine: str, precision: str) -> Candidate:
+def _of_graph(bundle: Bundle, engine: str, precision: str, threads: int | None) -> Candidate:
     def store(certificate: Certificate) -> None:
         if engine == "cpu":
             store_certificate(bundle, precision, certificate)
 
     digest = graph_digest(bundle.variants.get(precision, bundle.variants["float32"]))  # bfloat16 is float32's graph
-    return Candidate(f"{engine} {precision}", engine, digest, partial(open_engine, bundle, engine, precision), store)
+    return Candidate(f"{engine} {precision}", engine, digest, partial(open_engine, bundle, engine, precision, threads), store)
 
 
 def _of_engine(bundle: Bundle, built: BuiltEngine) -> Candidate:

@@ -119,3 +119,8 @@ def small_bundle(small_source: object, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("small") / "small"
     write_bundle(small_source, folder, ("float16", "int8"))  # type: ignore[arg-type]
     return load_bundle(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's commands, by far the longest file, go first: files are shared out in order, and the last one is waited for."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")

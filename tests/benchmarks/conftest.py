@@ -1,5 +1,6 @@
-"""AlexNet's weights: drawn ones that every machine can have, and the published ones where they are."""
+"""AlexNet's weights, drawn and published; an engine that takes its time."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +30,27 @@ def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("alexnet") / "drawn.safetensors"
     safetensors.save_file(tensors, path)
     return Path(path)
+
+
+class Sleeper:
+    """An engine that takes its time for every row."""
+
+    name, precision, max_batch = "sleeper", "float32", 4
+
+    def __init__(self, seconds: float = 0.001) -> None:
+        self.seconds, self.calls = seconds, list[tuple[int, int]]()
+
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        """Half of the sample."""
+        self.calls.append((len(sample), len(guidance)))
+        time.sleep(self.seconds * (len(sample) + len(guidance)))
+        return sample * np.float32(0.5)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@pytest.fixture
+def sleeper() -> type[Sleeper]:
+    """An engine that takes its time, to be made."""
+    return Sleeper

@@ -1,0 +1,143 @@
+"""Latency: what a user would pick instead, in the same run, and how near the machine's limit is. All that `cfgdiff bench` measures.
+
+Every figure is the median of rounds in which the cases take turns after one unmeasured turn each, with the least and the largest beside it.
+Ratios are medians of the ratios within rounds.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.errors import Failure
+
+from .latency import call_inputs
+from .machine import operations
+from .peers import Draw, diffusers_loop, ours, torch_network, two_passes
+
+PAUSE = 0.02  # seconds between turns: threads of the one before spin for a little
+TOLERANCE = 2  # grey levels between pictures of peers and ours, at all but a thousandth of the pixels
+LOW = ("float16", "int8")  # precisions whose pictures may differ: certificates say by how much
+EAGER = "diffusers, PyTorch eager"
+PAPER_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something timed: seconds of each round, and the pictures that each made."""
+
+    name: str
+    pictures: int
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        """The least and the largest, in milliseconds."""
+        return f"{1e3 * min(self.seconds):.1f} .. {1e3 * max(self.seconds):.1f}"
+
+    def times(self, other: "Case") -> float:
+        """How many times as fast as the other, in pictures a second: the median over rounds."""
+        ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
+        return statistics.median(ratios) * self.pictures / other.pictures
+
+
+def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, pictures: int = 1, warm: bool = False) -> dict[str, Case]:
+    """Time all cases in turns, `rounds` times, after one unmeasured turn each where they are not `warm`."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for measured in [*([] if warm else [False]), *[True] * rounds]:
+        for name, case in cases.items():
+            time.sleep(PAUSE)
+            started = time.perf_counter()
+            case()
+            if measured:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Case(name, pictures, found) for name, found in seconds.items()}
+
+
+def engine_rows(
+    engines: dict[str, Engine], bundle: Bundle, batches: list[int], rounds: int, peaks: dict[str, float]
+) -> list[dict[str, Any]]:
+    """A row for every engine, batch B and G in (0, B): time a call, operations a second, and their share of the matrix product's peak."""
+    rows = []
+    for b, g in [(batch, guided) for batch in batches for guided in (0, batch)]:
+        inputs, work = call_inputs(bundle, b, g), operations(bundle.path / bundle.variants["float32"].graph, b, g)
+        taking = {name: engine for name, engine in engines.items() if b <= engine.max_batch}
+        cases = {name: partial(engine.predict, *inputs) for name, engine in taking.items()}
+        for name, case in interleaved(cases, rounds, b).items():
+            limit, speed = peaks["int8" if taking[name].precision == "int8" else "float32"], work / case.median
+            rows.append({"engine": name, "B": b, "G": g, "ms": 1e3 * case.median, "spread": case.spread, "gflops": speed / 1e9,
+                         "of peak": speed / limit})  # fmt: skip
+    return rows
+
+
+def peer_rows(draws: dict[str, Draw], batches: list[int], rounds: int) -> list[dict[str, Any]]:
+    """A row for every loop and number of pictures, with its ratio to diffusers' where that is among them; the first loop is ours.
+
+    Raises:
+        Failure: a peer whose pictures are not ours: its time would say nothing.
+    """
+    rows = []
+    for n in batches:
+        reference, *others = (draw(n).astype(int) for draw in draws.values())
+        for name, pictures in zip(list(draws)[1:], others, strict=True):
+            apart = float((np.abs(pictures - reference) > TOLERANCE).mean())
+            if apart > 1e-3 and not any(low in name for low in LOW):
+                raise Failure(f"{name}: {apart:.1%} of its pixels differ from ours by more than {TOLERANCE} grey levels")
+        cases = interleaved({name: partial(draw, n) for name, draw in draws.items()}, rounds, n, warm=True)
+        for name, case in cases.items():
+            rows.append({"loop": name, "B": n, "pictures/s": n / case.median, "ms": 1e3 * case.median, "spread": case.spread,
+                         "times diffusers": case.times(cases[EAGER]) if EAGER in cases else None})  # fmt: skip
+    return rows
+
+
+def all_draws(engines: dict[str, Engine], bundle: Bundle, steps: int, threads: int, checkpoint: Path | None, compiled: bool,
+              skipped: list[str]) -> dict[str, Draw]:  # fmt: skip
+    """Our loop on every engine, the two-pass loop on the first, and diffusers' loops where they can be had; why not, goes to `skipped`."""
+    draws = {f"cfgdiff, {name}": ours(engine, bundle, steps) for name, engine in engines.items()}
+    first = next(iter(engines))
+    draws[f"two passes a step, {first}"] = two_passes(engines[first], bundle, steps)
+    try:
+        network = torch_network(bundle, checkpoint)
+        draws[EAGER] = diffusers_loop(network, bundle, steps)
+    except Failure as error:
+        skipped.append(f"diffusers' loop: {error}")
+        return draws
+    import torch
+
+    from cfgdiff.trainer.optim import fast_bfloat16
+
+    torch.set_num_threads(threads)
+    if fast_bfloat16(torch.device("cpu")):
+        draws["diffusers, bfloat16"] = diffusers_loop(network, bundle, steps, bfloat16=True)
+    else:
+        skipped.append("diffusers' loop in bfloat16: this processor has no instructions for it")
+    if compiled:
+        draws["diffusers, torch.compile"] = diffusers_loop(torch.compile(network), bundle, steps)  # type: ignore[arg-type]
+    else:
+        skipped.append("diffusers' loop with torch.compile: takes minutes to compile; leave out --quick")
+    return draws
+
+
+def papers_way(engine: Engine, bundle: Bundle, n: int, measured: int, rounds: int) -> dict[str, Any]:
+    """n pictures at the defaults, and in the paper's 1000 steps of Algorithm 2, extrapolated from `measured` of them."""
+    classes = [i % len(bundle.class_names) for i in range(n)]
+    few = np.linspace(PAPER_STEPS, 0, PAPER_STEPS + 1)[:measured].tolist()
+
+    def drawn(**settings: Any) -> Callable[[], object]:
+        return lambda: [None for _ in generate(engine, bundle, classes, batch=n, **settings)]
+
+    cases = interleaved({"defaults": drawn(), "paper": drawn(sampler="ddpm", timesteps=few)}, rounds, n)
+    paper = Case("paper", n, [seconds * PAPER_STEPS / measured for seconds in cases["paper"].seconds])
+    return {"n": n, "defaults, s": cases["defaults"].median, "paper's way, s": paper.median, "measured steps": measured,
+            "times": cases["defaults"].times(paper)}  # fmt: skip

@@ -1,0 +1,117 @@
+"""What people would use instead, on the same weights, noise, steps and guidance: loops that answer with pictures.
+
+All are DDIM at evenly spaced timesteps, so that their pictures are the same but for rounding, and only how they come about differs.
+"""
+
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.generate import to_uint8
+from cfgdiff.runtime.noise import normals
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Draw = Callable[[int], np.ndarray]  # a number of pictures, of all classes in turn -> (N, H, W, C) uint8
+
+
+def ours(engine: Engine, bundle: Bundle, steps: int) -> Draw:
+    """`generate`: the guidance inside the graph."""
+
+    def draw(n: int) -> np.ndarray:
+        drawn = generate(engine, bundle, _classes(bundle, n), steps, sampler="ddim", spacing="uniform", batch=n)
+        return np.concatenate([pictures for _, pictures in drawn])
+
+    return draw
+
+
+def two_passes(engine: Engine, bundle: Bundle, steps: int) -> Draw:
+    """The same engine asked twice a step, once with the null class, and combined outside."""
+    w, null_class = np.float32(bundle.defaults.guidance), len(bundle.class_names)
+    none = np.zeros(0, np.float32)
+
+    class Outside:
+        name, precision, max_batch = engine.name, engine.precision, engine.max_batch
+
+        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+            """See `Engine.predict`, all rows guided."""
+            cond = engine.predict(sample, timestep, class_label, none)
+            uncond = engine.predict(sample, timestep, np.full_like(class_label, null_class), none)
+            return uncond + w * (cond - uncond)
+
+        def close(self) -> None:
+            """It is the other's to close."""
+
+    return ours(Outside(), bundle, steps)
+
+
+def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int, bfloat16: bool = False) -> Draw:
+    """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines.
+
+    Raises:
+        Failure: diffusers is not installed, or has no such schedule.
+    """
+    import torch
+
+    try:
+        from diffusers import DDIMScheduler
+    except ImportError:
+        raise Failure("diffusers is not installed; pip install diffusers") from None
+    schedule, null_class, w = bundle.schedule, len(bundle.class_names), bundle.defaults.guidance
+    if steps < 1 or schedule.T % steps:
+        raise Failure(f"diffusers' evenly spaced timesteps are ours only where the steps divide {schedule.T}, found {steps}")
+    betas = {"cosine": "squaredcos_cap_v2", "linear": "linear"}[schedule.kind]
+    kind = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[schedule.prediction]
+    scheduler: Any = DDIMScheduler(num_train_timesteps=schedule.T, beta_schedule=betas, prediction_type=kind, clip_sample=False,
+                                   set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
+    scheduler.set_timesteps(steps)
+
+    @torch.no_grad()
+    def draw(n: int) -> np.ndarray:
+        x = torch.from_numpy(normals(0, np.arange(n), 0, bundle.image_shape))
+        labels = torch.arange(n) % null_class
+        both = torch.cat([torch.full_like(labels, null_class), labels])
+        for t in scheduler.timesteps:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                answer: Tensor = network(torch.cat([x, x]), torch.full((2 * n,), float(t) + 1), both)
+            uncond, cond = answer.float().chunk(2)
+            x = scheduler.step(uncond + w * (cond - uncond), t, x).prev_sample
+        return to_uint8(x.numpy() * schedule.data_std)
+
+    return draw
+
+
+def _classes(bundle: Bundle, n: int) -> list[int]:
+    return [i % len(bundle.class_names) for i in range(n)]
+
+
+def torch_network(bundle: Bundle, checkpoint: Any = None) -> "nn.Module":
+    """The bundle's network in PyTorch, with the weights of its graph, or that of a run or checkpoint.
+
+    Raises:
+        Failure: PyTorch is missing, or the bundle does not say which preset it is of, and no checkpoint is given.
+    """
+    try:
+        from cfgdiff.trainer.checkpoint import initial_weights, load_model, make_network
+        from cfgdiff.trainer.config import load_preset, make_config
+    except ImportError as error:
+        raise Failure(f"{error.name} is not installed; pip install 'cfgdiff[train]'") from None
+    if checkpoint is not None:
+        return load_model(checkpoint).network
+    words = shlex.split(str(bundle.provenance.get("command", "")))
+    if "--preset" not in words:
+        raise Failure(f"{bundle.path}: does not say which network it is; give --checkpoint RUN")
+    changes = tuple(words[i + 1] for i, word in enumerate(words[:-1]) if word == "--set")
+    config = make_config(load_preset(words[words.index("--preset") + 1]), changes)
+    network, found = make_network(config, bundle.image_shape, len(bundle.class_names)), initial_weights(bundle.path)
+    own = network.state_dict()
+    lacking = [name for name, value in own.items() if name not in found or found[name].numel() != value.numel()]
+    if lacking:
+        raise Failure(f"{bundle.path}: its graph is not of {bundle.provenance['command']} ({lacking[0]}); give --checkpoint RUN")
+    network.load_state_dict({name: found[name].reshape(value.shape) for name, value in own.items()})
+    return network.eval().requires_grad_(False)

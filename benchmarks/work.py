@@ -1,0 +1,73 @@
+"""Cost by work: what a picture costs by their number, the batch, the evaluations and the size, on untrained networks of the same family."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cfgdiff.runtime import Bundle, Engine, generate, open_engine
+from cfgdiff.runtime.bundle import Defaults, Variant
+
+from .bench import interleaved
+from .machine import operations
+
+N, BATCH, STEPS = 16, 16, 4  # from which one is changed at a time
+VARIED = {"pictures": (4, 16, 32), "batch": (1, 4, 16), "evaluations": (2, 4, 8)}
+
+
+@contextmanager
+def of_size(size: int) -> Iterator[Bundle]:
+    """An untrained network like the packaged one's, for pictures of another size."""
+    import torch
+
+    from cfgdiff.export.edit import save_graph
+    from cfgdiff.export.graph import build_graph
+    from cfgdiff.trainer.checkpoint import make_network
+    from cfgdiff.trainer.config import load_preset, make_config
+
+    config, shape, classes = make_config(load_preset("cifar10-small"), (f"train.image_size={size}",)), (3, size, size), list("abcdefghij")
+    torch.manual_seed(0)
+    network = make_network(config, shape, len(classes)).eval().requires_grad_(False)
+    for p in network.parameters():  # at first many are zero, and what they multiply would be left out of the graph
+        torch.nn.init.normal_(p, std=0.02)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.onnx"
+        save_graph(build_graph(network, len(classes), shape), graph)
+        variant = Variant(graph.name, "float32", {graph.name: hashlib.sha256(graph.read_bytes()).hexdigest()}, None)
+        defaults = Defaults("ddim", STEPS, 4.0, None)
+        yield Bundle(Path(folder), f"untrained-{size}", classes, shape, config.schedule, defaults, {"float32": variant}, {}, {})
+
+
+def work_rows(engine: Engine, bundle: Bundle, threads: int, sizes: list[int], rounds: int, peak: float) -> list[dict[str, Any]]:
+    """Milliseconds a picture and evaluation, guided, with one thing changed at a time, and the share of the matrix product's `peak`."""
+    rows = []
+
+    def add(varied: str, value: int, engine: Engine, bundle: Bundle, n: int = N, batch: int = BATCH, steps: int = STEPS) -> None:
+        labels = [k % len(bundle.class_names) for k in range(n)]
+
+        def draw() -> object:
+            return [None for _ in generate(engine, bundle, labels, steps, sampler="ddim", batch=batch)]
+
+        case = interleaved({varied: draw}, rounds, n)[varied]
+        each = case.median / n / steps
+        work = operations(bundle.path / bundle.variants["float32"].graph, 1, 1)
+        rows.append({"varied": varied, "value": value, "ms": 1e3 * each, "spread": case.spread, "of peak": work / each / peak})
+
+    for varied, values in VARIED.items():
+        for value in values:
+            given = {"pictures": {"n": value}, "batch": {"batch": value}, "evaluations": {"steps": value}}[varied]
+            add(varied, value, engine, bundle, **given)
+    for size in sizes:
+        with of_size(size) as other, closing(open_engine(other, "cpu", threads=threads)) as opened:
+            add("size", size, opened, other)
+    return rows
+
+
+def bound(row: dict[str, Any], best: float) -> str:
+    """What bounds a row of `work_rows`: compute from half of the peak on; else overhead where `best`, the largest share of the peak seen at
+    this size, is 1.2 times as large; else memory."""
+    if row["of peak"] >= 0.5:
+        return "compute"
+    return "overhead" if best >= 1.2 * row["of peak"] else "memory"
