@@ -1,8 +1,6 @@
 """One page that says and shows all that was found, with nothing outside it: no script, no font, no request."""
 
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from cfgdiff.runtime.images import write_whole
 from . import figures
 from .evaluate import EVERYWHERE, Found, Real, best
 from .features import Classifier
+from .machine import describe
 from .measures import Quality
 
 COLUMNS, CLASSES = 12, 20
@@ -30,7 +29,7 @@ def write_report(folder: Path, found: Found, bundle: Bundle, interpolated: np.nd
     picked = list(best(found.samples, best_of)) if classifier and best_of else list[np.ndarray]()
     counts = np.array(summary["confusion"], float) if "confusion" in summary else np.zeros((0, 0))
     context = summary | {
-        "name": bundle.name, "repeats": len(found.qualities) or 1, "class_names": bundle.class_names, "machine": machine(),
+        "name": bundle.name, "repeats": len(found.qualities) or 1, "class_names": bundle.class_names, "machine": describe(),
         "grids": _rows(names, found.samples.pictures, [rows[:COLUMNS] for rows in each]),
         "best": _rows(names, found.samples.pictures, picked), "n_each": min(map(len, each)),
         "interpolations": figures.png(interpolated, columns=len(interpolated) // min(len(names), 5)),
@@ -44,7 +43,7 @@ def write_report(folder: Path, found: Found, bundle: Bundle, interpolated: np.nd
         "guidance_plot": figures.sweep_plot(found.sweep, "guidance") if found.sweep else "",
         "evaluations_plot": figures.sweep_plot(found.sweep, "evaluations") if found.sweep else "",
     }  # fmt: skip
-    write_whole(folder / "report.json", (json.dumps(summary | {"machine": machine()}, indent=1) + "\n").encode())
+    write_whole(folder / "report.json", (json.dumps(summary | {"machine": describe()}, indent=1) + "\n").encode())
     write_whole(folder / "report.html", page.render(context).encode())
     return folder / "report.html"
 
@@ -73,19 +72,3 @@ def _quality(measured: dict[str, dict[str, float]], names: dict[str, str], real:
         theirs = getattr(real, key) if real else None
         rows.append((name, f"{one['mean']:.4f}{spread}", "-" if theirs is None else f"{theirs:.4f}"))
     return rows
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on, without its name."""
-    import onnxruntime
-
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    return {"processor": model or platform.machine(), "cores": os.cpu_count(), "system": platform.system(),
-            "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}  # fmt: skip
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

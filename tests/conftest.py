@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cfgdiff.benchmarks.alexnet import LAYERS
 from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
 
 
@@ -119,6 +120,19 @@ def small_bundle(small_source: object, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("small") / "small"
     write_bundle(small_source, folder, ("float16", "int8"))  # type: ignore[arg-type]
     return load_bundle(folder)
+
+
+@pytest.fixture(scope="session")
+def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of AlexNet's shapes that keep the scale of what passes through."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the train extra: pip install 'cfgdiff[train]'")
+    rng, tensors = np.random.default_rng(0), {}
+    for layer, (shape, *_) in LAYERS.items():
+        tensors[f"{layer}.weight"] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        tensors[f"{layer}.bias"] = rng.standard_normal(shape[0], np.float32) * np.float32(0.1)
+    path = tmp_path_factory.mktemp("alexnet") / "drawn.safetensors"
+    safetensors.save_file(tensors, path)
+    return Path(path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

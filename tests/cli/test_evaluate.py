@@ -15,7 +15,6 @@ from click.testing import CliRunner
 pytest.importorskip("torch_fidelity", reason="needs the train extra: pip install 'cfgdiff[train]'")
 
 from cfgdiff.benchmarks import features
-from cfgdiff.benchmarks.alexnet import LAYERS
 from cfgdiff.cli.evaluate import evaluate
 from cfgdiff.runtime import Bundle, load_bundle
 from cfgdiff.runtime.errors import Failure
@@ -53,20 +52,6 @@ class Page(HTMLParser):
                 self.links.append(value or "")
 
 
-@pytest.fixture(scope="module")
-def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of AlexNet's shapes."""
-    from safetensors.numpy import save_file
-
-    rng, tensors = np.random.default_rng(0), {}
-    for layer, (shape, *_) in LAYERS.items():
-        tensors[f"{layer}.weight"] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-        tensors[f"{layer}.bias"] = np.zeros(shape[0], np.float32)
-    path = tmp_path_factory.mktemp("alexnet") / "drawn.safetensors"
-    save_file(tensors, path)
-    return path
-
-
 def write_data(path: Path, size: int, classes: list[str], n: int = 120) -> Path:
     """An .npz of coarse random pictures."""
     rng = np.random.default_rng(2)
@@ -84,24 +69,10 @@ def check_page(file: Path) -> Page:
     return page
 
 
-def test_a_whole_report_of_the_packaged_model(packaged: Bundle, alexnet: Path, tmp_path: Path) -> None:
+def test_a_whole_report_of_the_packaged_model(packaged: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data.npz", 32, packaged.class_names)
-    args = [
-        "--data",
-        data,
-        "--n",
-        "64",
-        "--alexnet",
-        alexnet,
-        "--out",
-        tmp_path / "out",
-        "--no-sweep",
-        "--best",
-        "3",
-        "--repeats",
-        "2",
-        *FAST,
-    ]
+    out = tmp_path / "out"
+    args = ["--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", out, "--no-sweep", "--repeats", "2", *FAST]
     made = call(*args)
     assert made.returncode == 0, made.stderr
     assert re.search(r"report\.html: Fréchet distance \d+\.\d+, class accuracy \d+\.\d%, \d+ copies in 100$", made.stdout.strip())
@@ -120,7 +91,7 @@ def test_a_whole_report_of_the_packaged_model(packaged: Bundle, alexnet: Path, t
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples").rglob("block-*.npz")} == blocks
 
 
-def test_a_model_without_a_classifier_swept_and_stored(small_bundle: Bundle, alexnet: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_classifier_swept_and_stored(small_bundle: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
     import shutil
 
     bundle = Path(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
@@ -133,7 +104,7 @@ def offline(url, progress):
 inception.load_state_dict_from_url = offline
 from cfgdiff.cli.main import main
 main()"""
-    args = ["eval", bundle, "--data", data, "--n", "64", "--alexnet", alexnet, "--out", tmp_path / "out", "--store", "--threads", "1"]
+    args = ["eval", bundle, "--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", tmp_path / "out", "--store", "--threads", "1"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     made = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *map(str, args)], capture_output=True, text=True, encoding="utf-8", env=env
