@@ -77,7 +77,7 @@ def test_squared_distances_are_those_of_the_lpips_package(weights: str, size: tu
     network = lpips_of(found)
     import torch
 
-    rng, n = np.random.default_rng(3), 100
+    rng, n = np.random.default_rng(3), 200
     pictures = rng.integers(0, 256, (2 * n, *size, 3), dtype=np.uint8)
     pictures[: n // 2] = pictures[n : n + n // 2] // 2 + pictures[: n // 2] // 2  # half of the pairs are alike
     x = torch.from_numpy(pictures.transpose(0, 3, 1, 2) / 127.5 - 1).float()
