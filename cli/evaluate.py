@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     found = load_bundle(bundle)
     if store and not os.access(found.path, os.W_OK | os.X_OK):
         raise Failure(f"--store: {found.path} cannot be written; give a copy of the bundle")
+    for name in ("jinja2",) if data is None else ("jinja2", "matplotlib", "torch_fidelity"):
+        import_module(name)  # what is missing is told before the work
     pictures = None if data is None else load_held_out(data, found.image_shape[1], found.class_names, "bundle")
     judge, extractor, weights, notes = choose_judges(found, features, alexnet, classifier, threads)
     settings, seconds, folder = Settings(guidance, steps, sampler, None, seed), dict[str, float](), out or Path(f"eval-{found.name}")

@@ -135,6 +135,15 @@ def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
     assert whole.returncode == 0 and "class accuracy" in whole.stdout and "No --data" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity"])
+def test_a_missing_package_is_told_before_the_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(evaluate, ["--data", "absent"])
+    assert isinstance(made.exception, ModuleNotFoundError) and name in str(made.exception)  # run_command makes it a line
+    assert not list(tmp_path.iterdir())
+
+
 def write_classifier(path: Path, bundle: Bundle) -> Path:
     import torch
 
