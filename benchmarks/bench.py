@@ -1,13 +1,10 @@
 """Latency: what a user would pick instead, in the same run, and how near the machine's limit is. All that `cfgdiff bench` measures.
 
-Every figure is the median of rounds in which the cases take turns after one unmeasured turn each, with the least and the largest beside it.
-Ratios are medians of the ratios within rounds.
+Every figure is the median of rounds in which the cases take turns after one unmeasured turn each (timing.py), with the least and the
+largest beside it. Ratios are medians of the ratios within rounds.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,49 +17,12 @@ from cfgdiff.runtime.errors import Failure
 from .latency import call_inputs
 from .machine import operations
 from .peers import Draw, diffusers_loop, ours, torch_network, two_passes
+from .timing import Case, interleaved
 
-PAUSE = 0.02  # seconds between turns: threads of the one before spin for a little
 TOLERANCE = 2  # grey levels between pictures of peers and ours, at all but a thousandth of the pixels
 LOW = ("float16", "int8")  # precisions whose pictures may differ: certificates say by how much
 EAGER = "diffusers, PyTorch eager"
 PAPER_STEPS = 1000
-
-
-@dataclass(frozen=True)
-class Case:
-    """Something timed: seconds of each round, and the pictures that each made."""
-
-    name: str
-    pictures: int
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> str:
-        """The least and the largest, in milliseconds."""
-        return f"{1e3 * min(self.seconds):.1f} .. {1e3 * max(self.seconds):.1f}"
-
-    def times(self, other: "Case") -> float:
-        """How many times as fast as the other, in pictures a second: the median over rounds."""
-        ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
-        return statistics.median(ratios) * self.pictures / other.pictures
-
-
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, pictures: int = 1, warm: bool = False) -> dict[str, Case]:
-    """Time all cases in turns, `rounds` times, after one unmeasured turn each where they are not `warm`."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for measured in [*([] if warm else [False]), *[True] * rounds]:
-        for name, case in cases.items():
-            time.sleep(PAUSE)
-            started = time.perf_counter()
-            case()
-            if measured:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: Case(name, pictures, found) for name, found in seconds.items()}
 
 
 def engine_rows(

@@ -5,10 +5,8 @@
 All rows are guided, so that the network runs on twice as many. The engines take turns; medians and their ratios are printed.
 """
 
-import statistics
-import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,22 +18,9 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.noise import normals
 
 from . import run
+from .timing import Case, interleaved
 
 BASE = "cpu float32"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds a call, one for each round."""
-
-    engine: str
-    batch: int
-    milliseconds: list[float]
-
-    @property
-    def median(self) -> float:
-        """Milliseconds."""
-        return statistics.median(self.milliseconds)
 
 
 def open_all(bundle: Bundle, held: ExitStack, threads: int | None = None) -> tuple[dict[str, Engine], dict[str, list[str]]]:
@@ -55,31 +40,23 @@ def call_inputs(bundle: Bundle, b: int, g: int) -> tuple[np.ndarray, np.ndarray,
             np.arange(b) % len(bundle.class_names), np.full(g, bundle.defaults.guidance, np.float32))  # fmt: skip
 
 
-def measure(engines: dict[str, Engine], bundle: Bundle, batches: list[int], rounds: int) -> list[Timing]:
-    """Time every engine at every batch that it takes, in turns, after one unmeasured call each."""
-    found = []
+def measure(engines: dict[str, Engine], bundle: Bundle, batches: list[int], rounds: int) -> list[Case]:
+    """Time every engine at every batch that it takes, in turns, after one unmeasured call each; a case is named as its engine."""
+    found: list[Case] = []
     for b in batches:
-        taking = {name: engine for name, engine in engines.items() if b <= engine.max_batch}
         inputs = call_inputs(bundle, b, b)
-        seconds: dict[str, list[float]] = {name: [] for name in taking}
-        for i in range(rounds + 1):
-            for name, engine in taking.items():
-                started = time.perf_counter()
-                engine.predict(*inputs)
-                if i:
-                    seconds[name].append(1e3 * (time.perf_counter() - started))
-        found += [Timing(name, b, times) for name, times in seconds.items()]
+        taking = {name: partial(engine.predict, *inputs) for name, engine in engines.items() if b <= engine.max_batch}
+        found += interleaved(taking, rounds, b).values()
     return found
 
 
-def table(timings: list[Timing]) -> str:
+def table(cases: list[Case]) -> str:
     """Markdown: median, spread, pictures a second at 20 steps, and how many times as fast as `BASE` at the same batch."""
-    base = {timing.batch: timing.milliseconds for timing in timings if timing.engine == BASE}
+    base = {case.pictures: case for case in cases if case.name == BASE}
     lines = ["| batch | engine | ms (min .. max) | pictures/s at 20 steps | times float32 |", "|---|---|---|---|---|"]
-    for timing in timings:
-        spread = f"{timing.median:.2f} ({min(timing.milliseconds):.2f} .. {max(timing.milliseconds):.2f})"
-        ratio = statistics.median(b / own for b, own in zip(base[timing.batch], timing.milliseconds, strict=True))
-        lines.append(f"| {timing.batch} | {timing.engine} | {spread} | {timing.batch / timing.median * 50:.1f} | {ratio:.2f} |")
+    for case in cases:
+        told = f"{1e3 * case.median:.2f} ({case.spread}) | {case.pictures / case.median / 20:.1f} | {case.times(base[case.pictures]):.2f}"
+        lines.append(f"| {case.pictures} | {case.name} | {told} |")
     return "\n".join(lines)
 
 

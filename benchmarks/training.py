@@ -6,9 +6,7 @@ Both train the same network on the same pictures with the same batch, in turns, 
 optimiser and its own average of the weights; ours also logs and keeps its snapshots.
 """
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from cfgdiff.trainer.loop import train_step
 from cfgdiff.trainer.run import Run
 
 from . import run
+from .timing import interleaved
 
 
 def our_steps(config: Config, data: PictureSet, folder: Path) -> Iterator[None]:
@@ -79,17 +78,14 @@ class _Tensors(torch.utils.data.Dataset):
         return picture.flip(2) if torch.rand(()) < 0.5 else picture, self._labels[i]
 
 
-def seconds_a_step(makers: dict[str, Callable[[], Iterator[None]]], steps: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each loop in every round, after one unmeasured round; the loops take turns."""
-    loops, found = {name: make() for name, make in makers.items()}, {name: list[float]() for name in makers}
-    for i in range(rounds + 1):
-        for name, loop in loops.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                next(loop)
-            if i:
-                found[name].append((time.perf_counter() - started) / steps)
-    return found
+def steps_of(loop: Iterator[None], steps: int) -> Callable[[], None]:
+    """A case for `interleaved`: that many steps of it."""
+
+    def turn() -> None:
+        for _ in range(steps):
+            next(loop)
+
+    return turn
 
 
 @click.command()
@@ -102,17 +98,14 @@ def command(data: Path, preset: str, steps: int, rounds: int, threads: int) -> N
     """Compare the training speed with a loop on accelerate, as in diffusers' example."""
     torch.set_num_threads(threads)
     config = make_config(load_preset(preset), ("train.precision=float32",))
-    pictures, batch = load_data(data, config.train.image_size), config.train.batch
+    pictures = load_data(data, config.train.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        makers: dict[str, Callable[[], Iterator[None]]] = {
-            "cfgdiff": lambda: our_steps(config, pictures, Path(folder)),
-            "accelerate": lambda: their_steps(config, pictures),
-        }
-        found = seconds_a_step(makers, steps, rounds)
-    for name, seconds in found.items():
-        spread = f"{batch / max(seconds):.1f} .. {batch / min(seconds):.1f}"
-        click.echo(f"{name:<12}{batch / statistics.median(seconds):8.1f} pictures/s  (median of {rounds}; {spread})")
-    click.echo(f"ratio       {statistics.median(b / a for a, b in zip(*found.values(), strict=True)):8.2f}")
+        loops = {"cfgdiff": our_steps(config, pictures, Path(folder)), "accelerate": their_steps(config, pictures)}
+        found = interleaved({name: steps_of(loop, steps) for name, loop in loops.items()}, rounds, steps * config.train.batch)
+    for name, case in found.items():
+        spread = f"{case.pictures / max(case.seconds):.1f} .. {case.pictures / min(case.seconds):.1f}"
+        click.echo(f"{name:<12}{case.pictures / case.median:8.1f} pictures/s  (median of {rounds}; {spread})")
+    click.echo(f"ratio       {found['cfgdiff'].times(found['accelerate']):8.2f}")
 
 
 if __name__ == "__main__":

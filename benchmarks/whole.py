@@ -15,8 +15,8 @@ from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import encoded, grid
 
-from .bench import Case
 from .latency import call_inputs
+from .timing import Case
 
 # It says its peak resident memory in the end. (What a parent is told of its child's counts the parent's own before the child began.)
 RUN = """import atexit, re, resource, sys

@@ -10,8 +10,8 @@ from typing import Any
 from cfgdiff.runtime import Bundle, Engine, generate, open_engine
 from cfgdiff.runtime.bundle import Defaults, Variant
 
-from .bench import interleaved
 from .machine import operations
+from .timing import interleaved
 
 N, BATCH, STEPS = 16, 16, 4  # from which one is changed at a time
 VARIED = {"pictures": (4, 16, 32), "batch": (1, 4, 16), "evaluations": (2, 4, 8)}

@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
 
-from cfgdiff.benchmarks.latency import Timing, measure, open_all, parse_batches, table
+from cfgdiff.benchmarks.latency import measure, open_all, parse_batches, table
+from cfgdiff.benchmarks.timing import Case
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime import engine as engines
 from cfgdiff.runtime.errors import Failure
@@ -42,14 +43,18 @@ def test_engines_take_turns_at_every_batch_that_they_take(packaged: Bundle) -> N
     fast.max_batch = 4
     found = measure({"cpu float32": slow, "fast": fast}, packaged, [2, 8], rounds=3)
     assert calls == [("cpu float32", 2, 2), ("fast", 2, 2)] * 4 + [("cpu float32", 8, 8)] * 4
-    assert [(t.engine, t.batch, len(t.milliseconds)) for t in found] == [("cpu float32", 2, 3), ("fast", 2, 3), ("cpu float32", 8, 3)]
-    assert min(found[0].milliseconds) >= 30 > found[1].median
+    assert [(case.name, case.pictures, len(case.seconds)) for case in found] == [
+        ("cpu float32", 2, 3),
+        ("fast", 2, 3),
+        ("cpu float32", 8, 3),
+    ]
+    assert min(found[0].seconds) >= 0.03 > found[1].median
 
 
 def test_the_table_gives_ratios_of_the_same_round() -> None:
-    rows = table([Timing("cpu float32", 8, [10.0, 20.0, 40.0]), Timing("cpu int8", 8, [5.0, 10.0, 20.0])]).splitlines()
-    assert rows[2] == "| 8 | cpu float32 | 20.00 (10.00 .. 40.00) | 20.0 | 1.00 |"
-    assert rows[3] == "| 8 | cpu int8 | 10.00 (5.00 .. 20.00) | 40.0 | 2.00 |"
+    rows = table([Case("cpu float32", 8, [0.01, 0.02, 0.04]), Case("cpu int8", 8, [0.005, 0.01, 0.02])]).splitlines()
+    assert rows[2] == "| 8 | cpu float32 | 20.00 (10.0 .. 40.0) | 20.0 | 1.00 |"
+    assert rows[3] == "| 8 | cpu int8 | 10.00 (5.0 .. 20.0) | 40.0 | 2.00 |"
 
 
 def test_batches_are_read_or_refused() -> None:

@@ -1,6 +1,5 @@
 """Both loops of the comparison train; what is timed is what took its time."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,8 @@ pytest.importorskip("accelerate", reason="needs the dev extra: pip install 'cfgd
 import torch
 
 from cfgdiff.benchmarks import training
-from cfgdiff.benchmarks.training import our_steps, seconds_a_step, their_steps
+from cfgdiff.benchmarks.timing import interleaved
+from cfgdiff.benchmarks.training import our_steps, steps_of, their_steps
 from cfgdiff.trainer.config import Config, load_preset, make_config
 from cfgdiff.trainer.data import PictureSet, load_data
 
@@ -44,12 +44,11 @@ def test_both_loops_change_the_weights(setting: tuple[Config, PictureSet], tmp_p
 def test_each_loop_is_timed_in_turn() -> None:
     order: list[str] = []
 
-    def loop(name: str, seconds: float) -> Iterator[None]:
+    def loop(name: str) -> Iterator[None]:
         while True:
             order.append(name)
-            time.sleep(seconds)
             yield
 
-    found = seconds_a_step({"slow": lambda: loop("slow", 0.02), "fast": lambda: loop("fast", 0.0)}, steps=2, rounds=3)
-    assert order == ["slow", "slow", "fast", "fast"] * 4
-    assert len(found["slow"]) == 3 and min(found["slow"]) >= 0.02
+    found = interleaved({name: steps_of(loop(name), 2) for name in ("one", "other")}, rounds=3)
+    assert order == ["one", "one", "other", "other"] * 4
+    assert len(found["one"].seconds) == 3

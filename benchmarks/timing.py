@@ -1,0 +1,45 @@
+"""Timing by turns: every benchmark here gets its figures this way, so that a machine whose speed drifts slows all cases alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+PAUSE = 0.02  # seconds between turns: threads of the one before spin for a little
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something timed: seconds of each round, and the pictures that each made."""
+
+    name: str
+    pictures: int
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        """The least and the largest, in milliseconds."""
+        return f"{1e3 * min(self.seconds):.1f} .. {1e3 * max(self.seconds):.1f}"
+
+    def times(self, other: "Case") -> float:
+        """How many times as fast as the other, in pictures a second: the median over rounds."""
+        ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
+        return statistics.median(ratios) * self.pictures / other.pictures
+
+
+def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, pictures: int = 1, warm: bool = False) -> dict[str, Case]:
+    """Time all cases in turns, `rounds` times, after one unmeasured turn each where they are not `warm`."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for measured in [*([] if warm else [False]), *[True] * rounds]:
+        for name, case in cases.items():
+            time.sleep(PAUSE)
+            started = time.perf_counter()
+            case()
+            if measured:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Case(name, pictures, found) for name, found in seconds.items()}
