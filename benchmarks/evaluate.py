@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NEAR = 100  # samples whose neighbours are sought: the paper's number
 # Swept: guidance at every noise level and inside intervals of sigma / alpha, and evaluations.
-GUIDANCES, INTERVALS, INSIDE, STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ((0.1, 3.0), (0.3, 10.0)), (3.0, 6.0), (4, 6, 10, 20)
+GUIDANCES, INTERVALS, INSIDE, STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ((0.1, 3.0), (0.3, 10.0)), (3.0, 6.0), (4, 6, 8, 10, 20)
 EVERYWHERE = (0.0, 1e9)
 ACCURACY_SLACK, FRECHET_SLACK = 0.03, 1.05
 Stage = Callable[[str, int], AbstractContextManager[Watch]]

@@ -63,25 +63,6 @@ def unpacked(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
-def drop_neutral(model: onnx.ModelProto, weights: set[str]) -> None:
-    """Take out multiplications by one and additions of zero, which the exporter puts behind a normalisation without weights.
-
-    Operations with the network's own `weights` stay, whatever their values.
-    """
-    arrays = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.name not in weights}
-    neutral, outputs = {"Mul": 1.0, "Add": 0.0}, {value.name for value in model.graph.output}
-    same, kept = dict[str, str](), list[onnx.NodeProto]()
-    for node in model.graph.node:
-        node.input[:] = [same.get(name, name) for name in node.input]
-        value = arrays.get(node.input[1]) if node.op_type in neutral else None
-        constant = value is not None and (value.ndim == 0 or value.shape[1:] == (1, 1)) and (value == neutral[node.op_type]).all()
-        if constant and node.output[0] not in outputs:
-            same[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    replace_nodes(model, kept)
-
-
 def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Put `nodes` (of this graph or new ones) in the place of the graph's, and drop the weights that none of them reads."""
     graph = onnx.GraphProto()

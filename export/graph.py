@@ -10,14 +10,17 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from .edit import SMALL, drop_neutral, store_half
+from .edit import SMALL, store_half
 from .fold import GuidedNetwork
 
 OPSET = 18
 
 
 class _GroupNorm(nn.Module):
-    """Group normalisation with its weight and bias as (C, 1, 1), so that they enter the graph as they are, under their names."""
+    """Group normalisation with its weight and bias as (C, 1, 1), so that they enter the graph as they are, under their names.
+
+    A group is a row of a layer normalisation: ONNX Runtime computes these on all its threads, instance normalisations on one.
+    """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -26,7 +29,8 @@ class _GroupNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
-        return nn.functional.group_norm(x, self.groups, eps=self.eps) * self.weight + self.bias
+        groups = x.reshape(x.shape[0], self.groups, x[0].numel() // self.groups)
+        return nn.functional.layer_norm(groups, groups.shape[2:], eps=self.eps).reshape(x.shape) * self.weight + self.bias
 
 
 def _with_named_norms(network: nn.Module) -> nn.Module:
@@ -62,7 +66,6 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     assert program is not None
     model = program.model_proto
     _tidy(model)
-    drop_neutral(model, {name for name, _ in network.named_parameters()})
     _name_merged(model, network)
     store_half(model)
     onnx.checker.check_model(model, full_check=True)

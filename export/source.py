@@ -12,8 +12,6 @@ from cfgdiff.runtime import Bundle, Engine, load_bundle
 from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
 from cfgdiff.runtime.errors import Failure
 
-from .edit import drop_neutral
-
 if TYPE_CHECKING:
     from cfgdiff.trainer.checkpoint import LoadedModel
 
@@ -31,8 +29,6 @@ def from_bundle(path: Path | None, name: str, changes: dict[str, Any]) -> Source
     """The float32 graph of a bundle (None: the packaged one), with other defaults where `changes` names them."""
     bundle = load_bundle(path)
     graph = onnx.load(str(bundle.path / bundle.variant("float32").graph))
-    weights = {i.name for i in graph.graph.initializer if i.name.endswith((".weight", ".bias"))}
-    drop_neutral(graph, weights)
     description: dict[str, Any] = json.loads((bundle.path / "bundle.json").read_bytes())
     del description["variants"]
     description |= {"name": name, "defaults": asdict(replace(bundle.defaults, **changes))}

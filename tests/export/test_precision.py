@@ -32,7 +32,7 @@ def test_convolutions_compute_in_float16_and_what_needs_range_does_not(halved: o
     convs = [found[node.input[0]] for node in halved.graph.node if node.op_type == "Conv"]
     assert convs == [TensorProto.FLOAT, *[TensorProto.FLOAT16] * (len(convs) - 2), TensorProto.FLOAT]
     assert by_op["Concat"] == {TensorProto.FLOAT, TensorProto.INT64}
-    for op in ("InstanceNormalization", "Softmax", "Sin", "Cos", "Gemm"):  # Gemm: embeddings of timestep and class, and modulations
+    for op in ("LayerNormalization", "Softmax", "Sin", "Cos", "Gemm"):  # Gemm: embeddings of timestep and class, and modulations
         assert by_op[op] == {TensorProto.FLOAT}, op
     assert [found[v.name] for v in (*halved.graph.input, *halved.graph.output)] == [1, 1, 7, 1, 1]
 
