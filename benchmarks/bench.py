@@ -57,7 +57,8 @@ def peer_rows(draws: dict[str, Draw], batches: list[int], rounds: int) -> list[d
         cases = interleaved({name: partial(draw, n) for name, draw in draws.items()}, rounds, n, warm=True)
         for name, case in cases.items():
             rows.append({"loop": name, "B": n, "pictures/s": n / case.median, "ms": 1e3 * case.median, "spread": case.spread,
-                         "times diffusers": case.times(cases[EAGER]) if EAGER in cases else None})  # fmt: skip
+                         "times diffusers": case.times(cases[EAGER]) if EAGER in cases else None,
+                         "ratios": case.ratios(cases[EAGER]) if EAGER in cases else None})  # fmt: skip
     return rows
 
 

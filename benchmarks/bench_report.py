@@ -17,7 +17,7 @@ def markdown(found: dict[str, Any]) -> str:
     if found["peers"]:
         lines += ["", f"## The same pictures, {found['steps']} evaluations of ddim", ""]
         lines += _table(["pictures at a time", "loop", "pictures/s", "ms", "times diffusers"], [
-            [row["B"], row["loop"], f"{row['pictures/s']:.2f}", f"{row['ms']:.0f} ({row['spread']})", _ratio(row["times diffusers"])]
+            [row["B"], row["loop"], f"{row['pictures/s']:.2f}", f"{row['ms']:.0f} ({row['spread']})", _ratio(row)]
             for row in found["peers"]
         ])  # fmt: skip
     lines += ["", "## Against the paper's way", "", _paper(found["paper"])]
@@ -60,8 +60,10 @@ def _paper(paper: dict[str, Any]) -> str:
     )
 
 
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _ratio(row: dict[str, Any]) -> str:
+    if row["ratios"] is None:
+        return "-"
+    return f"{row['times diffusers']:.2f} ({min(row['ratios']):.2f} .. {max(row['ratios']):.2f})"
 
 
 def _table(heads: list[str], rows: list[list[Any]]) -> list[str]:

@@ -26,10 +26,13 @@ class Case:
         """The least and the largest, in milliseconds."""
         return f"{1e3 * min(self.seconds):.1f} .. {1e3 * max(self.seconds):.1f}"
 
+    def ratios(self, other: "Case") -> list[float]:
+        """How many times as fast as the other, in pictures a second, in every round."""
+        return [b / a * self.pictures / other.pictures for a, b in zip(self.seconds, other.seconds, strict=True)]
+
     def times(self, other: "Case") -> float:
-        """How many times as fast as the other, in pictures a second: the median over rounds."""
-        ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
-        return statistics.median(ratios) * self.pictures / other.pictures
+        """The median of `ratios`."""
+        return statistics.median(self.ratios(other))
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, pictures: int = 1, warm: bool = False) -> dict[str, Case]:

@@ -19,4 +19,4 @@ def test_cases_take_turns_after_one_that_is_not_measured(monkeypatch: pytest.Mon
 def test_ratios_are_of_the_same_round() -> None:
     fast, slow = Case("fast", 4, [1.0, 2.0, 10.0]), Case("slow", 2, [2.0, 4.0, 20.0])
     assert fast.median == 2.0 and fast.spread == "1000.0 .. 10000.0"
-    assert fast.times(slow) == 4.0 and slow.times(fast) == 0.25
+    assert fast.times(slow) == 4.0 and slow.times(fast) == 0.25 and fast.ratios(slow) == [4.0, 4.0, 4.0]
