@@ -5,6 +5,7 @@ A folder's pictures are whole or absent one by one, so that a run can be gone on
 
 import io
 import json
+import logging
 import os
 import tarfile
 import zipfile
@@ -20,6 +21,7 @@ from .errors import BadInput, Failure
 from .generate import to_uint8
 from .images import encoded, grid, read_note, save_png, write_whole
 
+log = logging.getLogger("cfgdiff")
 GRID_MOST = 1024  # pictures in a grid: the first ones
 GIF_MOST = 64
 SUFFIXES = (".png", ".gif", ".npz", ".tar")
@@ -51,7 +53,7 @@ class Folder:
         """The indices of pictures that are not there yet. Raises `BadInput` where those that are were made otherwise."""
         there = np.array([self.file(i).is_file() for i in range(self._n)])
         for i in np.flatnonzero(there)[[0, -1]] if there.any() else []:
-            found, wanted = read_note(self.file(int(i))), self._note(int(i))
+            found, wanted = read_note(self.file(int(i))), json.loads(json.dumps(self._note(int(i))))  # as it is read back
             differing = [f"{key} {found.get(key)} (now {value})" for key, value in wanted.items() if found.get(key) != value]
             if differing:
                 raise BadInput(f"--resume: {self.file(int(i))} was made with {', '.join(differing)}; give the same flags or another --out")
@@ -64,12 +66,15 @@ class Folder:
             write_whole(self.file(i), encoded(picture, self._kind, self._note(i)))
 
     def finish(self) -> None:
-        """Read the first pictures back into grid.png."""
+        """Read the first pictures back into grid.png, and say what else is there, of a longer run before."""
         pictures = []
         for i in range(min(self._n, GRID_MOST)):
             with Image.open(self.file(i)) as image:
                 pictures.append(np.atleast_3d(np.asarray(image)))
         save_png(self.path / "grid.png", grid(np.stack(pictures), columns=self._columns))
+        own = {self.file(i).name for i in range(self._n)}
+        if others := sorted(p.name for p in self.path.glob(f"*.{self._kind}") if p.stem.isdecimal() and p.name not in own):
+            log.warning("%s: %d pictures of an earlier run are there, too, from %s on", self.path, len(others), others[0])
 
 
 class Grid:

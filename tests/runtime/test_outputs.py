@@ -44,6 +44,14 @@ def test_a_folder_gets_pictures_with_notes_and_a_grid(tmp_path: Path, kind: str)
     np.testing.assert_array_equal(pixels(tmp_path / "new" / "out" / "grid.png"), grid(PICTURES))
 
 
+def test_pictures_of_a_longer_run_before_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path)
+    assert not caplog.messages
+    with output(tmp_path, LABELS[:2], note) as out:
+        out.add(np.arange(2), PICTURES[:2])
+    assert caplog.messages == [f"{tmp_path}: 3 pictures of an earlier run are there, too, from 0002.png on"]
+
+
 def test_an_npz_holds_arrays_and_a_png_the_grid(tmp_path: Path) -> None:
     for name in ("a.npz", "a.png"):
         fill(tmp_path / name)
