@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NEAR = 100  # samples whose neighbours are sought: the paper's number
 # Swept: guidance at every noise level and inside intervals of sigma / alpha, and evaluations.
 GUIDANCES, INTERVALS, INSIDE, STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ((0.1, 3.0), (0.3, 10.0)), (3.0, 6.0), (4, 6, 8, 10, 20)
+SWEPT_AT = 10  # evaluations, the same for every guidance: which of them fall inside an interval matters
 EVERYWHERE = (0.0, 1e9)
 ACCURACY_SLACK, FRECHET_SLACK = 0.03, 1.05
 Stage = Callable[[str, int], AbstractContextManager[Watch]]
@@ -123,11 +124,11 @@ def copies(samples: np.ndarray, real: Real, weights: Weights, threads: int | Non
 
 
 def sweep_settings(sampling: Sampling, seed: int) -> list[Settings]:
-    """Guidance, inside intervals too, with the model's plain sampler; then evaluations, as a user gets them."""
+    """Guidance, inside intervals too, with `SWEPT_AT` evaluations of the model's plain sampler; then evaluations, as a user gets them."""
     defaults = sampling.bundle.defaults
     everywhere = None if defaults.interval is None else EVERYWHERE
     pairs = [(w, everywhere) for w in GUIDANCES] + [(w, interval) for interval in INTERVALS for w in INSIDE]
-    cells = [Settings(w, defaults.steps, defaults.sampler, interval, seed) for w, interval in pairs]
+    cells = [Settings(w, SWEPT_AT, defaults.sampler, interval, seed) for w, interval in pairs]
     return cells + [Settings(steps=steps, seed=seed) for steps in STEPS]
 
 

@@ -73,6 +73,8 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     guidance and evaluations swept, samples, interpolations. In Inception's features the distances are FID and KID; where its weights
     cannot be fetched, AlexNet's or the classifier's take their place, and the report says so.
     """
+    if shard is not None and store:
+        raise click.UsageError("--store: is for the last call, that makes the report, found --shard; leave one of them out")
     from cfgdiff.benchmarks.blocks import Sampling, Settings
     from cfgdiff.benchmarks.evaluate import draw
     from cfgdiff.benchmarks.evaluate import evaluate as find_all

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .flags import INTERVAL, typed_flags
 from .train import PATH, plugin_option
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ Examples:
 @click.option("--sampler", help="Default sampler of the bundle. Without it: dpmpp-2m, or the source bundle's.")
 @click.option("--steps", type=click.IntRange(min=1), help="Default number of evaluations. Without it: 20, or the source bundle's.")
 @click.option("--guidance", type=float, help="Default guidance w. Without it: 1.5, or the source bundle's.")
-@click.option("--interval", metavar="LO,HI", help="Guide only where sigma / alpha lies between these. Without it: everywhere.")
+@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
+              help="Guide only where sigma / alpha lies between these. Without it: everywhere, or the source bundle's.")  # fmt: skip
 @click.option("--fp16", is_flag=True, help="Add a variant that computes in float16, for GPUs.")
 @click.option("--int8", is_flag=True, help="Add a variant with convolutions in int8, for CPUs: smaller and faster, a little less exact.")
 @click.option("--tensorrt/--no-tensorrt", default=None, help="Build TensorRT engines. Default: where TensorRT is installed.")
@@ -48,6 +50,11 @@ def export(checkpoint: Path | None, from_bundle: str | None, out: Path | None, f
     if (checkpoint is None) == (from_bundle is None):
         given = "neither" if checkpoint is None else "both"
         raise click.UsageError(f"expected a checkpoint (a run's folder) or --from-bundle [BUNDLE], found {given}")
+    for name, flag in typed_flags(click.get_current_context()).items():
+        if tensorrt is False and name in ("batch", "sm"):
+            raise click.UsageError(f"{flag}: is for TensorRT engines, found --no-tensorrt; leave one of them out")
+        if checkpoint is None and name == "plugins":
+            raise click.UsageError(f"{flag}: is for networks of a checkpoint, found --from-bundle; leave it out")
     chosen = _chosen_defaults(**defaults)
     target = out or Path("exported") / _name(checkpoint, from_bundle)
     from cfgdiff.export.tensorrt import parse_profile, parse_sm
@@ -94,28 +101,16 @@ def _name(checkpoint: Path | None, from_bundle: str | None) -> str:
     return "cifar10-small" if from_bundle == PACKAGED else Path(str(from_bundle)).resolve().name
 
 
-def _chosen_defaults(sampler: str | None, steps: int | None, guidance: float | None, interval: str | None) -> dict[str, Any]:
+def _chosen_defaults(**defaults: Any) -> dict[str, Any]:
     """The defaults that were given by flags, checked."""
+    from cfgdiff.runtime.guidance import Guidance
     from cfgdiff.runtime.samplers import find_sampler
 
-    if sampler is not None:
-        find_sampler(sampler)
-    if guidance is not None and not abs(guidance) < float("inf"):
-        raise click.UsageError(f"--guidance: expected a finite number, found {guidance}")
-    given = {"sampler": sampler, "steps": steps, "guidance": guidance, "interval": _interval(interval)}
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def _interval(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        lo, hi = (float(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"--interval: expected LO,HI as in 0.2,5, found {text}") from None
-    if not 0 <= lo < hi:
-        raise click.UsageError(f"--interval: expected 0 <= LO < HI, found {text}")
-    return lo, hi
+    given = {key: value for key, value in defaults.items() if value is not None}
+    if "sampler" in given:
+        find_sampler(given["sampler"])
+    Guidance((given.get("guidance", 1.0),), given.get("interval"))
+    return given
 
 
 def _source(checkpoint: Path | None, from_bundle: str | None, name: str, chosen: dict[str, Any], plugins: tuple[Path, ...]) -> "Source":

@@ -6,34 +6,28 @@ from pathlib import Path
 
 import click
 
+from .flags import INTERVAL, Numbers
 from .train import PATH
-
-
-def _numbers(context: click.Context, option: click.Parameter, text: str) -> list[int]:
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise click.UsageError(f"--steps: expected N[,N...] as in 4,6,8,10, found '{text}'") from None
-    if found[0] < 1:
-        raise click.UsageError(f"--steps: expected numbers of at least 1, found {found[0]}")
-    return found
 
 
 @click.command(
     epilog="""\b
 Examples:
   cfgdiff fit-steps exported/small
-  cfgdiff fit-steps exported/small --steps 5,10 --guidance 2"""
+  cfgdiff fit-steps exported/small --steps 5,10 --guidance 2
+  cfgdiff fit-steps exported/small --guidance 6 --guidance-interval 0.1,3"""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--steps", default="4,6,8,10", show_default=True, callback=_numbers, help="Numbers of network evaluations to fit.")
+@click.option("--steps", default="4,6,8,10", show_default=True, metavar="N[,N...]", type=Numbers("N[,N...] as in 4,6,8,10", number=int),
+              help="Numbers of network evaluations to fit.")  # fmt: skip
 @click.option("--guidance", type=float, help="Guidance w to fit for; they are taken at this w alone. Default: the model's.")
+@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
+              help="Of sigma / alpha, to guide inside; they are taken with it alone. Default: the model's.")  # fmt: skip
 @click.option("--n", "pictures", default=128, show_default=True, type=click.IntRange(min=8), help="Pictures to fit to.")
 @click.option("--teacher-steps", default=60, show_default=True, type=click.IntRange(min=3), help="Evaluations of the teacher: dpmpp-2m.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
-def fit_steps(
-    bundle: Path | None, steps: list[int], guidance: float | None, pictures: int, teacher_steps: int, threads: int | None
-) -> None:
+def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | None, interval: tuple[float, float] | None, pictures: int,
+              teacher_steps: int, threads: int | None) -> None:  # fmt: skip
     """Fit timesteps and a solver's coefficients to a bundle's model, so that few evaluations draw what many would.
 
     They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The error that is printed is
@@ -44,16 +38,20 @@ def fit_steps(
     from cfgdiff.export.fit import total_evaluations
     from cfgdiff.runtime import load_bundle, open_engine
     from cfgdiff.runtime.errors import Failure
+    from cfgdiff.runtime.guidance import Guidance
 
-    found = load_bundle(bundle)
-    if steps[-1] >= teacher_steps:
-        raise click.UsageError(f"--steps: expected fewer than --teacher-steps {teacher_steps}, found {steps[-1]}")
+    found, wanted = load_bundle(bundle), sorted(set(steps))
+    if not 1 <= wanted[0] <= wanted[-1] < teacher_steps:
+        given = ", ".join(map(str, steps))
+        raise click.UsageError(f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}")
+    w, inside = found.defaults.guidance if guidance is None else guidance, found.defaults.interval
+    guided = Guidance((w,), inside if interval is None else interval)
     if not os.access(found.path, os.W_OK | os.X_OK):
         raise Failure(f"{found.path}: cannot be written, but the result is kept there; give a copy of the bundle")
     engine = open_engine(found, "cpu", "float32", threads)
-    total = total_evaluations(steps, pictures, teacher_evaluations=teacher_steps)
+    total = total_evaluations(wanted, pictures, teacher_evaluations=teacher_steps)
     with click.progressbar(length=total, label="fitting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        fits = fit(engine, found, steps, pictures, teacher_evaluations=teacher_steps, guidance=guidance, watch=bar.update)
+        fits = fit(engine, found, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update)
     store_fitted(found, {n: one.fitted for n, one in fits.items()})
     click.echo(f"mean squared error to {teacher_steps} evaluations of dpmpp-2m, on other pictures: fitted, dpmpp-2m")
     for n, one in fits.items():

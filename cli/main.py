@@ -11,6 +11,7 @@ from .errors import run_command
 from .evaluate import evaluate
 from .export import export, verify
 from .fit import fit_steps
+from .flags import Numbers
 from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
@@ -71,15 +72,12 @@ Examples:
   cfgdiff ema runs/small --width 0.03,0.06,0.12 --data DATA"""
 )
 @click.argument("run", type=PATH)
-@click.option("--width", required=True, metavar="W[,W...]", help="Width of the average, relative to the run's length; repeats by commas.")
+@click.option("--width", "widths", required=True, metavar="W[,W...]", type=Numbers("numbers as in 0.05,0.1"),
+              help="Width of the average, relative to the run's length; repeats by commas.")  # fmt: skip
 @click.option("--data", type=PATH, help="Measure the test loss of each on the held-out pictures of this data folder.")
 @plugin_option
-def ema(run: Path, width: str, data: Path | None, plugins: tuple[Path, ...]) -> None:
+def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[Path, ...]) -> None:
     """Average a run's weights anew, with another width, from the snapshots it stored; writes RUN/ema-WIDTH, for cfgdiff export."""
-    try:
-        widths = [float(part) for part in width.split(",")]
-    except ValueError:
-        raise click.UsageError(f"--width: expected numbers as in 0.05,0.1, found {width}") from None
     from cfgdiff.trainer.checkpoint import load_model
     from cfgdiff.trainer.data import load_held_out
     from cfgdiff.trainer.objective import test_loss

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import run_command
+from .flags import INTERVAL, Numbers, typed_flags
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
@@ -18,35 +19,24 @@ if TYPE_CHECKING:
 
 
 PATH = click.Path(path_type=Path)
+REMAKE_TAKES = {"remake", "out", "source", "strength", "mask", "model", "engine", "precision", "uncertified", "threads", "verbose"}
 
 
-def _numbers(flag: str, like: str) -> Any:
-    def parse(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
-        if text is None:
-            return None
-        try:
-            return [float(part) for part in text.split(",")]
-        except ValueError:
-            raise click.UsageError(f"{flag}: expected numbers as in {like}, found '{text}'") from None
-
-    return parse
-
-
-def _interval(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, float] | None:
-    found = _numbers("--guidance-interval", "0.3,5")(context, option, text)
-    if found is not None and len(found) != 2:
-        raise click.UsageError(f"--guidance-interval: expected LO,HI as in 0.3,5, found '{text}'")
-    return None if found is None else (found[0], found[1])
-
-
-def _seeds(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        one, other = (int(part) for part in text.split(":"))
-    except ValueError:
-        raise click.UsageError(f"--interpolate: expected SEED1:SEED2 as in 1:2, found '{text}'") from None
-    return one, other
+def _refuse_idle_flags(context: click.Context) -> None:
+    """A flag that would change nothing is a mistake, not silence. Raises `UsageError`, naming it."""
+    found, given, why = context.params, typed_flags(context), "has no effect with --remake, which draws what the picture's note says"
+    out, idle = found["out"], dict[str, str]()
+    if found["remake"] is not None:
+        idle = {name: f"{why}; leave it out" for name in given.keys() - REMAKE_TAKES}
+    elif found["interpolate"] is not None:
+        idle = {"seed": "--interpolate SEED1:SEED2 names the seeds; leave it out"}
+    else:
+        idle = {"frames": "is for interpolations, found none; add --interpolate SEED1:SEED2"}
+    if found["remake"] is None and out.suffix.lower() in (".png", ".gif", ".npz"):
+        idle["kind"] = f"is for pictures in a folder or .tar, found --out {out}; leave it out"
+    for name in given:
+        if name in idle:
+            raise click.UsageError(f"{given[name]}: {idle[name]}")
 
 
 @click.command(
@@ -67,19 +57,20 @@ Examples:
 @click.option("--steps", type=int, help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun or fitted. Default: the model's.")
 @click.option("--spacing", metavar="NAME", help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")
-@click.option("--timesteps", metavar="T[,T...]", callback=_numbers("--timesteps", "999,750.5,20"),
+@click.option("--timesteps", metavar="T[,T...]", type=Numbers("numbers as in 999,750.5,20"),
               help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
-@click.option("--guidance", metavar="W[,W...]", callback=_numbers("--guidance", "4 or 1,2,4"),
+@click.option("--guidance", metavar="W[,W...]", type=Numbers("numbers as in 4 or 1,2,4"),
               help="Guidance w; 1 is none, at half the cost; a list goes round the pictures. Default: the model's.")  # fmt: skip
-@click.option("--guidance-interval", "interval", metavar="LO,HI", callback=_interval,
+@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
               help="Of sigma / alpha, to guide inside; outside is conditional, at half the cost. Default: the model's.")  # fmt: skip
 @click.option(
     "--guidance-rescale", "rescale", default=0.0, show_default=True, help="How much of the contrast that w adds is taken back, 0 .. 1."
 )
 @click.option("--threshold", type=float, help="Dynamic thresholding: the share of pixels left in range, as 0.995.")
 @click.option("--seed", default=0, show_default=True, help="Picture i depends on (seed, i), its class and w alone.")
-@click.option("--interpolate", metavar="SEED1:SEED2", callback=_seeds, help="From one seed to another, and from one class to a second.")
+@click.option("--interpolate", metavar="SEED1:SEED2", type=Numbers("SEED1:SEED2 as in 1:2", 2, int, ":"),
+              help="From one seed to another, and from one class to a second.")  # fmt: skip
 @click.option(
     "--frames", default=9, show_default=True, type=click.IntRange(min=2), help="Pictures of an interpolation, both ends among them."
 )
@@ -111,6 +102,7 @@ def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int
             verbose: bool, batch: int, **settings: Any) -> None:  # fmt: skip
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
     started = time.perf_counter()
+    _refuse_idle_flags(click.get_current_context())
     from cfgdiff.runtime import load_bundle, open_engine
 
     from .draw import Drawing, draw, redraw

@@ -72,10 +72,10 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
     load_plugins(plugins)
     if skip_broken:
         overrides += ("data.options={skip_broken: true}",)
-    config = make_config(load_preset(preset), overrides) if preset else None
-    for kind, name in config.parts if config else []:
+    config = make_config(load_preset(str(preset)) if resumed is None else _settings_of(resumed), overrides)
+    for kind, name in config.parts:
         check_name(kind, name)
-    if dry_run and config:
+    if dry_run:
         click.echo(config.model_dump_json(indent=2))
         return
     from cfgdiff.trainer.distributed import joined, restarted
@@ -100,6 +100,12 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
             _make_folder(run.out)
         run.add_callbacks()
         _train_with_progress(run, data, plugins)
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    from cfgdiff.trainer.checkpoint import read_checkpoint
+
+    return read_checkpoint(run)[0]["config"]
 
 
 def _make_folder(out: Path) -> None:

@@ -46,7 +46,7 @@ class Fit:
 
 
 def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: int = 128, held_out: int = 32,
-              teacher_evaluations: int = 60, guidance: float | None = None, seed: int = 2**63,
+              teacher_evaluations: int = 60, guidance: Guidance | None = None, seed: int = 2**63,
               watch: Callable[[int], object] = lambda n: None) -> dict[int, Fit]:  # fmt: skip
     """Fit timesteps and coefficients for each number of evaluations.
 
@@ -54,17 +54,17 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
         pictures: of all classes in turn, that are fitted to.
         held_out: others, that the result is measured on.
         teacher_evaluations: of the dpmpp-2m trajectories that are fitted to; more than any of `evaluations`.
-        guidance: w, at which alone the result is right; the bundle's default where None.
+        guidance: one w and its interval, at which alone the result is right; the bundle's defaults where None.
         seed: of the latents; far from what people choose, so that nobody judges the result by pictures it was fitted to.
         watch: told the pictures of every evaluation, `total_evaluations` in all.
     """
     schedule, labels = bundle.schedule, np.arange(pictures + held_out) % len(bundle.class_names)
-    w = bundle.defaults.guidance if guidance is None else guidance
-    predict = predictor(engine, bundle, labels, w, watch)
+    guidance = guidance or Guidance((bundle.defaults.guidance,), bundle.defaults.interval)
+    predict = predictor(engine, bundle, labels, guidance, watch)
     teacher, known = teach(predict, bundle, teacher_evaluations, seed, len(labels)), slice(0, pictures)
     paths, found = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
     for n in evaluations:
-        fitted, x = fit(predict, bundle, teacher, w, paths[n], known)
+        fitted, x = fit(predict, bundle, teacher, guidance, paths[n], known)
         drawn = SAMPLERS["dpmpp-2m"](predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise)
         errors = (float(np.square(picture[pictures:] - teacher.states[-1][pictures:]).mean()) for picture in (x, drawn))
         found[n] = Fit(fitted, *errors)
@@ -76,14 +76,10 @@ def total_evaluations(evaluations: list[int], pictures: int = 128, held_out: int
     return (pictures + held_out) * (teacher_evaluations + 2 * sum(evaluations))
 
 
-def predictor(engine: Engine, bundle: Bundle, labels: np.ndarray, w: float, watch: Callable[[int], object]) -> Predict:
+def predictor(engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: Guidance, watch: Callable[[int], object]) -> Predict:
     """Guided answers for any number of pictures, `BATCH` at a time."""
-    guidance = Guidance((w,), bundle.defaults.interval)
-    parts = [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)]
-    predicts = [
-        guided(engine, bundle.schedule, labels[part], len(bundle.class_names), np.full(len(labels[part]), w, np.float32), guidance)
-        for part in parts
-    ]
+    parts, weights = [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)], guidance.weights_of(np.arange(len(labels)))
+    predicts = [guided(engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance) for part in parts]
 
     def predict(x: np.ndarray, t: float) -> np.ndarray:
         answers = []
@@ -170,7 +166,7 @@ def solve(inside: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.linalg.solve(inside + RIDGE * np.trace(inside) * np.eye(len(inside)), right)
 
 
-def fit(predict: Predict, bundle: Bundle, teacher: Teacher, w: float, positions: list[int],
+def fit(predict: Predict, bundle: Bundle, teacher: Teacher, guidance: Guidance, positions: list[int],
         known: slice) -> tuple[Fitted, np.ndarray]:  # fmt: skip
     """Coefficients for a path, one step after the other on the student's own trajectory: each leads to the teacher's next state.
 
@@ -186,4 +182,4 @@ def fit(predict: Predict, bundle: Bundle, teacher: Teacher, w: float, positions:
         row = solve(inside, (flat @ teacher.states[target][known].ravel()).astype(np.float64))
         rows.append(tuple(float(c) for c in row) + (0.0,) * (TERMS - len(row)))
         x = np.asarray(sum(float(c) * part for c, part in zip(row, parts, strict=True)))
-    return Fitted((*times, 0.0), tuple(rows), w), x
+    return Fitted((*times, 0.0), tuple(rows), guidance.weights[0], guidance.interval), x

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, Failure
-from .fitted import Fitted, parse_fitted
+from .fitted import Fitted, parse_fitted, parse_interval
 from .schedule import Schedule
 
 FORMAT_VERSION = 1
@@ -104,7 +104,7 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
                 sampler=take(defaults, "sampler", str),
                 steps=take(defaults, "steps", int),
                 guidance=take(defaults, "guidance", float),
-                interval=None if interval is None else take(defaults, "interval", lambda i: (float(i[0]), float(i[1]))),
+                interval=None if interval is None else take(defaults, "interval", parse_interval),
             ),
             variants=take(tree, "variants", lambda vs: {name: _variant(v) for name, v in vs.items()}),
             provenance=take(tree, "provenance", dict),

@@ -18,11 +18,15 @@ TERMS = 4  # x, x0, and the last two changes of x0
 
 @dataclass(frozen=True)
 class Fitted:
-    """For N evaluations: `timesteps` (N + 1,) decreasing to 0, `coefficients` (N, 4) of x, x0, x0 - x0', x0' - x0''."""
+    """For N evaluations: `timesteps` (N + 1,) decreasing to 0, `coefficients` (N, 4) of x, x0, x0 - x0', x0' - x0''.
+
+    They are right for the w `guidance` inside its `interval` of sigma / alpha alone (None: everywhere).
+    """
 
     timesteps: tuple[float, ...]
     coefficients: tuple[tuple[float, ...], ...]
     guidance: float
+    interval: tuple[float, float] | None = None
 
     def sampler(self) -> Sampler:
         """As the samplers of `SAMPLERS`, for its own timesteps."""
@@ -42,12 +46,21 @@ def terms(x: np.ndarray, said: list[np.ndarray]) -> list[np.ndarray]:
     return [x, said[0], *(a - b for a, b in pairwise(said))]
 
 
+def parse_interval(tree: Any) -> tuple[float, float] | None:
+    """From bundle.json, where it may be null. Raises ValueError or TypeError for what is not two numbers."""
+    if tree is None:
+        return None
+    lo, hi = tree
+    return float(lo), float(hi)
+
+
 def parse_fitted(tree: Any) -> Fitted:
     """From bundle.json. Raises ValueError, KeyError or TypeError for what is not as it must be."""
     found = Fitted(
         tuple(float(t) for t in tree["timesteps"]),
         tuple(tuple(float(c) for c in row) for row in tree["coefficients"]),
         float(tree["guidance"]),
+        parse_interval(tree.get("interval")),
     )
     if len(found.timesteps) != len(found.coefficients) + 1 or found.timesteps[-1] != 0:
         raise ValueError("timesteps and coefficients do not belong together")

@@ -61,17 +61,13 @@ def make_plan(bundle: Bundle, sampler: str | None = None, steps: int | None = No
         raise BadInput(
             f"--sampler: fitted takes no spacing or strength, and --steps of {there} for this model, found {steps}; see cfgdiff fit-steps"
         )
-    if fitted is not None and plain and (sampler == FITTED or (sampler is None and spread == fitted_guidance(bundle, fitted.guidance))):
+    right = fitted is not None and spread == Guidance((fitted.guidance,), fitted.interval)
+    if fitted is not None and plain and (sampler == FITTED or (sampler is None and right)):
         return Plan(FITTED, FITTED, steps, steps, spread, fitted.sampler(), np.array(fitted.timesteps))
     function = find_sampler(name, eta)
     chosen = _shortened(timesteps_for(name, steps, bundle.schedule, spacing, timesteps), strength * bundle.schedule.T)
     spacing_name = "explicit" if timesteps is not None else spacing or DEFAULT_SPACINGS[name]
     return Plan(name, spacing_name, steps, len(chosen) - 1, spread, function, chosen)
-
-
-def fitted_guidance(bundle: Bundle, w: float) -> Guidance:
-    """The guidance that timesteps are fitted for."""
-    return Guidance((w,), bundle.defaults.interval)
 
 
 def _shortened(timesteps: np.ndarray, start: float) -> np.ndarray:

@@ -1,13 +1,16 @@
 """What is found of a model: the rule for defaults, the best samples, the summary."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cfgdiff.benchmarks.blocks import Measured
-from cfgdiff.benchmarks.evaluate import EVERYWHERE, Found, accuracy, best, choose, even, part
+from cfgdiff.benchmarks.evaluate import EVERYWHERE, SWEPT_AT, Found, accuracy, best, choose, even, part, sweep_settings
 from cfgdiff.benchmarks.measures import Quality
+from cfgdiff.runtime import Bundle
 
 
 def measured(labels: list[int], scores: np.ndarray) -> Measured:
@@ -67,3 +70,11 @@ def test_the_summary_holds_means_over_repeats() -> None:
     assert found.summary()["called"]["frechet"] == "FID"
     assert told["class accuracy"] == 0.75 and told["confusion"] == [[1, 1], [0, 2]] and told["notes"] == ["a note"]
     assert "nearest" not in told and told["sweep"] == [] and told["chosen"] is None
+
+
+def test_guidance_is_swept_at_the_same_evaluations_whatever_the_default_is(packaged: Bundle) -> None:
+    swept = []
+    for steps in (3, 50):
+        bundle = replace(packaged, defaults=replace(packaged.defaults, steps=steps))
+        swept.append(sweep_settings(SimpleNamespace(bundle=bundle), seed=0))
+    assert swept[0] == swept[1] and {settings.steps for settings in swept[0] if settings.guidance} == {SWEPT_AT}

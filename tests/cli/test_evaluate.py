@@ -112,7 +112,7 @@ main()"""
     assert made.returncode == 0, made.stderr
     assert "No class accuracy: no classifier of these classes" in made.stderr
     tree = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [(row["guidance"], row["evaluations"]) for row in tree["sweep"]] == [(1, 3), (3, 3), (3, 3), (2, 1), (2, 2)]
+    assert [(row["guidance"], row["evaluations"]) for row in tree["sweep"]] == [(1, 10), (3, 10), (3, 10), (2, 1), (2, 2)]
     assert any("No nearest neighbours. LPIPS" in note for note in tree["notes"]) and "class accuracy" not in tree
     assert check_page(tmp_path / "out" / "report.html").tags.count("svg") == 2
     stored = load_bundle(bundle)

@@ -127,7 +127,7 @@ def test_ctrl_c_while_an_engine_is_built_leaves_no_folder(tmp_path: Path) -> Non
         (["export", "--from-bundle", "B"], 1, "no bundle there"),
         (["export", "--from-bundle", "--out", "O", "--batch", "8,4,16"], 2, "--batch: expected 1 <= MIN <= OPT <= MAX"),
         (["export", "--from-bundle", "--out", "O", "--sm", "wide"], 2, "--sm: expected compute capabilities"),
-        (["export", "--from-bundle", "--out", "O", "--guidance", "nan"], 2, "--guidance: expected a finite number"),
+        (["export", "--from-bundle", "--out", "O", "--guidance", "nan"], 2, "--guidance: expected finite numbers, found nan"),
         (["export", "--from-bundle", "--out", "O", "--sampler", "dim"], 2, "did you mean 'ddim'"),
         (["verify", "B"], 1, "no bundle there"),
         (["verify", "--engine", "tensorrt"], 1, "has no TensorRT engine"),

@@ -19,16 +19,18 @@ def call(*args: object) -> "subprocess.CompletedProcess[str]":
 
 
 def test_fitted_steps_are_stored_and_then_taken(copied: Path, tmp_path: Path) -> None:
-    result = call("fit-steps", copied, "--steps", "2,3", "--n", 8, "--teacher-steps", 8, "--guidance", 1)
+    result = call("fit-steps", copied, "--steps", "2,3", "--n", 8, "--teacher-steps", 8, "--guidance", 1, "--guidance-interval", "0.1,9")
     assert result.returncode == 0, result.stderr
     errors = {int(line.split()[0]): [float(part.strip(",")) for part in line.split()[2:]] for line in result.stdout.splitlines()[1:]}
     assert all(fitted < plain / 2 for fitted, plain in errors.values()) and list(errors) == [2, 3]
     stored = json.loads((copied / "bundle.json").read_text())["fitted"]
-    assert stored["2"]["guidance"] == 1 and len(stored["3"]["timesteps"]) == 4
+    assert stored["2"]["guidance"] == 1 and stored["2"]["interval"] == [0.1, 9] and len(stored["3"]["timesteps"]) == 4
     run = [sys.executable, "-c", "from cfgdiff.cli.run import main; main()", "--class", "cat", "--n", "2", "--json", "--model", str(copied)]
     for guidance, sampler in (("1", "fitted"), ("2", "dpmpp-2m")):
         done = subprocess.run(
-            [*run, "--steps", "3", "--guidance", guidance, "--out", str(tmp_path / "a.png")], capture_output=True, text=True
+            [*run, "--steps", "3", "--guidance", guidance, "--guidance-interval", "0.1,9", "--out", str(tmp_path / "a.png")],
+            capture_output=True,
+            text=True,
         )
         assert json.loads(done.stdout)["sampler"] == sampler, done.stderr
     assert "fitted steps" in call("info", copied).stdout
@@ -45,9 +47,10 @@ def test_a_bundle_that_cannot_be_written_is_said_before_the_work(copied: Path, m
     ("args", "expected"),
     [
         (["--steps", "4,x"], "--steps: expected N[,N...] as in 4,6,8,10, found '4,x'"),
-        (["--steps", "0"], "--steps: expected numbers of at least 1, found 0"),
-        (["--steps", "70"], "--steps: expected fewer than --teacher-steps 60, found 70"),
+        (["--steps", "0"], "--steps: expected numbers from 1 to less than --teacher-steps 60, found 0"),
+        (["--steps", "4,70"], "--steps: expected numbers from 1 to less than --teacher-steps 60, found 4, 70"),
         (["--guidance", "nan", "--n", 8], "--guidance: expected finite numbers"),
+        (["--guidance-interval", "3,1", "--n", 8], "--guidance-interval: expected 0 <= LO < HI, found 3.0,1.0"),
     ],
 )
 def test_a_mistake_is_one_line(copied: Path, args: list, expected: str) -> None:

@@ -90,6 +90,10 @@ def test_help_and_the_list_of_classes() -> None:
         (["--class", "frog", "--from", "nowhere.png"], 1, "--from nowhere.png: cannot be read as a picture"),
         (["--remake", "nowhere.png"], 1, "nowhere.png: cannot be read as a picture"),
         (["--class", "frog", "--resume", "--out", "a.tar"], 2, "--resume: only a folder can be gone on with"),
+        (["--class", "frog", "--frames", 9], 2, "--frames: is for interpolations, found none; add --interpolate SEED1:SEED2"),
+        (["--class", "frog", "--interpolate", "1:2", "--seed", 3], 2, "--seed: --interpolate SEED1:SEED2 names the seeds"),
+        (["--class", "frog", "--format", "png", "--out", "a.npz"], 2, "--format: is for pictures in a folder or .tar, found --out a.npz"),
+        (["--remake", "a.png", "--guidance", 2], 2, "--guidance: has no effect with --remake, which draws what the picture's note says"),
         ([], 2, "--class NAME is missing"),
         (["--class", "frog", "--model", "nowhere"], 1, "no bundle there"),
         (["--class", "frog", "--out", "/proc/nothing/x"], 1, "--out"),
@@ -139,7 +143,7 @@ def test_a_picture_is_drawn_over_and_made_again_from_its_original_only(tmp_path:
 
 
 def test_killed_at_a_random_moment_and_resumed_it_ends_with_the_same_files(tmp_path: Path) -> None:
-    args = ["--class", "all", "--n", 48, "--steps", 1, "--batch", 4, "--threads", 1]
+    args = ["--class", "all", "--n", 48, "--timesteps", 900, "--guidance-interval", "0.1,3", "--batch", 4, "--threads", 1]
     assert run(*args, "--out", tmp_path / "whole").returncode == 0
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     random, part = np.random.default_rng(), tmp_path / "part"

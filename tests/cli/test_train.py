@@ -65,6 +65,9 @@ def test_a_run_made_of_a_plugin_goes_through_to_pictures(tmp_path: Path) -> None
     assert [file.name for file in (tmp_path / "run" / "previews").iterdir()] == ["000000064.png"]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert "--plugin shapes.py" in json.loads((tmp_path / "run" / "checkpoints" / "000000064" / "state.json").read_text())["command"]
+    dry = cfgdiff(tmp_path, "train", "--resume", "run", "--plugin", str(SHAPES), "--data", ".", "--set", "train.pictures=96", "--dry-run")
+    assert json.loads(dry.stdout)["train"]["pictures"] == 96 and json.loads(dry.stdout)["network"]["channels"] == 16
+    assert not (tmp_path / "run" / "checkpoints" / "000000096").exists(), "a dry run trains nothing"
     exported = cfgdiff(tmp_path, "export", "run", "--steps", "2")
     assert exported.returncode == 0, exported.stderr
     made = cfgdiff(tmp_path, "--model", "exported/run", "--class", "circle", "--n", "2", "--out", "circles", program="run")

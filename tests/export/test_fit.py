@@ -73,7 +73,7 @@ def test_pictures_of_the_bundle_are_then_drawn_by_them(bundle: Bundle) -> None:
     ((_, by_name),) = generate(engine, fitted, ["cat"], steps=3, sampler="fitted")
     ((_, plain),) = generate(engine, bundle, ["cat"], steps=3)
     np.testing.assert_array_equal(by_default, by_name)
-    assert (by_default != plain).any()
+    assert (by_default != plain).any() and found[3].fitted.interval == bundle.defaults.interval
 
 
 def test_the_chosen_path_is_the_cheapest_of_all() -> None:

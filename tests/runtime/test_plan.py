@@ -36,6 +36,12 @@ def test_elsewhere_they_are_not(bundle: Bundle, settings: dict) -> None:
     assert plan.sampler == "dpmpp-2m" and plan.spacing != "fitted"
 
 
+def test_those_for_an_interval_are_right_inside_it_alone(bundle: Bundle) -> None:
+    inside = dataclasses.replace(bundle, fitted={2: dataclasses.replace(FITTED, interval=(0.1, 3.0))})
+    assert make_plan(inside, interval=(0.1, 3.0)).sampler == "fitted"
+    assert make_plan(inside).sampler == make_plan(inside, interval=(0.1, 2.0)).sampler == "dpmpp-2m"
+
+
 @pytest.mark.parametrize("settings", [{"steps": 3}, {"spacing": "karras"}, {"strength": 0.5}, {"timesteps": [9, 1]}])
 def test_asked_for_where_there_are_none_they_are_refused(bundle: Bundle, settings: dict) -> None:
     with pytest.raises(BadInput, match="--steps of 2 for this model"):
