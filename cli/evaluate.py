@@ -73,8 +73,6 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     guidance and evaluations swept, samples, interpolations. In Inception's features the distances are FID and KID; where its weights
     cannot be fetched, AlexNet's or the classifier's take their place, and the report says so.
     """
-    if shard is not None and store:
-        raise click.UsageError("--store: is for the last call, that makes the report, found --shard; leave one of them out")
     from cfgdiff.benchmarks.blocks import Sampling, Settings
     from cfgdiff.benchmarks.evaluate import draw
     from cfgdiff.benchmarks.evaluate import evaluate as find_all
@@ -84,12 +82,11 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     from cfgdiff.export.card import write_card
     from cfgdiff.export.description import store_evaluation
     from cfgdiff.runtime import load_bundle, open_engine
-    from cfgdiff.runtime.errors import Failure
     from cfgdiff.trainer.data import load_held_out
 
     found = load_bundle(bundle)
-    if store and not os.access(found.path, os.W_OK | os.X_OK):
-        raise Failure(f"--store: {found.path} cannot be written; give a copy of the bundle")
+    if store:
+        _check_store(found.path, shard)
     for name in ("jinja2",) if data is None else ("jinja2", "matplotlib", "torch_fidelity"):
         import_module(name)  # what is missing is told before the work
     pictures = None if data is None else load_held_out(data, found.image_shape[1], found.class_names, "bundle")
@@ -114,6 +111,16 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
             if (found.path / "README.md").is_file():
                 write_card(load_bundle(found.path), opened)
     click.echo(f"{page}: {_headline(result.summary())}")
+
+
+def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:
+    """Before hours of sampling, not after."""
+    from cfgdiff.runtime.errors import Failure
+
+    if shard is not None:
+        raise click.UsageError("--store: is for the last call, that makes the report, found --shard; leave one of them out")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Failure(f"--store: {folder} cannot be written; give a copy of the bundle")
 
 
 @contextmanager

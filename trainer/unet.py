@@ -88,11 +88,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
         b, c, h, w = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4)
-        q, k, v = qkv.unbind(dim=1)  # (B, heads, H W, C / heads) each
-        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1)  # (B, heads, H W, H W); few positions: faster than fused on a CPU
-        y = weights @ v
-        return x + self.out(y.transpose(2, 3).reshape(b, c, h, w))
+        qkv = self.qkv(self.norm(x)).reshape(b, 3 * self.heads, c // self.heads, h * w)
+        q, k, v = qkv.chunk(3, dim=1)  # (B, heads, C / heads, H W) each
+        weights = torch.softmax((q * q.shape[2] ** -0.5).mT @ k, dim=-1)  # (B, heads, H W, H W); few positions: faster than fused on a CPU
+        return x + self.out((v @ weights.mT).reshape(b, c, h, w))
 
 
 class Stage(nn.Module):

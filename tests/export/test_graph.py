@@ -1,9 +1,12 @@
 """The graph: contract, names of weights, no traces of its making, the same bytes twice."""
 
 import copy
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
@@ -69,3 +72,15 @@ def test_nothing_is_multiplied_by_one_or_added_to_zero(graph: onnx.ModelProto, p
             assert not (stored[node.input[1]] == (node.op_type == "Mul")).all(), node.name
     kinds = {node.op_type for node in found.graph.node}
     assert "LayerNormalization" in kinds and "InstanceNormalization" not in kinds  # ONNX Runtime computes the latter on one thread
+
+
+@pytest.mark.parametrize("which", ["built", "packaged"])
+def test_attention_moves_no_data_in_onnx_runtime(graph: onnx.ModelProto, packaged: Bundle, tmp_path: Path, which: str) -> None:
+    """Its transpositions become flags of the products; what is left is the pixel-unshuffled stem's."""
+    found = graph if which == "built" else onnx.load(str(packaged.path / packaged.variant("float32").graph))
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(found.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(str(tmp_path / "optimised.onnx")).graph.node)
+    assert kinds["Softmax"] > 0 and kinds["FusedMatMul"] == 2 * kinds["Softmax"] and not kinds["MatMul"] and kinds["Transpose"] <= 1
