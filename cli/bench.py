@@ -28,12 +28,12 @@ Examples:
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: five minutes on two cores.")
 @click.option("--out", type=PATH, metavar="DIR", help="Where bench.json, bench.md and bench.png go. Default: bench-NAME.")
-@click.option("--steps", default=10, show_default=True, type=POSITIVE, help="Evaluations of ddim that the loops are compared at.")
-@click.option("--rounds", type=POSITIVE, help="Turns of each case that are measured. Default: 7, or 3 with --quick.")
+@click.option("--steps", type=POSITIVE, help="Evaluations of ddim that the loops are compared at. Default: 10, or 5 with --quick.")
+@click.option("--rounds", type=POSITIVE, help="Turns of each case that are measured. Default: 7, or 5 with --quick.")
 @click.option("--threads", type=POSITIVE, help="CPU threads of all of them. Default: the processor's cores.")
 @click.option("--checkpoint", type=PATH, metavar="RUN", help="The bundle's network in PyTorch. Default: the preset that the bundle names.")
 def bench(
-    bundle: Path | None, quick: bool, out: Path | None, steps: int, rounds: int | None, threads: int | None, checkpoint: Path | None
+    bundle: Path | None, quick: bool, out: Path | None, steps: int | None, rounds: int | None, threads: int | None, checkpoint: Path | None
 ) -> None:
     """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in the same run.
 
@@ -48,7 +48,7 @@ def bench(
     from cfgdiff.runtime.images import write_whole
 
     model, threads = load_bundle(bundle), threads or os.cpu_count() or 1
-    rounds, folder = rounds or (3 if quick else 7), out or Path(f"bench-{model.name}")
+    steps, rounds, folder = steps or (5 if quick else 10), rounds or (5 if quick else 7), out or Path(f"bench-{model.name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
