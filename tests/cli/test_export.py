@@ -82,15 +82,15 @@ def test_verify_certifies_what_works_here(engines: Path) -> None:
     assert only.returncode == 1 and "Traceback" not in only.stderr
 
 
-@pytest.mark.parametrize("file", ["model-int8.onnx", "*.engine"])
+@pytest.mark.parametrize("file", ["model-int8.onnx", "float16-*.engine"])
 def test_one_wrong_byte_is_named(engines: Path, tmp_path: Path, file: str) -> None:
     for name in engines.iterdir():
         (tmp_path / name.name).write_bytes(name.read_bytes())
-    damaged = next(tmp_path.glob(file))
+    (damaged,) = tmp_path.glob(file)
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    args = ["--engine", "tensorrt", "--precision", "float16", "--uncertified"] if file == "*.engine" else []
+    args = ["--engine", "tensorrt", "--precision", "float16", "--uncertified"] if file.endswith(".engine") else []
     result = call(RUN, "--model", tmp_path, *args, "--class", "frog", "--n", 1, "--out", tmp_path / "x.png")
     assert result.returncode == 1 and "damaged, sha256 is" in result.stderr and damaged.name in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
