@@ -22,7 +22,7 @@ class Numbers(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """The numbers in `value`."""
         if not isinstance(value, str):
-            return tuple(value)  # click may ask twice
+            return tuple(value)  # numbers already, as a default may be
         try:
             found = tuple(self._number(part) for part in value.split(self._separator))
         except ValueError:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 PATH = click.Path(path_type=Path)
+# What the note inside a picture does not say; all else --remake takes from there.
 REMAKE_TAKES = {"remake", "out", "source", "strength", "mask", "model", "engine", "precision", "uncertified", "threads", "verbose"}
 
 
