@@ -1,4 +1,4 @@
-"""The exported float32 graph against PyTorch: predictions over the batch sizes where folds go wrong, and the test loss."""
+"""The exported float32 graph against PyTorch: predictions over the batch sizes where folds go wrong; and the losses of a bundle."""
 
 import numpy as np
 import onnxruntime as ort
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.objective import test_loss
+from cfgdiff.trainer.objective import rate, test_loss
 
 from .fold import GuidedNetwork
 
@@ -49,10 +49,10 @@ def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: 
     return worst
 
 
-def bundle_loss(engine: Engine, bundle: Bundle, pictures: np.ndarray, labels: np.ndarray) -> float:
-    """`test_loss` of a bundle as its engine runs it, on pictures (N, C, H, W) uint8 with labels (N,) int64."""
+def bundle_measures(engine: Engine, bundle: Bundle, pictures: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`test_loss` and `rate` of a bundle as its engine runs it, on pictures (N, C, H, W) uint8 with labels (N,) int64."""
 
     def predict(x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         return torch.from_numpy(engine.predict(x_t.numpy(), t.numpy(), label.numpy(), np.zeros(0, np.float32)))
 
-    return test_loss(predict, bundle.schedule, pictures, labels)
+    return {measure.__name__: measure(predict, bundle.schedule, pictures, labels) for measure in (test_loss, rate)}

@@ -62,11 +62,16 @@ def loss_weights(config: ObjectiveConfig, schedule: Schedule, t: np.ndarray) -> 
         return np.ones(len(t))
     alpha_bar = schedule.alpha_bar(t)
     snr = alpha_bar / (1 - alpha_bar)
-    on_eps = {"eps": np.ones(len(t)), "v": alpha_bar, "x0": snr}[schedule.prediction]  # |error of eps|^2 = this * |error|^2
     if config.weighting == "min-snr":
-        return on_eps / snr * np.minimum(snr, config.gamma)
+        return _on_eps(schedule, t) / snr * np.minimum(snr, config.gamma)
     beta = 1 - alpha_bar / schedule.alpha_bar(t - 1)
-    return on_eps * beta / (2 * (1 - beta) * (1 - alpha_bar))
+    return _on_eps(schedule, t) * beta / (2 * (1 - beta) * (1 - alpha_bar))
+
+
+def _on_eps(schedule: Schedule, t: np.ndarray) -> np.ndarray:
+    """|error of eps|^2 divided by |error of the prediction|^2, (B,)."""
+    alpha_bar = schedule.alpha_bar(t)
+    return {"eps": np.ones(len(t)), "v": alpha_bar, "x0": alpha_bar / (1 - alpha_bar)}[schedule.prediction]
 
 
 class LearnedWeight(nn.Module):
@@ -105,7 +110,6 @@ def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictur
     return (errors * torch.from_numpy(loss_weights(config, schedule, t)).float().to(x_t.device)).mean()
 
 
-@torch.no_grad()
 def test_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The squared error on held-out pictures with their labels, at ln(sigma / alpha) ~ N(-0.5, 1.2), from a fixed seed.
 
@@ -120,11 +124,54 @@ def test_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labe
     Returns:
         ln(sigma / alpha) and the mean squared error of each picture, (n,) float64 each.
     """
+
+    def levels(quantiles: Tensor) -> np.ndarray:
+        normal: np.ndarray = torch.special.ndtri(quantiles).numpy()
+        return -0.5 + 1.2 * normal
+
+    return _errors_at(levels, predict, schedule, pictures, labels)
+
+
+def test_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of `test_errors`: one number for a model."""
+    return float(test_errors(predict, schedule, pictures, labels)[1].mean())
+
+
+def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """The rate of DDPM's variational bound in bits a dimension, to be held against published ones: 1.78 for CIFAR-10 (Ho et al. 2020, 4.3).
+
+    L_1 + .. + L_{T-1} (equations 5, 8 and 12) of that paper's linear schedule, T = 1000 and variance beta_t, whatever the network was
+    trained on: it sees a step as a noise level. Steps are drawn, one a picture, in proportion to the weights that the sum gives
+    the network's squared errors: it is their mean times the weights' sum, plus what no network changes.
+
+    Args:
+        predict, pictures, labels: as for `test_errors`.
+    """
+    paper = Schedule("linear", 1000)
+    steps = np.arange(2, paper.T + 1)
+    alpha_bar, before = paper.alpha_bar(steps), paper.alpha_bar(steps - 1)
+    beta = 1 - alpha_bar / before
+    shrink = (1 - before) / (1 - alpha_bar)  # the posterior's variance (equation 7) over beta
+    ratio = paper.ratio(steps) / schedule.data_std
+    weights = _on_eps(schedule, schedule.t_of_ratio(ratio)) * beta / (2 * (1 - beta) * (1 - alpha_bar))
+    cumulative = np.cumsum(weights)
+
+    def levels(quantiles: Tensor) -> np.ndarray:
+        return np.log(ratio[np.searchsorted(cumulative, quantiles.numpy() * cumulative[-1])])
+
+    errors = _errors_at(levels, predict, schedule, pictures, labels)[1]
+    fixed = float((shrink - 1 - np.log(shrink)).sum()) / 2
+    return (fixed + float(cumulative[-1] * errors.mean())) / math.log(2)
+
+
+@torch.no_grad()
+def _errors_at(levels_of: Callable[[Tensor], np.ndarray], predict: Predict, schedule: Schedule, pictures: np.ndarray,
+               labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """As `test_errors`, at the ln(sigma / alpha) that `levels_of` makes of the quantiles (n,)."""
     x0, label = torch.tensor(pictures[:TEST_PICTURES]).float() / 127.5 - 1, torch.tensor(labels[:TEST_PICTURES])
     generator = torch.Generator().manual_seed(20_061)
     n = len(x0)
-    quantiles = (torch.randperm(n, generator=generator).double() + 0.5) / n
-    levels = -0.5 + 1.2 * torch.special.ndtri(quantiles).numpy()
+    levels = levels_of((torch.randperm(n, generator=generator).double() + 0.5) / n)
     t = schedule.t_of_ratio(np.exp(levels))
     eps, errors = torch.randn(x0.shape, generator=generator), []
     for i in range(0, n, 128):
@@ -133,8 +180,3 @@ def test_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labe
         prediction = predict(x_t, torch.from_numpy(t[part]).float(), label[part])
         errors.append(F.mse_loss(prediction.float().cpu(), target, reduction="none").double().mean(dim=(1, 2, 3)).numpy())
     return levels, np.concatenate(errors)
-
-
-def test_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of `test_errors`: one number for a model."""
-    return float(test_errors(predict, schedule, pictures, labels)[1].mean())

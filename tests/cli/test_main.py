@@ -44,6 +44,7 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
         assert results[-1].returncode == 0, results[-1].stderr
     found = re.findall(r"test_loss.*?([0-9.]+)\n", results[2].stdout)  # what the trainer measured, and what the bundle gives
     assert float(found[0]) == pytest.approx(float(found[1]), abs=2e-3) and "test loss" in results[0].stderr
+    assert re.search(r"rate, measured: [0-9.]+ bits a dimension", results[2].stdout)
     assert "guidance 2.0" in results[2].stdout and "pictures_seen" in results[2].stdout and str(tmp_path) not in results[2].stdout
     assert sorted(p.name for p in (tmp_path / "dogs").iterdir()) == ["0000.png", "0001.png", "grid.png"]
     assert (tmp_path / "run" / "checkpoints" / "000000096").is_dir()

@@ -7,11 +7,12 @@ import torch
 from onnx import helper
 
 from cfgdiff.export.graph import rounded
-from cfgdiff.export.parity import bundle_loss, check_graph
+from cfgdiff.export.parity import bundle_measures, check_graph
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.checkpoint import LoadedModel
 from cfgdiff.trainer.engine_torch import TorchEngine
+from cfgdiff.trainer.objective import rate
 from cfgdiff.trainer.objective import test_loss as measured_loss
 
 
@@ -35,8 +36,9 @@ def test_planted_faults_are_caught(graph: onnx.ModelProto, model: LoadedModel, f
         check_graph(broken.SerializeToString(), network, 3, model.image_shape)
 
 
-def test_the_loss_of_a_bundle_is_that_of_its_network(model: LoadedModel, described: Bundle) -> None:
+def test_the_measures_of_a_bundle_are_those_of_its_network(model: LoadedModel, described: Bundle) -> None:
     rng = np.random.default_rng(0)
     pictures, labels = rng.integers(0, 256, (40, *model.image_shape), dtype=np.uint8), rng.integers(0, 3, 40)
-    expected = measured_loss(model.network, model.schedule, pictures, labels)
-    assert bundle_loss(TorchEngine(model.network, 3), described, pictures, labels) == pytest.approx(expected, rel=1e-5)
+    expected = {"test_loss": measured_loss, "rate": rate}
+    expected_values = {name: measure(model.network, model.schedule, pictures, labels) for name, measure in expected.items()}
+    assert bundle_measures(TorchEngine(model.network, 3), described, pictures, labels) == pytest.approx(expected_values, rel=1e-5)

@@ -1,4 +1,6 @@
-"""The noising against its closed form, label dropout within a binomial bound, weights against closed forms, the test loss."""
+"""Noising, weights and the bound's rate against closed forms, label dropout within a binomial bound, the test loss."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.trainer.config import ObjectiveConfig
 from cfgdiff.trainer.draws import Draws
-from cfgdiff.trainer.objective import LearnedWeight, drop_labels, loss, loss_weights, noised, sample_timesteps
+from cfgdiff.trainer.objective import LearnedWeight, drop_labels, loss, loss_weights, noised, rate, sample_timesteps
 from cfgdiff.trainer.objective import test_loss as measured_loss
 
 
@@ -137,3 +139,28 @@ def test_a_network_that_answers_zero_has_the_loss_of_its_target() -> None:
         assert measured_loss(lambda x, t, label: torch.zeros_like(x), schedule, stored.numpy(), labels.numpy()) == pytest.approx(
             1, abs=0.02
         )
+
+
+@pytest.mark.parametrize(("kind", "prediction", "data_std"), [("cosine", "v", 0.5), ("linear", "eps", 1.0), ("cosine", "x0", 0.5)])
+def test_the_rate_is_that_of_a_gaussian_in_closed_form(kind: str, prediction: str, data_std: float) -> None:
+    """Pictures of independent normal values and their exact denoiser, against the sum over DDPM's 1000 steps of the divergences of
+    two normal distributions: the posterior (equation 7), and the same with the estimate in x0's place and the variance beta."""
+    std, schedule = 0.3, Schedule(kind, prediction=prediction, data_std=data_std)
+    pictures = np.clip(np.random.default_rng(0).normal(127.5, 127.5 * std, (1024, 3, 8, 8)).round(), 0, 255).astype(np.uint8)
+
+    def denoiser(x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        answers, variance = [], (std / data_std) ** 2
+        for x, step in zip(x_t.double().numpy(), t.double().numpy(), strict=True):
+            bar = float(schedule.alpha_bar(step))
+            answers.append(schedule.from_x0(bar**0.5 * variance / (bar * variance + 1 - bar) * x, x, step))
+        return torch.from_numpy(np.stack(answers)).float()
+
+    bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    expected = 0.0
+    for before, bar in itertools.pairwise(bars):
+        beta = 1 - bar / before
+        variance, towards_x0 = (1 - before) / (1 - bar) * beta, before**0.5 * beta / (1 - bar)
+        of_the_estimate = std**2 * (1 - bar) / (bar * std**2 + 1 - bar)  # E (x0 - its estimate)^2
+        expected += (variance / beta - 1 - np.log(variance / beta) + towards_x0**2 * of_the_estimate / beta) / 2
+    found = rate(denoiser, schedule, pictures, np.zeros(1024, np.int64))
+    assert found == pytest.approx(expected / np.log(2), rel=0.01)
