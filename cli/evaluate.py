@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from .flags import INTERVAL
 from .train import PATH
 
 QUICK, QUICK_SWEEP, SWEEP, FULL = 2048, 512, 2048, 50_000
@@ -58,6 +59,7 @@ Without --data there is nothing to compare with: samples and class accuracy only
 )
 @click.option("--shard", callback=_shard, metavar="K/M", help="Draw one of M shares of the samples and stop; the last call goes without.")
 @click.option("--guidance", type=float, help="Guidance w. Default: the model's.")
+@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="As for cfgdiff-run. Default: the model's.")
 @click.option("--steps", type=POSITIVE, help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", help="As for cfgdiff-run. Default: the model's.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Picture i depends on it, i and its class alone.")
@@ -66,7 +68,8 @@ Without --data there is nothing to compare with: samples and class accuracy only
 @click.option("--store", is_flag=True, help="Put the figures and what the sweep chose as defaults into the bundle and its model card.")
 def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None, features: str,
              alexnet: Path | None, classifier: Path | None, sweep: bool, best: int, shard: tuple[int, int] | None, guidance: float | None,
-             steps: int | None, sampler: str | None, seed: int, engine: str, threads: int | None, store: bool) -> None:  # fmt: skip
+             interval: tuple[float, float] | None, steps: int | None, sampler: str | None, seed: int, engine: str, threads: int | None,
+             store: bool) -> None:  # fmt: skip
     """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training data.
 
     One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training pictures in LPIPS,
@@ -91,7 +94,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
         import_module(name)  # what is missing is told before the work
     pictures = None if data is None else load_held_out(data, found.image_shape[1], found.class_names, "bundle")
     judge, extractor, weights, notes = choose_judges(found, features, alexnet, classifier, threads)
-    settings, seconds, folder = Settings(guidance, steps, sampler, None, seed), dict[str, float](), out or Path(f"eval-{found.name}")
+    settings, seconds, folder = Settings(guidance, steps, sampler, interval, seed), dict[str, float](), out or Path(f"eval-{found.name}")
     n = n or (QUICK if quick else FULL)
     with closing(open_engine(found, engine, threads=threads)) as opened:
         sampling, stage = Sampling(folder / "samples", found, opened, extractor, judge), partial(_stage, seconds)

@@ -124,7 +124,8 @@ main()"""
 
 
 def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
-    args = [small_bundle.path, "--n", "600", "--out", tmp_path / "out", *FAST, "--features", "classifier", "--classifier"]
+    interval = ["--guidance-interval", "0.3,5"]
+    args = [small_bundle.path, "--n", "600", "--out", tmp_path / "out", *FAST, *interval, "--features", "classifier", "--classifier"]
     failed = call(*args, tmp_path / "absent.onnx")
     assert failed.returncode == 1 and "not readable as a classifier" in failed.stderr
     classifier = write_classifier(tmp_path / "c.onnx", small_bundle)
@@ -133,6 +134,7 @@ def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
     assert made[0].stdout.strip().endswith("2 blocks are not yet there") and made[1].stdout.strip().endswith("all blocks are there")
     whole = call(*args, classifier)
     assert whole.returncode == 0 and "class accuracy" in whole.stdout and "No --data" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["protocol"]["interval"] == [0.3, 5]
 
 
 @pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity"])
