@@ -103,7 +103,7 @@ def torch_network(bundle: Bundle, checkpoint: Any = None) -> "nn.Module":
         raise Failure(f"{error.name} is not installed; pip install 'cfgdiff[train]'") from None
     if checkpoint is not None:
         return load_model(checkpoint).network
-    words = shlex.split(str(bundle.provenance.get("command", "")))
+    words = shlex.split(str(bundle.provenance.get("command", "")).replace(";", " ; "))  # the command, and those that resumed it
     if "--preset" not in words:
         raise Failure(f"{bundle.path}: does not say which network it is; give --checkpoint RUN")
     changes = tuple(words[i + 1] for i, word in enumerate(words[:-1]) if word == "--set")

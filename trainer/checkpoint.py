@@ -155,9 +155,23 @@ def load_model(path: Path) -> LoadedModel:
     network = make_network(config, shape, len(state["class_names"]))
     network.load_state_dict(network_tensors(tensors, "ema"))
     network.eval().requires_grad_(False)
-    provenance = {key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")}
-    provenance |= {key: round(state[key], 4) for key in ("hours", "test_loss") if state[key] is not None}
-    return LoadedModel(network, config, state["class_names"], shape, config.schedule, provenance)
+    return LoadedModel(network, config, state["class_names"], shape, config.schedule, _provenance(state))
+
+
+def _provenance(state: dict[str, Any]) -> dict[str, Any]:
+    found = {key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")}
+    return found | {key: round(state[key], 4) for key in ("hours", "test_loss") if state[key] is not None}
+
+
+def origin(path: Path) -> dict[str, Any]:
+    """What the training behind `initial_weights` was, as bundles say it: pictures, hours, command; and what that one started from."""
+    described = path / "bundle.json"
+    if not (path / "model.onnx").is_file():
+        return _provenance(read_checkpoint(path)[0])
+    try:
+        return {key: value for key, value in json.loads(described.read_bytes())["provenance"].items() if key != "errors"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Failure(f"--init {described}: does not say where the weights come from; take a bundle that cfgdiff export wrote") from None
 
 
 def initial_weights(path: Path) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from .checkpoint import (
     make_network,
     network_tensors,
     optimiser_tensors,
+    origin,
     read_checkpoint,
     restore_optimisers,
     write_checkpoint,
@@ -88,7 +89,7 @@ class Run:
             self.loss = DistributedDataParallel(self.loss)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.step, self.pictures_seen, self.seconds = 0, 0, 0.0
-        self.initialised_from: str | None = None
+        self.initialised_from: dict[str, Any] | None = None  # the provenance of the weights it started from
         self.test_loss: float | None = None  # of the averaged weights, once the run is done
         self._restored: dict[str, Tensor] = {}
         self._measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None  # the step of the last `test_errors`, and what it found
@@ -143,7 +144,7 @@ class Run:
 
     def start_from(self, path: Path) -> None:
         """Take the weights of a checkpoint or bundle; counters and optimisers start anew. Raises `Failure` where shapes differ."""
-        found = initial_weights(path)
+        found, started_from = initial_weights(path), origin(path)
         own = self.network.state_dict()
         for name, value in own.items():
             if name.startswith("loss_weight.") and name not in found:  # bundles leave out what only training uses
@@ -153,7 +154,7 @@ class Run:
                 raise Failure(f"--init {path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
         for network in (self.network, self.ema.network):
             copy_whole(network.state_dict(), {name: found[name].reshape(value.shape) for name, value in own.items()})
-        self.initialised_from = str(path)
+        self.initialised_from = started_from
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Continue exactly where the checkpoint was written."""

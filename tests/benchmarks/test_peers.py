@@ -38,3 +38,5 @@ def test_a_bundle_that_does_not_name_its_network_needs_a_checkpoint(packaged: Bu
         torch_network(replace(packaged, provenance={"command": "cfgdiff train --preset smoke"}))
     with pytest.raises(Failure, match="absent"):
         torch_network(packaged, tmp_path / "absent")
+    resumed = "cfgdiff train --preset cifar10-small --set train.pictures=64; cfgdiff train --resume RUN"
+    assert torch_network(replace(packaged, provenance={"command": resumed}))

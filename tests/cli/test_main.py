@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+from cfgdiff.trainer.checkpoint import load_model
+
 MAIN, RUN = ("from cfgdiff.cli.main import main; main()", "from cfgdiff.cli.run import main; main()")
 TINY = [f"--set={s}" for s in ("train.pictures=64", "train.batch=8", "train.image_size=16", "network.channels=16", "network.attention=[]")]
 
@@ -48,6 +50,8 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
     assert "guidance 2.0" in results[2].stdout and "pictures_seen" in results[2].stdout and str(tmp_path) not in results[2].stdout
     assert sorted(p.name for p in (tmp_path / "dogs").iterdir()) == ["0000.png", "0001.png", "grid.png"]
     assert (tmp_path / "run" / "checkpoints" / "000000096").is_dir()
+    origin = load_model(tmp_path / "more").provenance["initialised_from"]
+    assert origin["pictures_seen"] == 64 and origin["command"].startswith("cfgdiff train --preset smoke") and "errors" not in origin
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer import checkpoint
-from cfgdiff.trainer.checkpoint import find_checkpoint, initial_weights, read_checkpoint, write_checkpoint
+from cfgdiff.trainer.checkpoint import find_checkpoint, initial_weights, origin, read_checkpoint, write_checkpoint
 
 
 def test_the_newest_is_kept_and_found(tmp_path: Path) -> None:
@@ -64,3 +64,12 @@ def test_no_checkpoint_and_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(Failure, match="not a readable ONNX file"):
         initial_weights(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"provenance": 3}'])
+def test_weights_that_do_not_say_where_they_come_from(tmp_path: Path, text: str | None) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    if text is not None:
+        (tmp_path / "bundle.json").write_text(text)
+    with pytest.raises(Failure, match=r"--init .*bundle\.json: does not say where the weights come from"):
+        origin(tmp_path)

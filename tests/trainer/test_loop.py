@@ -137,6 +137,9 @@ def test_init_takes_the_averaged_weights_and_refuses_others(tiny_tree: dict, pic
     second.start_from(tmp_path / "first")
     assert all(torch.equal(a, b) for a, b in zip(second.network.parameters(), first.ema.network.parameters(), strict=True))
     assert second.pictures_seen == 0
+    train(second)
+    source = load_model(tmp_path / "second").provenance["initialised_from"]  # not a path, which says nothing elsewhere
+    assert source == load_model(tmp_path / "first").provenance and source["pictures_seen"] == 96
     wider = new_run(tiny_tree | {"network": tiny_tree["network"] | {"channels": 32}}, picture_folder, tmp_path / "wider")
     with pytest.raises(Failure, match=r"expected .* of shape .* found"):
         wider.start_from(tmp_path / "first")
