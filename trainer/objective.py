@@ -147,14 +147,12 @@ def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.
     Args:
         predict, pictures, labels: as for `test_errors`.
     """
-    paper = Schedule("linear", 1000)
+    paper = Schedule("linear", 1000, "eps")
     steps = np.arange(2, paper.T + 1)
-    alpha_bar, before = paper.alpha_bar(steps), paper.alpha_bar(steps - 1)
-    beta = 1 - alpha_bar / before
-    shrink = (1 - before) / (1 - alpha_bar)  # the posterior's variance (equation 7) over beta
+    shrink = (1 - paper.alpha_bar(steps - 1)) / (1 - paper.alpha_bar(steps))  # the posterior's variance (equation 7) over beta
     ratio = paper.ratio(steps) / schedule.data_std
-    weights = _on_eps(schedule, schedule.t_of_ratio(ratio)) * beta / (2 * (1 - beta) * (1 - alpha_bar))
-    cumulative = np.cumsum(weights)
+    bound = loss_weights(ObjectiveConfig(prediction="eps", schedule="linear", weighting="bound"), paper, steps)
+    cumulative = np.cumsum(bound * _on_eps(schedule, schedule.t_of_ratio(ratio)))
 
     def levels(quantiles: Tensor) -> np.ndarray:
         return np.log(ratio[np.searchsorted(cumulative, quantiles.numpy() * cumulative[-1])])

@@ -39,6 +39,6 @@ def test_planted_faults_are_caught(graph: onnx.ModelProto, model: LoadedModel, f
 def test_the_measures_of_a_bundle_are_those_of_its_network(model: LoadedModel, described: Bundle) -> None:
     rng = np.random.default_rng(0)
     pictures, labels = rng.integers(0, 256, (40, *model.image_shape), dtype=np.uint8), rng.integers(0, 3, 40)
-    expected = {"test_loss": measured_loss, "rate": rate}
-    expected_values = {name: measure(model.network, model.schedule, pictures, labels) for name, measure in expected.items()}
-    assert bundle_measures(TorchEngine(model.network, 3), described, pictures, labels) == pytest.approx(expected_values, rel=1e-5)
+    held_out = (model.network, model.schedule, pictures, labels)
+    expected = {"test_loss": measured_loss(*held_out), "rate": rate(*held_out)}
+    assert bundle_measures(TorchEngine(model.network, 3), described, pictures, labels) == pytest.approx(expected, rel=1e-5)
