@@ -30,6 +30,7 @@ class NetworkConfig(_Part):
     """Widths and depths of the U-Net."""
 
     name: str = "unet"
+    norm: Literal["group", "affine"] = "group"  # group normalisation (ADM), or none: the modulation's scale and shift alone
     channels: int = Field(64, ge=8, multiple_of=4)
     multipliers: tuple[int, ...] = Field((1, 2, 2), min_length=1)
     blocks: int = Field(1, ge=1)  # residual blocks a level going down; one more going up

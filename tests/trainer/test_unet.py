@@ -16,9 +16,11 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
+@pytest.mark.parametrize("norm", ["group", "affine"])
 @pytest.mark.parametrize("patch", [1, 2])
-def test_the_answer_has_the_shape_of_the_picture(patch: int) -> None:
-    network = UNet(NetworkConfig(channels=16, multipliers=(1, 2), attention=(8, 4), head_channels=16, patch=patch), (3, 16, 16), 3)
+def test_the_answer_has_the_shape_of_the_picture(patch: int, norm: str) -> None:
+    config = NetworkConfig(channels=16, multipliers=(1, 2), attention=(8, 4), head_channels=16, patch=patch, norm=norm)
+    network = UNet(config, (3, 16, 16), 3)
     x = torch.randn(2, 3, 16, 16)
     assert network(x, torch.tensor([1.0, 999.5]), torch.tensor([0, 3])).shape == x.shape
 
@@ -67,6 +69,30 @@ def test_the_deepest_blocks_get_their_share_of_the_first_gradients() -> None:
     torch.nn.functional.mse_loss(network(x, torch.full((16,), 500.0), torch.zeros(16, dtype=torch.int64)), eps).backward()
     gradients = {name: p.grad.norm() for name, p in network.named_parameters() if name.endswith("conv_out.weight")}
     assert min(gradients.values()) > max(gradients.values()) / 30
+
+
+def test_without_normalisation_convolutions_start_with_the_variance_of_their_input() -> None:
+    torch.manual_seed(0)
+    network = UNet(NetworkConfig(channels=64, multipliers=(1,), blocks=3, attention=(), norm="affine"), (3, 16, 16), 10)
+    assert not [name for name, _ in network.named_parameters() if "norm" in name]
+    torch.nn.init.normal_(network.stem.weight, std=network.stem.weight[0].numel() ** -0.5)
+    blocks, deviations = [m for m in network.modules() if isinstance(m, ResidualBlock)], list[float]()
+    for block in blocks:
+        block.conv_in.register_forward_hook(lambda _, __, output: deviations.append(output.std().item()))
+    with torch.no_grad():
+        network(torch.randn(8, 3, 16, 16), torch.full((8,), 500.0), torch.zeros(8, dtype=torch.int64))
+    assert len(deviations) == len(blocks) == 9 and all(0.8 < d < 1.2 for d in deviations)
+
+
+def test_without_normalisation_a_channel_is_scaled_and_shifted_by_the_embedding_alone() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(16, 16, 8, NetworkConfig(norm="affine")).eval()
+    torch.nn.init.normal_(block.modulation.weight)
+    torch.nn.init.normal_(block.conv_out.weight)
+    x, embedding = torch.randn(2, 16, 8, 8), torch.randn(2, 8)
+    scale, shift = (embedding @ block.modulation.weight.T)[..., None, None].chunk(2, dim=1)
+    h = block.conv_in(x * x.sigmoid()) * (1 + scale) + shift
+    torch.testing.assert_close(block(x, embedding), x + block.conv_out(h * h.sigmoid()))
 
 
 def test_timestep_embedding_is_cosines_and_sines() -> None:
