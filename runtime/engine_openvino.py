@@ -1,4 +1,7 @@
-"""OpenVINO on the CPU. It is imported when an engine is opened, not before."""
+"""OpenVINO on the CPU. It is imported when an engine is opened, not before.
+
+A few rows are computed by all threads together, many are shared out among them.
+"""
 
 import importlib
 import sys
@@ -13,6 +16,7 @@ from .errors import Failure
 from .inputs import check_inputs
 
 BFLOAT16 = "bfloat16"  # a way to compute the float32 graph, of this engine alone
+LEAST, MOST = 4, 16  # rows of one request among several: fewer keep a core from its speed, the activations of more fall out of its cache
 
 
 class OpenVinoEngine:
@@ -31,29 +35,53 @@ class OpenVinoEngine:
             Failure: OpenVINO is not installed or cannot load the graph, or the CPU has no bfloat16.
         """
         graph = bundle.path / bundle.variant("float32" if precision == BFLOAT16 else precision).graph
-        core = _only(import_openvino().Core)
-        if precision == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        self._core = _only(import_openvino().Core)
+        if precision == BFLOAT16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise Failure("--precision bfloat16: OpenVINO finds no instructions for it in this CPU; take float32")
         # Left alone, OpenVINO computes float32 graphs in what the CPU is fastest at; what it cannot compute in, it silently replaces.
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == BFLOAT16 else "f32"}
+        self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == BFLOAT16 else "f32"}
         if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+            self._settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._request = core.compile_model(str(graph), "CPU", settings).create_infer_request()
+            self._model = self._core.read_model(str(graph))
+            compiled = self._core.compile_model(self._model, "CPU", self._settings | {"NUM_STREAMS": 1})
         except RuntimeError as error:
             raise Failure(f"{graph}: OpenVINO cannot load it ({_last_line(error)}); export the model again") from None
+        self._threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self._request, self._queue = compiled.create_infer_request(), None
         self.precision, self._shape, self._lock = precision, bundle.image_shape, threading.Lock()
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
-        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
+        inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
         with self._lock:
+            if self._threads > 1 and len(sample) >= 2 * LEAST:
+                return self._in_parts(inputs)
             answer: np.ndarray = self._request.infer(inputs, share_inputs=True)["prediction"]  # the answer is a copy
         return answer
 
+    def _in_parts(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Requests of a few rows, one on each thread at a time: threads that never wait for each other are a fifth faster."""
+        if self._queue is None:
+            settings = self._settings | {"NUM_STREAMS": self._threads}
+            self._queue = import_openvino().AsyncInferQueue(self._core.compile_model(self._model, "CPU", settings), self._threads)
+        b = len(inputs["sample"])
+        turns = -(-b // (self._threads * MOST))
+        size, answer = max(LEAST, -(-b // (self._threads * turns))), np.empty_like(inputs["sample"])
+
+        def keep(request: Any, rows: slice) -> None:
+            answer[rows] = request.get_tensor("prediction").data
+
+        self._queue.set_callback(keep)
+        for first in range(0, b, size):  # G - first of the rows that are left are guided
+            rows = slice(first, first + size)
+            self._queue.start_async({name: array[rows] for name, array in inputs.items()}, rows, share_inputs=True)
+        self._queue.wait_all()
+        return answer
+
     def close(self) -> None:
-        """Drop the compiled graph."""
-        del self._request
+        """Drop the compiled graphs."""
+        del self._request, self._queue
 
 
 @cache

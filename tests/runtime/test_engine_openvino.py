@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle, Engine, generate, open_engine
-from cfgdiff.runtime.engine_openvino import OpenVinoEngine, _only, import_openvino
+from cfgdiff.runtime.engine_openvino import MOST, OpenVinoEngine, _only, import_openvino
 from cfgdiff.runtime.errors import BadInput, Failure
 
 CASES = [(1, 0), (1, 1), (5, 3), (8, 0), (8, 8)]
@@ -80,6 +80,22 @@ def test_the_other_variants_are_read_right(small_bundle: Bundle, opened: Engine,
         assert apart(answer, expected) < 1.5 * apart(same.predict(**given), expected) + 1e-5
 
 
+@pytest.mark.parametrize(("b", "g"), [(8, 8), (37, 20), (64, 0), (70, 70)])
+def test_many_rows_are_shared_out_among_the_threads(
+    opened: Engine, packaged: Bundle, monkeypatch: pytest.MonkeyPatch, b: int, g: int
+) -> None:
+    two, given, sizes = OpenVinoEngine(packaged, "float32", threads=2), inputs(packaged, b, g), list[int]()
+    assert apart(two.predict(**given), opened.predict(**given)) < 1e-6
+    start = two._queue.start_async
+    monkeypatch.setattr(
+        two._queue, "start_async", lambda part, *rest, **more: (sizes.append(len(part["sample"])), start(part, *rest, **more))
+    )
+    given["sample"] = np.asfortranarray(given["sample"])
+    assert apart(two.predict(**given), opened.predict(**given)) < 1e-6
+    assert sum(sizes) == b and len(sizes) > 1 and max(sizes) <= MOST and max(sizes[:-1]) - min(sizes[:-1]) == 0
+    two.close()
+
+
 def test_threads_take_turns(opened: Engine, engine: Engine, packaged: Bundle) -> None:
     wrong: list[float] = []
 
@@ -106,9 +122,12 @@ class FakeCore:
         assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
         return self.capabilities
 
-    def compile_model(self, path: str, device: str, settings: dict[str, Any]) -> Any:
-        self.asked.append((Path(path).name, device, settings))
-        return SimpleNamespace(create_infer_request=lambda: None)
+    def read_model(self, path: str) -> str:
+        return path
+
+    def compile_model(self, model: str, device: str, settings: dict[str, Any]) -> Any:
+        self.asked.append((Path(model).name, device, settings))
+        return SimpleNamespace(create_infer_request=lambda: None, get_property={"INFERENCE_NUM_THREADS": 2}.get)
 
 
 def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,9 +136,9 @@ def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.
     for precision, threads in (("auto", None), ("float32", 3), ("bfloat16", None)):
         assert open_engine(packaged, "openvino", precision, threads).precision == precision.replace("auto", "float32")
     assert FakeCore.asked == [
-        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
-        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 3}),
-        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}),
+        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}),
+        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 3, "NUM_STREAMS": 1}),
+        ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "bf16", "NUM_STREAMS": 1}),
     ]
     monkeypatch.setattr(FakeCore, "capabilities", ["FP32"])
     with pytest.raises(Failure, match=r"^--precision bfloat16: .* no instructions for it in this CPU; take float32$"):
