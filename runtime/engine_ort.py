@@ -2,8 +2,10 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,11 @@ import numpy as np
 from .bundle import Bundle
 from .errors import Failure
 from .inputs import check_inputs
+from .threads import cores, shares
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Both packages are the module onnxruntime, and one spoils the other; cfgdiff[cuda] would bring the first one back, too.
 TO_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-AT_ONCE = 16  # rows in a run on the CPU: the activations of more fall out of its caches, and 64 take a tenth longer in one run
 MOST_SHAPES = 16  # a run meets about four: whole and last batches, inside and outside the guidance interval
 
 
@@ -25,38 +27,54 @@ class OrtEngine:
     name = "cpu"
     max_batch = 4096
 
-    def __init__(
-        self, bundle: Bundle, precision: str, threads: int | None = None, provider: tuple[str, dict[str, str]] = (CPU, {})
-    ) -> None:  # fmt: skip
-        _check_installed()
-        import onnxruntime as ort
-
-        graph = bundle.path / bundle.variant(precision).graph
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
-        except Exception as error:  # onnxruntime has no common base class for its errors
-            raise Failure(f"{graph}: ONNX Runtime cannot load it ({_first_line(error)}); export the model again") from None
+    def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
+        self._graph, self._threads = bundle.path / bundle.variant(precision).graph, threads or cores()
+        self._session = open_session(self._graph, self._threads)
+        self._single: Any = None  # the session of one thread, which several threads call
+        self._pool, self._opening = ThreadPoolExecutor(self._threads, "cfgdiff"), threading.Lock()
         self.precision, self._shape = precision, bundle.image_shape
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
-        parts = []
-        for first in range(0, len(sample), AT_ONCE):  # G - first of the rows that are left are guided
-            part = {name: array[first : first + AT_ONCE] for name, array in inputs.items()}
-            parts.append(self._session.run(["prediction"], part)[0])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = shares(len(sample), self._threads)
+        if len(parts) == 1:
+            return self._session.run(["prediction"], inputs)[0]
+        session = self._session_of_one_thread()
+
+        def run(rows: slice) -> np.ndarray:  # G - first of the rows that are left are guided
+            return session.run(["prediction"], {name: array[rows] for name, array in inputs.items()})[0]
+
+        return np.concatenate(list(self._pool.map(run, parts)))
+
+    def _session_of_one_thread(self) -> Any:
+        with self._opening:
+            if self._single is None:
+                self._single = self._session if self._threads == 1 else open_session(self._graph, 1)
+            return self._single
 
     def close(self) -> None:
-        """Drop the session."""
-        del self._session
+        """Drop the sessions."""
+        self._pool.shutdown()
+        self._session = self._single = None
 
 
-class CudaEngine(OrtEngine):
+def open_session(graph: Path, threads: int | None, provider: tuple[str, dict[str, str]] = (CPU, {})) -> Any:
+    """ONNX Runtime's session for a graph. Raises `Failure` where it cannot load it."""
+    _check_installed()
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
+    except Exception as error:  # onnxruntime has no common base class for its errors
+        raise Failure(f"{graph}: ONNX Runtime cannot load it ({_first_line(error)}); export the model again") from None
+
+
+class CudaEngine:
     """An `Engine` on ONNX Runtime's CUDA provider. Calls from several threads are safe; they run one after the other."""
 
     name = "cuda"
@@ -65,12 +83,14 @@ class CudaEngine(OrtEngine):
     def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
         """Raises `Failure` where the graph would not run on a GPU."""
         _load_cuda()
-        super().__init__(bundle, precision, threads, (CUDA, {"use_tf32": "0"}))  # TF32 keeps 10 bits of float32's 23
+        graph = bundle.path / bundle.variant(precision).graph
+        self._session = open_session(graph, threads, (CUDA, {"use_tf32": "0"}))  # TF32 keeps 10 bits of float32's 23
         if self._session.get_providers()[0] != CUDA:
             raise Failure(
                 "ONNX Runtime's CUDA provider cannot be used, it took the CPU instead (what it misses, it says above); "
                 f"it needs NVIDIA's driver and CUDA's libraries: {TO_GPU}"
             )
+        self.precision, self._shape = precision, bundle.image_shape
         self._lock, self._bound = threading.Lock(), dict[tuple[int, int], tuple[Any, dict[str, Any]]]()
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
@@ -112,7 +132,7 @@ class CudaEngine(OrtEngine):
     def close(self) -> None:
         """Drop the session and what it was bound to."""
         self._bound.clear()
-        super().close()
+        del self._session
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,35 @@ def test_guidance_is_linear_and_touches_its_rows_only(engine: Engine) -> None:
     np.testing.assert_allclose(beyond[:3], (uncond + 3 * (cond - uncond))[:3], atol=1e-4)
     np.testing.assert_allclose(beyond[3:], cond[3:], atol=1e-4)
     assert np.abs(uncond - cond)[:3].max() > 1e-2
+
+
+def test_threads_and_neighbours_change_no_bit_of_an_answer(packaged: Bundle, engine: Engine) -> None:
+    given = inputs(37, [3.0] * 20)
+    whole = engine.predict(**given)
+    for threads, lo, hi in [(1, 0, 37), (3, 0, 37), (2, 9, 30), (2, 19, 21)]:
+        other = open_engine(packaged, "cpu", threads=threads)
+        np.testing.assert_array_equal(other.predict(**{name: array[lo:hi] for name, array in given.items()}), whole[lo:hi])
+        other.close()
+
+
+def test_many_rows_are_shared_out_among_the_threads(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, callers = open_engine(packaged, "cpu", threads=2), dict[int, set[str]]()
+    open_session = engine_ort.open_session
+
+    class Watched:
+        def __init__(self, graph: Path, threads: int) -> None:
+            assert threads == 1
+            self.session, self.both = open_session(graph, threads), threading.Barrier(2, timeout=30)
+
+        def run(self, names: list[str], part: dict[str, np.ndarray]) -> list:
+            self.both.wait()  # two threads are here at a time
+            callers.setdefault(len(part["sample"]), set()).add(threading.current_thread().name)
+            return self.session.run(names, part)
+
+    monkeypatch.setattr(engine_ort, "open_session", Watched)
+    opened.predict(**inputs(40, [2.0] * 40))
+    assert list(callers) == [10] and len(callers[10]) == 2
+    opened.close()
 
 
 @pytest.mark.parametrize(

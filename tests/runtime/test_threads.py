@@ -1,0 +1,36 @@
+"""Rows shared out among threads, and cores counted."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cfgdiff.runtime import threads
+from cfgdiff.runtime.threads import LEAST, MOST, cores, shares
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 16, 33, 64, 100, 256])
+def test_every_row_goes_to_one_thread_in_parts_of_a_good_size(rows: int, count: int) -> None:
+    parts = shares(rows, count)
+    assert [i for part in parts for i in range(rows)[part]] == list(range(rows))
+    sizes = [part.stop - part.start for part in parts]
+    assert len(parts) == 1 if rows < 2 * LEAST else max(sizes) <= MOST
+    assert all(size >= LEAST for size in sizes[:-1]) or len(parts) == 1
+    if rows >= 2 * LEAST * count:  # no thread has nothing to do in the last turn
+        assert len(parts) % count == 0 or len(set(sizes)) <= 2
+
+
+def test_hyperthreads_are_one_core_and_a_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5}, raising=False)
+    monkeypatch.setattr(threads, "SYSTEM", tmp_path)
+    assert cores() == 6  # nothing is known of them
+    for cpu in range(6):
+        folder = tmp_path / f"devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{cpu % 3},{cpu % 3 + 3}\n")
+    assert cores() == 3
+    (tmp_path / "fs/cgroup").mkdir(parents=True)
+    for quota, expected in (("max 100000", 3), ("150000 100000", 2), ("20000 100000", 1), ("900000 100000", 3)):
+        (tmp_path / "fs/cgroup/cpu.max").write_text(f"{quota}\n")
+        assert cores() == expected
