@@ -143,9 +143,13 @@ class Run:
         return self._measured[1]
 
     def start_from(self, path: Path) -> None:
-        """Take the weights of a checkpoint or bundle; counters and optimisers start anew. Raises `Failure` where shapes differ."""
+        """Take the weights of a checkpoint or bundle; counters and optimisers start anew. Raises `Failure` for those of another network."""
         found, started_from = initial_weights(path), origin(path)
         own = self.network.state_dict()
+        beside = [name for name in found if name not in own and name.endswith((".weight", ".bias"))]
+        if beside:
+            norm = "; add --set network.norm=group" if ".norm" in beside[0] else "; use its own preset"
+            raise Failure(f"--init {path}: has {len(beside)} weights that this network lacks, as {beside[0]}{norm}")
         for name, value in own.items():
             if name.startswith("loss_weight.") and name not in found:  # bundles leave out what only training uses
                 found[name] = value

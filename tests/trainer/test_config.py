@@ -40,6 +40,7 @@ def test_the_paper_preset_states_the_paper() -> None:
 
 def test_the_network_that_the_paper_preset_builds_is_the_papers() -> None:
     config, channels, attention = make_config(load_preset("cifar10-paper")), {}, set()
+    assert config.network.norm == "group"
     network = make_network(config, PAPER["image"], 10)
     blocks: dict[int, int] = {}
 

@@ -1,5 +1,6 @@
 """A run that is killed and resumed equals one never interrupted, bit for bit; more pictures go on from before the decay."""
 
+import json
 import os
 import random
 import signal
@@ -143,6 +144,26 @@ def test_init_takes_the_averaged_weights_and_refuses_others(tiny_tree: dict, pic
     wider = new_run(tiny_tree | {"network": tiny_tree["network"] | {"channels": 32}}, picture_folder, tmp_path / "wider")
     with pytest.raises(Failure, match=r"expected .* of shape .* found"):
         wider.start_from(tmp_path / "first")
+    bare = new_run(tiny_tree | {"network": tiny_tree["network"] | {"norm": "affine"}}, picture_folder, tmp_path / "bare")
+    with pytest.raises(Failure, match=r"has \d+ weights that this network lacks, as .*norm.*; add --set network.norm=group$"):
+        bare.start_from(tmp_path / "first")
+
+
+def test_checkpoints_from_before_the_choice_of_norm_have_group_normalisation(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    train(run)
+    before = load_model(tmp_path / "run")
+    file = find_checkpoint(tmp_path / "run") / "state.json"
+    state = json.loads(file.read_text())
+    del state["config"]["network"]["norm"]
+    file.write_text(json.dumps(state))
+    after, x = load_model(tmp_path / "run"), torch.randn(2, 3, 16, 16)
+    given = x, torch.tensor([3.0, 900.0]), torch.tensor([0, 2])
+    assert torch.equal(after.network(*given), before.network(*given)) and after.config.network.norm == "group"
+    resumed = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=120",)), lambda _: run.data, "more", None)
+    assert resumed.config.network.norm == "group"
 
 
 def test_the_loaded_model_carries_its_provenance(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
