@@ -13,8 +13,10 @@ from onnx import numpy_helper
 
 from cfgdiff.export.edit import SMALL
 from cfgdiff.export.graph import OPSET, build_graph, rounded
+from cfgdiff.export.parity import check_graph
 from cfgdiff.runtime import Bundle
 from cfgdiff.trainer.checkpoint import LoadedModel, initial_weights
+from cfgdiff.trainer.unet import ResidualBlock, UNet
 
 
 def test_inputs_and_outputs_are_the_contract(graph: onnx.ModelProto) -> None:
@@ -71,7 +73,28 @@ def test_nothing_is_multiplied_by_one_or_added_to_zero(graph: onnx.ModelProto, p
         if node.op_type in ("Mul", "Add") and node.input[1] in stored:
             assert not (stored[node.input[1]] == (node.op_type == "Mul")).all(), node.name
     kinds = {node.op_type for node in found.graph.node}
-    assert "LayerNormalization" in kinds and "InstanceNormalization" not in kinds  # ONNX Runtime computes the latter on one thread
+    assert "InstanceNormalization" not in kinds  # ONNX Runtime computes it on one thread
+    assert ("LayerNormalization" in kinds) == (which == "built")
+
+
+@pytest.fixture(scope="module")
+def bare(model: LoadedModel) -> UNet:
+    """The small network without normalisation."""
+    torch.manual_seed(0)
+    network = UNet(model.config.network.model_copy(update={"norm": "affine"}), model.image_shape, 3).eval().requires_grad_(False)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return network
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_without_normalisation_is_a_graph_without(bare: UNet, model: LoadedModel, graph: onnx.ModelProto) -> None:
+    found = build_graph(bare, 3, model.image_shape)
+    assert check_graph(found.SerializeToString(), rounded(bare), 3, model.image_shape) < 1e-5
+    before, after = (Counter(node.op_type for node in g.graph.node) for g in (graph, found))
+    assert before["LayerNormalization"] and not after["LayerNormalization"] and after["Conv"] == before["Conv"]
+    blocks = sum(isinstance(m, ResidualBlock) for m in bare.modules())
+    assert before["Mul"] - after["Mul"] == before["LayerNormalization"] and after["Sigmoid"] == before["Sigmoid"] >= 2 * blocks
 
 
 @pytest.mark.parametrize("which", ["built", "packaged"])
