@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.download import cache_folder
 
 from .alexnet import Weights, find_weights, open_vectors, pooled, weights_digest
 

@@ -99,21 +99,26 @@ def _whole_batches(missing: np.ndarray, n: int, batch: int) -> np.ndarray:
     return np.flatnonzero(np.isin(np.arange(n) // max(1, batch), missing // max(1, batch)))
 
 
-def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[str], Engine]) -> str:
-    """Draw the picture of `file` again from its note and compare the two: in words."""
+def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[str, str], tuple[Engine, str]]) -> str:
+    """Draw the picture of `file` again from its note and compare the two: in words.
+
+    Args:
+        opened: from the names of the engine and the precision in the note, an engine, and why it is another, where it is.
+    """
     note, target = read_note(file), out if out.suffix else out / file.name
     if target.suffix not in (".png", ".webp"):
         raise BadInput(f"--out: expected a folder, .png or .webp for a picture that is made again, found {out}")
     if target.resolve() == file.resolve():
         raise BadInput(f"--out: expected another place than that of {file}, which is kept; give --out NAME.png")
-    if "precision" not in note or "model_sha256" not in note:
+    if not {"engine", "precision", "model_sha256"} <= note.keys():
         raise Failure(f"{file}: its note lacks the model; expected a picture of a folder or .tar as written by cfgdiff-run")
     job, wanted = from_note(note, *edit), note["model_sha256"]
     if (found := digest(bundle, note["precision"])) != wanted:
         raise Failure(
             f"{file}: was made with model {note.get('model')} ({wanted[:12]}…), found {bundle.name} ({found[:12]}…); give --model"
         )
-    drawing = Drawing(bundle, job, job.plan(bundle), opened(note["precision"]), 1)
+    engine, remark = opened(str(note["engine"]), str(note["precision"]))
+    drawing = Drawing(bundle, job, job.plan(bundle), engine, 1)
     ((_, pictures),) = drawing.generate([0], None)
     with Image.open(file) as image:
         before = np.asarray(image).reshape(pictures[0].shape).astype(int)
@@ -122,7 +127,9 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[s
     write_whole(target, encoded(pictures[0], target.suffix.lstrip("."), drawing.note(0)))
     drawing.engine.close()
     same = "the same pixels" if not apart else f"differs by up to {apart} grey levels"
-    return f"{target}: {same} ({drawing.engine.name}, {drawing.engine.precision}; {file.name} was drawn by {note.get('engine')})"
+    drawn_by = f"{file.name} was drawn by {note['engine']}, {note['precision']}"
+    why = f", which cannot be had here: {remark}" if remark else ""
+    return f"{target}: {same} ({engine.name}, {engine.precision}; {drawn_by}{why})"
 
 
 @contextmanager

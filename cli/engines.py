@@ -1,29 +1,72 @@
-"""`cfgdiff engines`: what this machine can run a bundle on."""
+"""`cfgdiff engines`: what this machine can run a bundle on, and how fast."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from .flags import log_to_stderr
 from .train import PATH
+
+if TYPE_CHECKING:
+    from cfgdiff.runtime.survey import Survey
+
+HEADS = ("engine", "precision", "ms at 1", "ms at 64", "times", "opens in s", "certified")
 
 
 @click.command(
     epilog="""\b
 Examples:
   cfgdiff engines
-  cfgdiff engines exported/small"""
+  cfgdiff engines exported/small --threads 4
+  cfgdiff engines --measure
+  cfgdiff engines exported/small --measure --store"""
 )
 @click.argument("bundle", type=PATH, required=False)
-def engines(bundle: Path | None) -> None:
+@click.option("--measure", "anew", is_flag=True, help="Time the engines again, in place of what was kept.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
+@click.option("--store", is_flag=True, help="Put how fast they are here into the bundle, for machines that lack one of them.")
+def engines(bundle: Path | None, anew: bool, threads: int | None, store: bool) -> None:
     """List the engines: which work here for a bundle (by default the packaged model), at which precisions, and how to get the others.
 
-    Each is opened and closed again. A star marks the one that --engine auto takes.
+    Each is opened and closed again. Those for CPUs are timed, once, for calls of 1 and 64 guided pictures, and their pictures compared
+    with those of float32 on ONNX Runtime. A star marks what --engine auto takes for
+    many pictures; for a few it takes what opens sooner.
     """
     from cfgdiff.runtime import load_bundle
-    from cfgdiff.runtime.survey import survey
+    from cfgdiff.runtime.survey import records, survey
 
-    for row in survey(load_bundle(bundle)):
+    log_to_stderr()
+    found = load_bundle(bundle)
+    seen = survey(found, threads, anew)
+    for line in _table(seen):
+        click.echo(line)
+    if store:
+        from cfgdiff.export.description import store_speeds
+
+        made = records(seen.speeds, threads)
+        store_speeds(found, made)
+        click.echo(f"{found.path}: {len(made)} records of speed stored", err=True)
+
+
+def _table(seen: "Survey") -> list[str]:
+    lines, timed = list[str](), {(s.engine, s.precision) for s in seen.speeds if s.many}
+    for row in seen.rows:
         state = f"works: {', '.join(row.precisions)}" if row.precisions else "does not work here"
-        click.echo(f"{'*' if row.auto else ' '} {row.engine:<10}{row.package or 'not installed':<26}{state}")
-        for remark in row.remarks:
-            click.echo(f"      {remark}")
+        star = "*" if seen.taken and seen.taken not in timed and seen.taken[0] == row.engine else " "
+        lines.append(f"{star} {row.engine:<10}{row.package or 'not installed':<26}{state}")
+        lines += [f"      {remark}" for remark in row.remarks]
+    return lines + (_speed_lines(seen) if timed else [])
+
+
+def _speed_lines(seen: "Survey") -> list[str]:
+    from cfgdiff.runtime.speeds import REFERENCE
+
+    timed = {(s.engine, s.precision): s for s in seen.speeds if s.many}
+    base, cells = timed[REFERENCE].many, [(" ", *HEADS)]
+    for way, s in timed.items():
+        figures = f"{1e3 * s.one:.1f}", f"{1e3 * s.many:.1f}", f"{base / s.many:.2f}", f"{s.opened:.2f}"
+        cells.append(("*" if way == seen.taken else " ", *way, *figures, f"{'yes' if s.certified else 'no'}: {s.verdict}"))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    shown = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return ["", "On this CPU, calls for 1 and for 64 guided pictures, in times cpu float32 at 64:", "", *shown]

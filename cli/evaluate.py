@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .flags import INTERVAL
+from .flags import INTERVAL, log_to_stderr
 from .train import PATH
 
 QUICK, QUICK_SWEEP, SWEEP, FULL = 2048, 512, 2048, 50_000
@@ -87,6 +87,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     from cfgdiff.runtime import load_bundle, open_engine
     from cfgdiff.trainer.data import load_held_out
 
+    log_to_stderr()
     found = load_bundle(bundle)
     if store:
         _check_store(found.path, shard)

@@ -1,5 +1,6 @@
-"""What flags of several commands have in common: numbers in a list, and the question which were typed."""
+"""What several commands have in common: numbers in a list, the question which flags were typed, and what is logged."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -40,3 +41,9 @@ def typed_flags(context: click.Context) -> dict[str, str]:
     """The flags on the command line, by the names of their parameters."""
     line = click.core.ParameterSource.COMMANDLINE
     return {str(p.name): p.opts[0] for p in context.command.params if p.name and context.get_parameter_source(p.name) is line}
+
+
+def log_to_stderr(verbose: bool = False) -> None:
+    """Show warnings on standard error, and that engines are being measured, which takes seconds; with `verbose`, why one was taken."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+    logging.getLogger("cfgdiff.speeds").setLevel(logging.INFO)

@@ -63,7 +63,7 @@ def _measured(bundle: "Bundle", data: Path) -> dict[str, float]:
     from cfgdiff.trainer.data import load_held_out
 
     held_out = load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
-    return bundle_measures(open_engine(bundle), bundle, held_out.test_pictures, held_out.test_labels)
+    return bundle_measures(open_engine(bundle, precision="float32"), bundle, held_out.test_pictures, held_out.test_labels)
 
 
 @group.command(

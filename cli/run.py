@@ -1,15 +1,15 @@
 """`cfgdiff-run`: pictures from a bundle. Reads the flags, hands over to cfgdiff.runtime, reports."""
 
 import json
-import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import run_command
-from .flags import INTERVAL, Numbers, typed_flags
+from .flags import INTERVAL, Numbers, log_to_stderr, typed_flags
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
@@ -88,9 +88,10 @@ Examples:
 @click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from the note inside it, and compare.")
 @click.option("--stream", is_flag=True, help="Show the first pictures in the terminal as they come out of the noise.")
 @click.option("--model", type=PATH, help="A bundle. Default: the packaged CIFAR-10 model.")
-@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="auto, tensorrt, cuda, cpu, openvino.")
+@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="tensorrt, cuda, cpu, openvino; auto: the fastest.")
 @click.option("--precision", default="auto", show_default=True, metavar="NAME",
-              help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino.")  # fmt: skip
+              help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino; auto: the fastest whose pictures are "
+                   "certified to be float32's.")  # fmt: skip
 @click.option("--uncertified", is_flag=True, help="Take a TensorRT engine that cfgdiff verify did not pass, too.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -104,24 +105,25 @@ def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
     started = time.perf_counter()
     _refuse_idle_flags(click.get_current_context())
-    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime import load_bundle
 
     from .draw import Drawing, draw, redraw
     from .job import read_edit
+    from .opening import Wanted, first_note
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
-    bundle = load_bundle(model)
+    log_to_stderr(verbose)
+    bundle, asked = load_bundle(model), Wanted(engine, precision, threads, uncertified)
     if list_classes:
         click.echo("\n".join(bundle.class_names))
         return
     edit = read_edit(bundle, source, strength, mask)
     if remake is not None:
-        click.echo(redraw(remake, bundle, out, edit, lambda found: open_engine(
-            bundle, engine, found if precision == "auto" else precision, threads, uncertified)), err=True)  # fmt: skip
+        click.echo(redraw(remake, bundle, out, edit, partial(asked.open_as_noted, bundle, "--remake")), err=True)
         return
     job, columns = _job(bundle, classes, n, interpolate, frames, settings, edit)
-    plan = job.plan(bundle)
-    drawing = Drawing(bundle, job, plan, open_engine(bundle, engine, precision, threads, uncertified), batch)
+    plan, noted = job.plan(bundle), first_note(out, kind) if resume else None
+    opened = asked.open_as_noted(bundle, "--resume", *noted)[0] if noted else asked.open(bundle, plan, len(job.classes), batch)
+    drawing = Drawing(bundle, job, plan, opened, batch)
     loaded = time.perf_counter()
     drawn = draw(drawing, out, kind, columns, resume, stream)
     done = time.perf_counter()

@@ -63,11 +63,6 @@ def errors_by_level(a: Engine, b: Engine, bundle: Bundle, pictures: np.ndarray) 
     return found
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two sets of uint8 pictures in dB: one grey level everywhere is 48; equal ones are put at 100."""
-    return float(min(100.0, 10 * np.log10(255**2 / max(1e-9, np.square(a.astype(np.float64) - b).mean()))))
-
-
 def features(graph: onnx.ModelProto, bundle: Bundle, pictures: np.ndarray) -> np.ndarray:
     """The mean over positions of every convolution's output, for pictures (n, H, W, C) uint8: (n, F) float64.
 

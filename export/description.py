@@ -1,4 +1,4 @@
-"""bundle.json, written whole, and the two things that are added to it after an export. It needs no onnx."""
+"""bundle.json, written whole, and what is added to it after an export. It needs no onnx."""
 
 import json
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.bundle import SpeedRecord
 from cfgdiff.runtime.fitted import Fitted
 
 
@@ -37,4 +38,15 @@ def store_evaluation(bundle: Bundle, summary: dict[str, Any]) -> None:
     tree["evaluation"] = {key: value for key, value in summary.items() if key != "seconds"}
     if summary["chosen"]:
         tree["defaults"] |= summary["chosen"]
+    write_description(bundle.path, tree)
+
+
+def store_speeds(bundle: Bundle, records: list[SpeedRecord]) -> None:
+    """Put what was measured on one machine into bundle.json, in place of older records of such a processor and as many threads.
+
+    Raises OSError where it cannot be written.
+    """
+    tree, mine = json.loads((bundle.path / "bundle.json").read_bytes()), {(r.instructions, r.threads) for r in records}
+    kept = [r for r in tree.get("speeds", []) if (tuple(r["instructions"]), r["threads"]) not in mine]
+    tree["speeds"] = kept + [asdict(r) for r in records]
     write_description(bundle.path, tree)

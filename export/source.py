@@ -11,6 +11,7 @@ import onnx
 from cfgdiff.runtime import Bundle, Engine, load_bundle
 from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.images import psnr
 
 if TYPE_CHECKING:
     from cfgdiff.trainer.checkpoint import LoadedModel
@@ -53,7 +54,7 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
     }
 
     def compare(engine: Engine, bundle: Bundle) -> dict[str, Any]:
-        from .compare import draw, psnr
+        from .compare import draw
 
         pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class))]
         return {"errors": {key: f"{value:.1e}" for key, value in errors.items()} | {"picture_psnr_db": round(psnr(*pictures), 1)}}

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.sidecar import (
     ANY_DRIVER,
@@ -29,7 +30,6 @@ from cfgdiff.runtime.sidecar import (
     write_sidecar,
 )
 from cfgdiff.runtime.tensorrt_model import logger_of
-from cfgdiff.trainer.download import cache_folder
 
 FLOATS = ("float32", "float16")  # the int8 variant is for CPUs: its zero points are not TensorRT's
 MOST = 4096  # pictures in a batch, as the graph declares it

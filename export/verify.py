@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 
 from cfgdiff.runtime import Bundle, Engine
+from cfgdiff.runtime.images import psnr
 from cfgdiff.runtime.noise import normals
 
-from .compare import Watch, draw, errors_by_level, feature_distance, features, psnr
+from .compare import Watch, draw, errors_by_level, feature_distance, features
 
 PICTURES = 256
 ANY = 4096  # the largest batch of engines that take any

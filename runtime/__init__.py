@@ -10,7 +10,8 @@ Engines may be used by several threads; the generator may be closed at any time.
 """
 
 from .bundle import Bundle, load_bundle
-from .engine import Engine, open_engine
+from .choose import open_engine
+from .engine import Engine
 from .generate import generate
 
 __all__ = ["Bundle", "Engine", "generate", "load_bundle", "open_engine"]

@@ -36,9 +36,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class SpeedRecord:
+    """How fast an engine was on a processor with these `instructions`: `times` as fast as float32 on ONNX Runtime, 64 guided pictures
+    a call."""
+
+    instructions: tuple[str, ...]
+    threads: int
+    engine: str
+    precision: str
+    times: float
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A checked bundle. `image_shape` is (C, H, W); class k is `class_names[k]`, the null class is K; `fitted` is by evaluations;
-    `evaluation` is what `cfgdiff eval` found."""
+    `evaluation` is what `cfgdiff eval` found; `speeds` are what `cfgdiff engines --measure --store` found on any machine."""
 
     path: Path
     name: str
@@ -50,6 +62,7 @@ class Bundle:
     provenance: dict[str, Any]
     fitted: dict[int, Fitted]
     evaluation: dict[str, Any] = field(default_factory=dict)
+    speeds: tuple[SpeedRecord, ...] = ()
 
     def variant(self, precision: str) -> Variant:
         """The variant of that precision. Raises `BadInput` listing what there is."""
@@ -110,6 +123,7 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             provenance=take(tree, "provenance", dict),
             fitted=take(tree, "fitted", lambda fs: {int(n): parse_fitted(f) for n, f in fs.items()}) if "fitted" in tree else {},
             evaluation=take(tree, "evaluation", dict) if "evaluation" in tree else {},
+            speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records))) if "speeds" in tree else (),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise Failure(f"{file}: '{key}' is missing or not as expected; export the model again") from None
@@ -127,6 +141,15 @@ def _variant(v: dict[str, Any]) -> Variant:
     if certificate is not None and not isinstance(certificate["passed"], bool):
         raise ValueError("certificate without verdict")
     return Variant(v["graph"], v["precision"], dict(v["files"]), certificate)
+
+
+def _speed_record(r: dict[str, Any]) -> SpeedRecord:
+    instructions, threads, times = r["instructions"], r["threads"], r["times"]
+    if not isinstance(instructions, list) or not all(isinstance(v, str) for v in (*instructions, r["engine"], r["precision"])):
+        raise ValueError("instructions, engine and precision are names")
+    if not (isinstance(threads, int) and threads > 0 and isinstance(times, int | float) and 0 < times < float("inf")):
+        raise ValueError("threads and times are numbers above 0")
+    return SpeedRecord(tuple(instructions), threads, r["engine"], r["precision"], float(times))
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

@@ -1,17 +1,17 @@
 """The engine seam: one method between the sampling loop and whatever runs the graph on this machine.
 
-A new engine is one opener in `OPENERS`; the first that works in that order is taken by "auto". Engines and what they need are
-imported by their openers, not before.
+A new engine is one opener in `OPENERS`. Engines and what they need are imported by their openers, not before. Which engine a user
+gets is decided in choose.py.
 """
 
 import logging
 from collections.abc import Callable
+from importlib import metadata, util
 from typing import Protocol
 
 import numpy as np
 
 from .bundle import Bundle
-from .errors import BadInput, Failure, nearest
 from .sidecar import graph_digest
 
 log = logging.getLogger("cfgdiff")
@@ -63,18 +63,13 @@ def _cuda(bundle: Bundle, precision: str, threads: int | None, uncertified: bool
 def _cpu(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
     from .engine_ort import OrtEngine
 
-    return OrtEngine(bundle, _or_float32(precision), threads)
+    return OrtEngine(bundle, precision, threads)
 
 
 def _openvino(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
     from .engine_openvino import OpenVinoEngine
 
-    return OpenVinoEngine(bundle, _or_float32(precision), threads)
-
-
-def _or_float32(precision: str) -> str:
-    """For CPUs, where "auto" must not change the pictures."""
-    return "float32" if precision == "auto" else precision
+    return OpenVinoEngine(bundle, precision, threads)
 
 
 def _against_float16(bundle: Bundle) -> str | None:
@@ -88,9 +83,14 @@ def _against_float16(bundle: Bundle) -> str | None:
     return None if certificate["passed"] else "float16 failed its verification"
 
 
-# CPU before OpenVINO: as fast (0.87 s against 1.00 s for 64 guided pictures, one thread), always there, and open in 0.5 s, not 1.9 s.
+# In the order in which they are tried where nothing is measured. Those for CPUs are always asked for a precision by its name.
 OPENERS: dict[str, Callable[[Bundle, str, int | None, bool], Engine]] = {
     "tensorrt": _tensorrt, "cuda": _cuda, "cpu": _cpu, "openvino": _openvino,
+}  # fmt: skip
+ON_CPU = ("cpu", "openvino")
+PACKAGES = {
+    "tensorrt": ("tensorrt-rtx", "tensorrt"), "cuda": ("onnxruntime-gpu",), "cpu": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
 }  # fmt: skip
 
 
@@ -99,40 +99,25 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
     return [*bundle.variants, *(["bfloat16"] if name == "openvino" else [])]
 
 
-def open_engine(
-    bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None, uncertified: bool = False
-) -> Engine:  # fmt: skip
-    """Open an engine for a bundle.
+def open_at(name: str, bundle: Bundle, precision: str, threads: int | None = None, uncertified: bool = False) -> Engine:
+    """This engine and no other. Raises `Failure` where it cannot be had here."""
+    return OPENERS[name](bundle, precision, threads, uncertified)
 
-    Args:
-        engine: a name in `OPENERS`, or "auto" for the first of them that works here; a named one is never replaced by another.
-        precision: a variant of the bundle; bfloat16, which is OpenVINO's alone; or "auto": on GPUs the fastest one that is certified to
-            give float32's pictures, on CPUs float32.
-        threads: CPU threads; None leaves it to the engine.
-        uncertified: take a TensorRT engine that `cfgdiff verify` did not pass, too.
 
-    Raises:
-        BadInput: an unknown engine or precision.
-        Failure: the engine cannot be had here.
+def ways_on_cpu(bundle: Bundle) -> list[tuple[str, str]]:
+    """(engine, precision) of all that may compute a bundle on a CPU with what is installed, float32 on ONNX Runtime first.
+
+    float16 is left out: CPUs compute it in float32, after a detour.
     """
-    if engine not in ("auto", *OPENERS):
-        choices = ["auto", *OPENERS]
-        raise BadInput(f"--engine: no engine '{engine}'; choose from {', '.join(choices)}{nearest(engine, choices)}")
-    names = list(OPENERS) if engine == "auto" else [engine]
-    if precision != "auto":
-        names = [name for name in names if precision in precisions(name, bundle)]
-        if not names:
-            bundle.variant(precision)  # says which there are
-    reasons = []
-    for name in names:
+    names = [name for name in ON_CPU if name in OPENERS and (name == "cpu" or util.find_spec(name) is not None)]
+    return [(name, precision) for name in names for precision in precisions(name, bundle) if precision != "float16"]
+
+
+def package(name: str) -> str:
+    """What is installed for an engine and its version, as onnxruntime 1.20; empty where nothing is."""
+    for candidate in PACKAGES[name]:
         try:
-            opened = OPENERS[name](bundle, precision, threads, uncertified)
-        except Failure as error:
-            if engine != "auto":
-                raise
-            reasons.append(f"{name}: {error}")
-            log.info("engine %s passed over: %s", name, error)
-        else:
-            log.info("engine %s, %s", opened.name, opened.precision)
-            return opened
-    raise Failure("no engine works here: " + "; ".join(reasons))
+            return f"{candidate} {metadata.version(candidate)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return ""

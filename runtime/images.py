@@ -35,6 +35,11 @@ def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.n
     return sheet
 
 
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two sets of uint8 pictures in dB: one grey level everywhere is 48; equal ones are put at 100."""
+    return float(min(100.0, 10 * np.log10(255**2 / max(1e-9, np.square(a.astype(np.float64) - b).mean()))))
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write (H, W, C) uint8 as a PNG."""
     write_whole(path, encoded(picture))

@@ -1,20 +1,21 @@
-"""What works here: every engine is opened for a bundle at every precision, and closed again. It decides nothing."""
+"""What works here: every engine is opened for a bundle at every precision, and closed again, and those for CPUs are timed.
 
-from collections.abc import Callable
+It decides nothing.
+"""
+
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 
-from .bundle import Bundle
-from .engine import OPENERS, Engine, open_engine, precisions
+from .bundle import Bundle, SpeedRecord
+from .choose import open_engine
+from .engine import OPENERS, Engine, package, precisions
 from .errors import Failure
+from .processor import processor
 from .sidecar import BuiltEngine, check_certificate, engines_beside
-
-PACKAGES = {
-    "tensorrt": ("tensorrt-rtx", "tensorrt"), "cuda": ("onnxruntime-gpu",), "cpu": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-}  # fmt: skip
+from .speeds import REFERENCE, Speed, speeds
+from .threads import cores
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,40 @@ class Row:
     precisions: tuple[str, ...]
     """Those that it opens at."""
     remarks: tuple[str, ...]
-    """Why it does not at the others and how to change that; the certificates of TensorRT engines."""
-    auto: bool
-    """Whether `open_engine` takes it where none is named."""
+    """Why it does not at the others and how to change that; the certificates of TensorRT engines; how fast it was elsewhere."""
 
 
-def survey(bundle: Bundle) -> list[Row]:
-    """All engines, in the order in which "auto" tries them."""
+@dataclass(frozen=True)
+class Survey:
+    """All engines, in the order of `OPENERS`; the speeds of those for CPUs; and (engine, precision) that "auto" takes for many rows,
+    None where none works."""
+
+    rows: list[Row]
+    speeds: tuple[Speed, ...]
+    taken: tuple[str, str] | None
+
+
+def survey(bundle: Bundle, threads: int | None = None, anew: bool = False) -> Survey:
+    """Look at everything. What was timed before is taken from the cache, unless it is to be measured `anew`."""
+    timed = speeds(bundle, threads, anew)
     try:
-        with closing(open_engine(bundle)) as engine:
-            taken = engine.name
+        with closing(open_engine(bundle, threads=threads)) as engine:
+            taken = engine.name, engine.precision
     except Failure:
-        taken = ""
-    return [_row(name, bundle, name == taken) for name in OPENERS]
+        taken = None
+    return Survey([_row(name, bundle) for name in OPENERS], timed, taken)
 
 
-def _row(name: str, bundle: Bundle, auto: bool) -> Row:
+def records(timed: Iterable[Speed], threads: int | None) -> list[SpeedRecord]:
+    """For a bundle: how fast the certified engines are, in times the reference, with what decides that of this processor."""
+    seconds = {(s.engine, s.precision): s.many for s in timed if s.certified}
+    base, here = seconds.pop(REFERENCE, None), processor().notable
+    if not base or not here:
+        return []
+    return [SpeedRecord(here, threads or cores(), *way, round(base / many, 2)) for way, many in seconds.items()]
+
+
+def _row(name: str, bundle: Bundle) -> Row:
     works, remarks = dict[str, None](), dict[str, None]()  # as sets that keep their order
     try:
         for precision, built, opener in _trials(name, bundle):
@@ -55,7 +74,23 @@ def _row(name: str, bundle: Bundle, auto: bool) -> Row:
                 remarks[remark] = None
     except Failure as error:  # a sidecar that cannot be read
         remarks[str(error)] = None
-    return Row(name, _package(name), tuple(works), tuple(remarks), auto)
+    installed = package(name)
+    if not installed and (elsewhere := _elsewhere(name, bundle)):
+        remarks[elsewhere] = None
+    return Row(name, installed, tuple(works), tuple(remarks))
+
+
+def _elsewhere(name: str, bundle: Bundle) -> str:
+    """How much faster an engine that is missing here was on a processor that has no instruction more than this one."""
+    here = processor().instructions
+    fitting = [r for r in bundle.speeds if r.engine == name and r.times > 1 and here.issuperset(r.instructions)]
+    if not fitting:
+        return ""
+    best = max(fitting, key=lambda r: (len(r.instructions), r.times))
+    where = f"a processor with {best.instructions[-1]}" if best.instructions else "another processor"
+    threads = f"{best.threads} thread{'s' if best.threads > 1 else ''}"
+    was = f"{name} {best.precision} was {best.times:.1f} times {' '.join(REFERENCE)} on {where} ({threads})"
+    return f"{was}; pip install 'cfgdiff[{name}]'"
 
 
 def _trials(name: str, bundle: Bundle) -> list[tuple[str, BuiltEngine | None, Callable[[], Engine]]]:
@@ -76,12 +111,3 @@ def _certificate(built: BuiltEngine, problem: str) -> str:
     except Failure as error:
         return str(error)
     return f"{built.path.name}: certified" + (f"; {problem}" if problem else "")
-
-
-def _package(name: str) -> str:
-    for package in PACKAGES[name]:
-        try:
-            return f"{package} {metadata.version(package)}"
-        except metadata.PackageNotFoundError:
-            continue
-    return ""

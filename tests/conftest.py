@@ -5,19 +5,76 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cfgdiff.benchmarks.alexnet import LAYERS
-from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
+from cfgdiff.runtime import Bundle, Engine, choose, load_bundle, open_engine, speeds, survey
+from cfgdiff.runtime import engine as engines
+from cfgdiff.runtime.errors import Failure
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept in, or taken from, the cache of whoever runs the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+class FakeCpu:
+    """A machine without a GPU, whose engines answer by a formula and take the time that the test says, on a clock of their own.
+
+    Attributes:
+        kinds: {(engine, precision): {opened, call, row: seconds; noise: relative error; mixed: share of the batch in each row; fails}}.
+        opened: what was opened, in order.
+    """
+
+    def __init__(self) -> None:
+        self.now, self.kinds, self.opened = 0.0, dict[tuple[str, str], dict[str, Any]](), list[tuple[str, str]]()
+
+    def clock(self) -> float:
+        return self.now
+
+    def opener(self, name: str) -> Callable[..., Any]:
+        def open_fake(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Any:
+            kind = self.kinds.get((name, precision), {"fails": "not here; pip install it"})
+            if "fails" in kind:
+                raise Failure(kind["fails"])
+            self.now += kind["opened"]
+            self.opened.append((name, precision))
+            return SimpleNamespace(name=name, precision=precision, max_batch=4096, predict=partial(self.predict, kind), close=lambda: None)
+
+        return open_fake
+
+    def predict(self, kind: dict[str, Any], x: np.ndarray, t: np.ndarray, label: np.ndarray, w: np.ndarray) -> np.ndarray:
+        self.now += kind["call"] + kind["row"] * (len(x) + len(w))
+        uncond, share = 0.5 * np.sin(x), (0.1 * label).astype(np.float32).reshape(-1, 1, 1, 1)
+        answer = uncond + share
+        answer[: len(w)] = uncond[: len(w)] + w.reshape(-1, 1, 1, 1) * share[: len(w)]
+        answer = answer * np.float32(1 + kind.get("noise", 0))
+        return np.asarray(answer + kind.get("mixed", 0) * answer.mean(axis=0), np.float32)
+
+
+@pytest.fixture
+def fake_cpu(monkeypatch: pytest.MonkeyPatch) -> FakeCpu:
+    """Float32 on ONNX Runtime, and on OpenVINO float32, as fast, and bfloat16, slow to open and four times as fast."""
+    found = FakeCpu()
+    found.kinds = {
+        ("cpu", "float32"): {"opened": 0.2, "call": 0.001, "row": 0.004},
+        ("openvino", "float32"): {"opened": 1.0, "call": 0.002, "row": 0.004},
+        ("openvino", "bfloat16"): {"opened": 0.5, "call": 0.002, "row": 0.001, "noise": 1e-3},
+    }
+    monkeypatch.setattr(engines, "OPENERS", {name: found.opener(name) for name in engines.ON_CPU})
+    monkeypatch.setattr(choose, "OPENERS", engines.OPENERS)
+    monkeypatch.setattr(survey, "OPENERS", engines.OPENERS)
+    monkeypatch.setattr(engines, "util", SimpleNamespace(find_spec=lambda name: name))  # all are installed
+    monkeypatch.setattr(speeds, "PAUSE", 0)
+    monkeypatch.setattr(speeds, "measure", partial(speeds.measure, clock=found.clock))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
 
 from .data import PictureSet
-from .download import cache_folder
 
 ARRAYS = ("pictures", "labels", "test_pictures", "test_labels")
 

@@ -1,7 +1,6 @@
 """CIFAR-10 from where its authors keep it: downloaded once, checked, unpacked whole or not at all."""
 
 import hashlib
-import os
 import shutil
 import tarfile
 import urllib.error
@@ -12,11 +11,6 @@ from cfgdiff.runtime.errors import Failure
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 MD5 = "c58f30108f718f92721af3b95e74349a"
-
-
-def cache_folder() -> Path:
-    """Where downloads and decoded pictures are kept: $XDG_CACHE_HOME/cfgdiff, by default ~/.cache/cfgdiff."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfgdiff"
 
 
 def fetch_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> Path:

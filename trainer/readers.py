@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import cropped
 
 from .cache import cached, content_key
 from .data import PictureSet, cifar10_root, hold_out
-from .download import MD5, URL, cache_folder, fetch_cifar10
+from .download import MD5, URL, fetch_cifar10
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 

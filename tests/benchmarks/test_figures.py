@@ -59,7 +59,7 @@ def test_plots_are_svgs_that_say_what_they_show() -> None:
 
 
 def test_a_row_of_an_interpolation_goes_from_one_latent_to_the_other(small_bundle: Bundle) -> None:
-    frames = interpolations(open_engine(small_bundle, threads=1), small_bundle, ["a", "b"], frames=5).astype(int)
+    frames = interpolations(open_engine(small_bundle, "cpu", threads=1), small_bundle, ["a", "b"], frames=5).astype(int)
     assert frames.shape == (10, 16, 16, 3)
     first = frames[:5]
     steps = np.abs(np.diff(first, axis=0)).mean((1, 2, 3))

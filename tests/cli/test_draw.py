@@ -86,14 +86,14 @@ def test_resuming_needs_a_folder_of_the_same_run(packaged: Bundle, tmp_path: Pat
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_a_picture_is_made_again(packaged: Bundle, tmp_path: Path, kind: str) -> None:
     draw(drawing(packaged, 4, batch=1), tmp_path / "a", kind, None, False, False)
-    said = redraw(tmp_path / "a" / f"0003.{kind}", packaged, tmp_path / f"b.{kind}", (None, None), lambda precision: Fast())
+    said = redraw(tmp_path / "a" / f"0003.{kind}", packaged, tmp_path / f"b.{kind}", (None, None), lambda engine, precision: (Fast(), ""))
     assert "the same pixels (fast, float32" in said
     assert (tmp_path / f"b.{kind}").read_bytes() == (tmp_path / "a" / f"0003.{kind}").read_bytes()
 
 
 def test_a_picture_that_comes_out_otherwise_is_said_to(packaged: Bundle, tmp_path: Path) -> None:
     draw(drawing(packaged, 4, batch=4), tmp_path / "a", "png", None, False, False)
-    said = redraw(tmp_path / "a" / "0003.png", packaged, tmp_path, (None, None), lambda precision: Fast())
+    said = redraw(tmp_path / "a" / "0003.png", packaged, tmp_path, (None, None), lambda engine, precision: (Fast(), ""))
     assert "differs by up to" in said  # in a batch of 4, this engine answers otherwise than alone
 
 
@@ -106,14 +106,14 @@ def test_the_original_is_kept_and_only_pictures_are_written(packaged: Bundle, tm
         (tmp_path / "b.npz", r"\.webp"),
     ):
         with pytest.raises(BadInput, match=f"--out: expected .*{expected}"):
-            redraw(tmp_path / "a" / "0001.png", packaged, out, (None, None), lambda precision: Fast())
+            redraw(tmp_path / "a" / "0001.png", packaged, out, (None, None), lambda engine, precision: (Fast(), ""))
     assert files(tmp_path / "a") == before and not (tmp_path / "b.npz").exists()
 
 
 def test_a_picture_of_another_model_is_refused(packaged: Bundle, small_bundle: Bundle, tmp_path: Path) -> None:
     draw(drawing(packaged, 2), tmp_path / "a", "png", None, False, False)
     with pytest.raises(Failure, match=r"was made with model .* found small .*; give --model"):
-        redraw(tmp_path / "a" / "0001.png", small_bundle, tmp_path / "b.png", (None, None), lambda precision: Fast())
+        redraw(tmp_path / "a" / "0001.png", small_bundle, tmp_path / "b.png", (None, None), lambda engine, precision: (Fast(), ""))
     assert not (tmp_path / "b.png").exists()
 
 

@@ -19,7 +19,7 @@ from cfgdiff.cli.evaluate import evaluate
 from cfgdiff.runtime import Bundle, load_bundle
 from cfgdiff.runtime.errors import Failure
 
-FAST = ["--steps", "2", "--guidance", "1", "--sampler", "ddim", "--threads", "1"]
+FAST = ["--steps", "2", "--guidance", "1", "--sampler", "ddim", "--threads", "1", "--engine", "cpu"]
 
 
 def call(*args: object) -> "subprocess.CompletedProcess[str]":
@@ -104,7 +104,8 @@ def offline(url, progress):
 inception.load_state_dict_from_url = offline
 from cfgdiff.cli.main import main
 main()"""
-    args = ["eval", bundle, "--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", tmp_path / "out", "--store", "--threads", "1"]
+    args = ["eval", bundle, "--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", tmp_path / "out", "--store"]
+    args += ["--threads", "1", "--engine", "cpu"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     made = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *map(str, args)], capture_output=True, text=True, encoding="utf-8", env=env

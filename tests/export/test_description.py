@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from cfgdiff.export.description import store_certificate, store_fitted
+from cfgdiff.export.description import store_certificate, store_fitted, store_speeds
 from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.bundle import SpeedRecord
 from cfgdiff.runtime.fitted import Fitted
 
 
@@ -22,3 +23,12 @@ def test_fitted_steps_and_certificates_are_added(copied: Path) -> None:
     before["variants"]["float32"].pop("certificate", None)
     assert {k: v for k, v in after.items() if k != "fitted"} == {k: v for k, v in before.items() if k != "fitted"}
     assert [p.name for p in copied.iterdir() if "partial" in p.name] == []
+
+
+def test_speeds_take_the_place_of_those_of_such_a_processor(copied: Path) -> None:
+    bundle = load_bundle(copied)
+    old, other = (SpeedRecord(("avx2",), threads, "openvino", "bfloat16", 2.0) for threads in (2, 4))
+    new = [SpeedRecord(("avx2",), 2, "openvino", precision, 3.0) for precision in ("bfloat16", "int8")]
+    for records in ([old], [other], new):
+        store_speeds(bundle, records)
+    assert load_bundle(copied).speeds == (other, *new)

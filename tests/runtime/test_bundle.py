@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from cfgdiff.runtime import Bundle, load_bundle
+from cfgdiff.runtime.bundle import SpeedRecord
 from cfgdiff.runtime.errors import BadInput, Failure
+
+RECORD = {"instructions": ["avx2", "amx_bf16"], "threads": 2, "engine": "openvino", "precision": "bfloat16", "times": 4.5}
 
 
 def test_the_packaged_model_is_small_and_says_where_it_comes_from(packaged: Bundle) -> None:
@@ -27,6 +30,13 @@ def test_the_packaged_model_is_small_and_says_where_it_comes_from(packaged: Bund
         (lambda t: t["defaults"].pop("steps"), "steps"),
         (lambda t: t["variants"]["float32"].update(files={}), "variants"),
         (lambda t: t["variants"]["float32"]["files"].update({"../x": "0"}), "leaves the bundle"),
+        (lambda t: t.update(speeds=[RECORD, "fast"]), "'speeds' is missing or not as expected"),
+        (lambda t: t.update(speeds={"openvino": 2}), "'speeds' is missing or not as expected"),
+        (lambda t: t.update(speeds=[RECORD | {"instructions": "avx2"}]), "'speeds' is missing or not as expected"),
+        (lambda t: t.update(speeds=[RECORD | {"times": "4"}]), "'speeds' is missing or not as expected"),
+        (lambda t: t.update(speeds=[RECORD | {"times": 0}]), "'speeds' is missing or not as expected"),
+        (lambda t: t.update(speeds=[RECORD | {"threads": None}]), "'speeds' is missing or not as expected"),
+        (lambda t: t.update(speeds=[{key: RECORD[key] for key in RECORD if key != "engine"}]), "'speeds' is missing or not as expected"),
     ],
 )
 def test_a_wrong_description_is_named(edited: Callable[[Callable], Path], change: Callable, expected: str) -> None:
@@ -51,6 +61,12 @@ def test_a_damaged_or_missing_file_is_named(copied: Path) -> None:
         load_bundle(copied)
     with pytest.raises(Failure, match="no bundle there"):
         load_bundle(copied / "nowhere")
+
+
+def test_speeds_are_read(edited: Callable[[Callable], Path]) -> None:
+    found = load_bundle(edited(lambda tree: tree.update(speeds=[RECORD])))
+    assert found.speeds == (SpeedRecord(("avx2", "amx_bf16"), 2, "openvino", "bfloat16", 4.5),)
+    assert load_bundle(edited(lambda tree: tree.pop("speeds"))).speeds == ()
 
 
 def test_an_unknown_variant_lists_what_there_is(packaged: Bundle) -> None:

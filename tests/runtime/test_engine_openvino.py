@@ -35,7 +35,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 def opened(packaged: Bundle) -> Iterator[Engine]:
     """The packaged model. (`pytest.importorskip` would import OpenVINO with all that it reports.)"""
     try:
-        engine = open_engine(packaged, "openvino", threads=1)
+        engine = open_engine(packaged, "openvino", "float32", threads=1)
     except Failure as error:
         pytest.skip(f"needs OpenVINO: {error}")
     yield engine
@@ -132,10 +132,11 @@ class FakeCore:
 
 
 def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=FakeCore))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=FakeCore, __spec__=True))  # type: ignore[arg-type]
     monkeypatch.setattr(FakeCore, "asked", [])
     for precision, threads in (("auto", None), ("float32", 3), ("bfloat16", None)):
-        assert open_engine(packaged, "openvino", precision, threads).precision == precision.replace("auto", "float32")
+        opened = open_engine(packaged, "openvino", precision, threads, rows=1)  # few: nothing is measured
+        assert opened.precision == precision.replace("auto", "float32")
     assert FakeCore.asked == [
         ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}),
         ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 3, "NUM_STREAMS": 1}),
@@ -168,7 +169,7 @@ def test_what_is_missing_is_named(packaged: Bundle, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("importlib.import_module", fail)
     with pytest.raises(Failure, match=message):
-        open_engine(packaged, "openvino")
+        open_engine(packaged, "openvino", "float32")
     assert "openvino_telemetry" not in sys.modules
 
 
@@ -182,7 +183,7 @@ def test_a_graph_that_it_cannot_read(copied: Path, packaged: Bundle, opened: Eng
 def test_opening_it_reports_nothing_to_anybody(opened: Engine, tmp_path: Path) -> None:
     code = """import sys
 from cfgdiff.runtime import load_bundle, open_engine
-open_engine(load_bundle(), "openvino").close()
+open_engine(load_bundle(), "openvino", "float32").close()
 assert "openvino" in sys.modules and not [name for name in sys.modules if name.startswith("openvino_telemetry")]"""
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -193,7 +194,7 @@ assert "openvino" in sys.modules and not [name for name in sys.modules if name.s
 def test_a_signal_after_engines_came_and_went_is_survived(opened: Engine) -> None:
     code = """import gc, os, signal
 from cfgdiff.runtime import load_bundle, open_engine
-first, second = (open_engine(load_bundle(), "openvino", threads=1) for _ in range(2))
+first, second = (open_engine(load_bundle(), "openvino", "float32", threads=1) for _ in range(2))
 for engine in (first, second):
     engine.close()
 del first, second, engine

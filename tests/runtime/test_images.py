@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import encoded, grid, read_note, save_png, write_whole
+from cfgdiff.runtime.images import encoded, grid, psnr, read_note, save_png, write_whole
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
@@ -25,6 +25,12 @@ def test_the_grid_holds_every_picture_in_order() -> None:
     assert sheet.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
     np.testing.assert_array_equal(sheet[2:10, 12:20], PICTURES[1])
     np.testing.assert_array_equal(sheet[12:20, 2:10], PICTURES[3])
+
+
+def test_psnr_is_that_of_the_pictures() -> None:
+    light, dark = np.full((2, 4, 4, 3), 140, np.uint8), np.full((2, 4, 4, 3), 114.5, np.float32)
+    assert psnr(light, dark) == pytest.approx(20)  # a tenth of the range
+    assert psnr(light, light) == 100
 
 
 @pytest.mark.parametrize("kind", ["png", "webp"])

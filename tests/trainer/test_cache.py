@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer import readers
 from cfgdiff.trainer.cache import cached
 from cfgdiff.trainer.data import load_data
-from cfgdiff.trainer.download import cache_folder
 
 
 def test_a_folder_is_decoded_once_and_again_when_it_changes(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

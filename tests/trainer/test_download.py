@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.data import load_data
-from cfgdiff.trainer.download import cache_folder, fetch_cifar10
+from cfgdiff.trainer.download import fetch_cifar10
 
 
 class Server:

@@ -1,0 +1,263 @@
+"""How fast, and how close to float32, each engine computes a bundle on this machine's CPU: measured once, and kept.
+
+An engine's certificate here is about this engine on this processor: its answers agree with each other and with the guidance equation,
+and its pictures are those of float32 on ONNX Runtime from the same noise. Nothing is decided here; choose.py does.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bundle import Bundle
+from .cache import cache_folder
+from .engine import ON_CPU, Engine, open_at, package, ways_on_cpu
+from .errors import Failure
+from .generate import generate
+from .images import psnr
+from .noise import normals
+from .processor import processor
+from .sidecar import graph_digest
+from .threads import cores
+
+log = logging.getLogger("cfgdiff.speeds")
+MANY = 64  # pictures in the large call
+LONGEST = 0.5  # seconds of a large call of the fastest engine; a slower network is measured on fewer pictures
+DRAWING = 2.0  # seconds for the pictures of the fastest engine
+PICTURES, MOST_STEPS = 8, 50
+PAUSE = 0.02  # seconds between turns: threads of the engine before spin for a little
+REFERENCE = ("cpu", "float32")
+LIMITS = {"float32": 45.0}  # dB that pictures may be from the reference's; other precisions 40
+ROWS = {"float32": 1e-3}  # relative error of answers against each other; other precisions 5 %
+Way = tuple[str, str]  # engine, precision
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was found of an engine at a precision. Seconds, of guided calls; 0 where it does not open."""
+
+    engine: str
+    precision: str
+    against: str = ""
+    """Why it is not to be used: it does not open, or its answers contradict each other. Empty where nothing speaks against it."""
+    opened: float = 0.0
+    """Until its first answer, for one picture, its library's loading included."""
+    one: float = 0.0
+    """Of a call for one picture."""
+    many: float = 0.0
+    """Of a call for `MANY`."""
+    psnr_db: float = 0.0
+    """Of its pictures to the reference's."""
+
+    @property
+    def limit(self) -> float:
+        """The least `psnr_db` of a certified engine."""
+        return LIMITS.get(self.precision, 40.0)
+
+    @property
+    def certified(self) -> bool:
+        """Whether its pictures are float32's, so that it may be taken where no precision is named."""
+        return not self.against and self.psnr_db >= self.limit
+
+    @property
+    def right(self) -> bool:
+        """Whether it may be taken where its precision is named: its answers make sense, and float32 is float32."""
+        return self.certified if self.precision == "float32" else not self.against
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.against or (self.engine, self.precision) == REFERENCE:
+            return self.against or "what the others are compared with"
+        far = f"pictures {self.psnr_db:.1f} dB from float32's"
+        return far if self.certified else f"{far}, limit {self.limit:.0f}"
+
+    def seconds(self, rows: int | None, batch: int) -> float:
+        """Expected for `rows` rows of the network, `batch` guided pictures at a time, opening included; None: for a large call alone."""
+        if rows is None:
+            return self.many
+        batch = min(batch, MANY)
+        call = self.one + (self.many - self.one) * (batch - 1) / (MANY - 1)
+        return self.opened + rows * call / (2 * batch)
+
+
+def speeds(bundle: Bundle, threads: int | None = None, anew: bool = False, kept_only: bool = False) -> tuple[Speed, ...]:
+    """Every way to compute a bundle on this CPU, from the cache, else measured now and put there.
+
+    Args:
+        anew: measure even where it was done before.
+        kept_only: do not measure; give none where it was not done before.
+    """
+    key = key_of(bundle, threads)
+    file = _file_of(key)
+    found = None if anew or file is None else _read(file, key)
+    if found is None and not kept_only:
+        log.info("measuring the engines of this machine, once (%s) ...", file or "nowhere to keep it")
+        found = measure(bundle, threads)
+        if file is not None and found[0].many:
+            _keep(file, key, found)
+    return found or ()
+
+
+def key_of(bundle: Bundle, threads: int | None) -> dict[str, Any]:
+    """All that the figures depend on, readable."""
+    here, fitted = processor(), json.dumps({n: asdict(f) for n, f in bundle.fitted.items()})
+    key = {
+        "processor": here.name, "instructions": " ".join(sorted(here.instructions)),
+        "threads": str(threads) if threads else f"the engine's choice of {cores()} cores",
+        "versions": {"cfgdiff": _own_version()} | {name: package(name) for name in ON_CPU},
+        "graphs": {name: graph_digest(variant) for name, variant in bundle.variants.items()},
+        "ways": [" ".join(way) for way in ways_on_cpu(bundle)],
+        "defaults": asdict(bundle.defaults), "fitted": hashlib.sha256(fitted.encode()).hexdigest(),
+    }  # fmt: skip
+    read: dict[str, Any] = json.loads(json.dumps(key))  # as it is read back
+    return read
+
+
+def measure(bundle: Bundle, threads: int | None = None, clock: Clock = time.perf_counter) -> tuple[Speed, ...]:
+    """Open every engine at every precision of its own, time their calls in turns and compare their pictures."""
+    with ExitStack() as held:
+        found, opened = _open_all(bundle, threads, held, clock)
+        if REFERENCE not in opened:
+            return tuple(found.values())
+        one = _turns(opened, _call(bundle, 1), 5, clock)
+        n, steps = _affordable(bundle, min(one.values()))
+        reference = _pictures(opened[REFERENCE], bundle, n, steps)
+        for way, engine in opened.items():
+            speed = replace(found[way], against=_contradiction(engine, bundle), one=one[way])
+            if not speed.against:
+                pictures = reference if way == REFERENCE else _pictures(engine, bundle, n, steps)
+                speed = replace(speed, psnr_db=round(psnr(pictures, reference), 1))
+            found[way] = speed
+        b = next(b for b in (MANY, 16, 4, 1) if b * min(one.values()) <= LONGEST or b == 1)
+        for way, seconds in _turns(opened, _call(bundle, b), 2, clock).items():
+            found[way] = replace(found[way], many=seconds * MANY / b)
+    return tuple(found.values())
+
+
+def _open_all(bundle: Bundle, threads: int | None, held: ExitStack, clock: Clock) -> tuple[dict[Way, Speed], dict[Way, Engine]]:
+    """Every way with the time until its first answer, or why there is none; and the engines, closed with `held`."""
+    found, opened, longest, first = dict[Way, Speed](), dict[Way, Engine](), dict[str, float](), _call(bundle, 1)
+    for name, precision in ways_on_cpu(bundle):
+        started = clock()
+        try:
+            engine = held.enter_context(closing(open_at(name, bundle, precision, threads)))
+            engine.predict(*first)
+        except (Failure, RuntimeError) as error:  # RuntimeError: what engines' libraries raise
+            found[name, precision] = Speed(name, precision, " ".join(str(error).split()))
+            if (name, precision) == REFERENCE:
+                break  # nothing to compare with
+            continue
+        # The first of an engine loads its library, too, as the only one in a later process will.
+        longest[name] = max(clock() - started, longest.get(name, 0.0))
+        found[name, precision], opened[name, precision] = Speed(name, precision, opened=longest[name]), engine
+    return found, opened
+
+
+def _call(bundle: Bundle, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `Engine.predict` takes, for b guided rows of all classes in the middle of the schedule."""
+    w = bundle.defaults.guidance if bundle.defaults.guidance != 1 else 2.0
+    return (normals(0, np.arange(b), 0, bundle.image_shape), np.full(b, bundle.schedule.T / 2, np.float32),
+            np.arange(b) % len(bundle.class_names), np.full(b, w, np.float32))  # fmt: skip
+
+
+def _turns(engines: dict[Way, Engine], inputs: tuple[np.ndarray, ...], rounds: int, clock: Clock) -> dict[Way, float]:
+    """The least seconds of a call of each. After two turns, one that takes more than twice the fastest's is not waited for again."""
+    best = dict.fromkeys(engines, float("inf"))
+    for n in range(rounds):
+        fastest = min(best.values())
+        for way, engine in engines.items():
+            if n >= 2 and best[way] > 2 * fastest:
+                continue
+            time.sleep(PAUSE)
+            started = clock()
+            engine.predict(*inputs)
+            best[way] = min(best[way], clock() - started)
+    return best
+
+
+def _affordable(bundle: Bundle, one: float) -> tuple[int, int]:
+    """How many pictures to compare, and their evaluations: the bundle's, unless that takes too long."""
+    steps = min(bundle.defaults.steps, MOST_STEPS)
+    return max(1, min(PICTURES, int(DRAWING / max(1e-9, steps * one)))), steps
+
+
+def _pictures(engine: Engine, bundle: Bundle, n: int, steps: int) -> np.ndarray:
+    """n pictures of all classes in turn at the bundle's defaults, (n, H, W, C) uint8."""
+    classes = [i % len(bundle.class_names) for i in range(n)]
+    return np.concatenate([pictures for _, pictures in generate(engine, bundle, classes, steps, batch=n)])
+
+
+def _contradiction(engine: Engine, bundle: Bundle) -> str:
+    """Rows must not depend on their place or on each other, and guided ones are uncond + w (cond - uncond). Empty where that holds."""
+    x, t, label, w = _call(bundle, 3)
+    t = np.array([0.2, 0.5, 0.8], np.float32) * bundle.schedule.T
+
+    def ask(rows: list[int], w: np.ndarray) -> np.ndarray:
+        return engine.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
+
+    every = [0, 1, 2]
+    cond, uncond = ask(every, w[:0]), ask(every, 0 * w)
+    guided = uncond + w[:, None, None, None] * (cond - uncond)
+    answers = {
+        "rows in another order": (ask([2, 1, 0], w), guided[::-1]),
+        "rows with and without w": (ask(every, w[:2]), np.concatenate([guided[:2], cond[2:]])),
+        "a row alone": (ask([0], w[:1]), guided[:1]),
+    }
+    size, limit = float(np.abs(guided).max()) + 1e-12, ROWS.get(engine.precision, 0.05)
+    for what, (found, expected) in answers.items():
+        error = float(np.abs(found - expected).max()) / size
+        if not error <= limit:  # nor NaN
+            return f"its answers contradict each other ({what}: error {error:.1e}, limit {limit:g})"
+    return ""
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("cfgdiff")
+    except metadata.PackageNotFoundError:  # run from its source
+        return ""
+
+
+def _file_of(key: dict[str, Any]) -> Path | None:
+    """Where it is kept; None where this user has no place for it."""
+    try:
+        return cache_folder() / "engines" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.json"
+    except RuntimeError:  # no home folder
+        return None
+
+
+def _read(file: Path, key: dict[str, Any]) -> tuple[Speed, ...] | None:
+    """None where it is missing, damaged or of another key: then it is measured again."""
+    try:
+        tree = json.loads(file.read_bytes())
+        found = tuple(Speed(**entry) for entry in tree["speeds"])
+        figures = [value for s in found for value in (s.opened, s.one, s.many, s.psnr_db)]
+        whole = all(isinstance(value, int | float) for value in figures) and all(isinstance(s.against, str) for s in found)
+        return found if whole and found and tree["key"] == key else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.info("%s: cannot be read (%s); measuring again", file, error)
+        return None
+
+
+def _keep(file: Path, key: dict[str, Any], found: tuple[Speed, ...]) -> None:
+    """Whole, or not at all; then it is measured again next time."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"key": key, "speeds": [asdict(s) for s in found]}, indent=1) + "\n")
+        partial.replace(file)
+    except OSError as error:
+        log.info("%s: cannot be kept (%s); it will be measured again", file, error.strerror or error)
