@@ -15,13 +15,12 @@ from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.errors import Failure
 
 from .latency import call_inputs
-from .machine import operations
-from .peers import Draw, diffusers_loop, ours, torch_network, two_passes
+from .machine import limit_of, operations
+from .peers import PEER, Draw, diffusers_loops, ours, torch_network, two_passes
 from .timing import Case, interleaved
 
 TOLERANCE = 2  # grey levels between pictures of peers and ours, at all but a thousandth of the pixels
 LOW = ("float16", "int8")  # precisions whose pictures may differ: certificates say by how much
-EAGER = "diffusers, PyTorch eager"
 PAPER_STEPS = 1000
 
 
@@ -35,14 +34,14 @@ def engine_rows(
         taking = {name: engine for name, engine in engines.items() if b <= engine.max_batch}
         cases = {name: partial(engine.predict, *inputs) for name, engine in taking.items()}
         for name, case in interleaved(cases, rounds, b).items():
-            limit, speed = peaks["int8" if taking[name].precision == "int8" else "float32"], work / case.median
+            limit, speed = limit_of(taking[name].precision, peaks), work / case.median
             rows.append({"engine": name, "B": b, "G": g, "ms": 1e3 * case.median, "spread": case.spread, "gflops": speed / 1e9,
-                         "of peak": speed / limit})  # fmt: skip
+                         "of peak": speed / limit if limit else None})  # fmt: skip
     return rows
 
 
 def peer_rows(draws: dict[str, Draw], batches: list[int], rounds: int) -> list[dict[str, Any]]:
-    """A row for every loop and number of pictures, with its ratio to diffusers' where that is among them; the first loop is ours.
+    """A row for every loop and number of pictures, with its ratio to the fastest of diffusers' loops there; the first loop is ours.
 
     Raises:
         Failure: a peer whose pictures are not ours: its time would say nothing.
@@ -55,11 +54,26 @@ def peer_rows(draws: dict[str, Draw], batches: list[int], rounds: int) -> list[d
             if apart > 1e-3 and not any(low in name for low in LOW):
                 raise Failure(f"{name}: {apart:.1%} of its pixels differ from ours by more than {TOLERANCE} grey levels")
         cases = interleaved({name: partial(draw, n) for name, draw in draws.items()}, rounds, n, warm=True)
+        fastest = min((case for case in cases.values() if case.name.startswith(PEER)), key=lambda case: case.median, default=None)
         for name, case in cases.items():
             rows.append({"loop": name, "B": n, "pictures/s": n / case.median, "ms": 1e3 * case.median, "spread": case.spread,
-                         "times diffusers": case.times(cases[EAGER]) if EAGER in cases else None,
-                         "ratios": case.ratios(cases[EAGER]) if EAGER in cases else None})  # fmt: skip
+                         "fastest of diffusers": case is fastest,
+                         "times diffusers' fastest": case.times(fastest) if fastest else None,
+                         "ratios": case.ratios(fastest) if fastest else None})  # fmt: skip
     return rows
+
+
+def lead_rows(rows: list[dict[str, Any]], loop: str, batches: list[int]) -> list[dict[str, Any]]:
+    """What a user gets, which is `loop` of `peer_rows`, beside the fastest of diffusers' loops (None where there is none), for each B."""
+    found = []
+    for n in batches:
+        ours = next(row for row in rows if row["B"] == n and row["loop"] == loop)
+        peer = next((row for row in rows if row["B"] == n and row["fastest of diffusers"]), None)
+        found.append({"B": n, "loop": loop, "pictures/s": ours["pictures/s"], "diffusers": peer["loop"] if peer else None,
+                      "diffusers, pictures/s": peer["pictures/s"] if peer else None,
+                      "times diffusers' fastest": ours["times diffusers' fastest"], "ratios": ours["ratios"],
+                      "compiled loops timed": any(row["loop"].startswith(f"{PEER}compiled") for row in rows)})  # fmt: skip
+    return found
 
 
 def all_draws(engines: dict[str, Engine], bundle: Bundle, steps: int, threads: int, checkpoint: Path | None, compiled: bool,
@@ -70,24 +84,18 @@ def all_draws(engines: dict[str, Engine], bundle: Bundle, steps: int, threads: i
     draws[f"two passes a step, {first}"] = two_passes(engines[first], bundle, steps)
     try:
         network = torch_network(bundle, checkpoint)
-        draws[EAGER] = diffusers_loop(network, bundle, steps)
+        peers = diffusers_loops(network, bundle, steps, compiled)
     except Failure as error:
-        skipped.append(f"diffusers' loop: {error}")
+        skipped.append(f"diffusers' loops: {error}")
         return draws
     import torch
 
-    from cfgdiff.trainer.optim import fast_bfloat16
-
     torch.set_num_threads(threads)
-    if fast_bfloat16(torch.device("cpu")):
-        draws["diffusers, bfloat16"] = diffusers_loop(network, bundle, steps, bfloat16=True)
-    else:
-        skipped.append("diffusers' loop in bfloat16: this processor has no instructions for it")
-    if compiled:
-        draws["diffusers, torch.compile"] = diffusers_loop(torch.compile(network), bundle, steps)  # type: ignore[arg-type]
-    else:
-        skipped.append("diffusers' loop with torch.compile: takes minutes to compile; leave out --quick")
-    return draws
+    if not any("bfloat16" in name for name in peers):
+        skipped.append("diffusers' loops in bfloat16: no instructions for it here")
+    if not compiled:
+        skipped.append("diffusers' compiled loops, which may be faster than its others: they take minutes to compile; leave out --quick")
+    return draws | peers
 
 
 def papers_way(engine: Engine, bundle: Bundle, n: int, measured: int, rounds: int) -> dict[str, Any]:

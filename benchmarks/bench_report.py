@@ -3,23 +3,24 @@
 import io
 from typing import Any
 
+from .peers import PEER
 from .work import bound
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """All that was measured, with the command, the machine, and what was left out and why."""
+    """What a user gets beside diffusers' fastest loop; then all that was measured, with the command, the machine, and what was left out."""
     machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items() if value)
-    lines = [f"# {found['model']}: latency", "", f"`{found['command']}`", "", f"{machine}; {found['threads']} threads.", "",
+    lines = [f"# {found['model']}: latency", "", *(f"* {_lead(row)}" for row in found["lead"]), "", f"`{found['command']}`", "",
+             f"{machine}; {found['threads']} threads.", "",
              "Medians of rounds in which the cases take turns; in brackets the least and the largest."]  # fmt: skip
     lines += [f"Left out: {reason}." for reason in found["skipped"]]
     for kind, value in found["peaks"].items():
         lines.append(f"Matrix product, {kind}: {value / 1e9:.0f} GFLOP/s.")
-    if found["peers"]:
-        lines += ["", f"## The same pictures, {found['steps']} evaluations of ddim", ""]
-        lines += _table(["pictures at a time", "loop", "pictures/s", "ms", "times diffusers"], [
-            [row["B"], row["loop"], f"{row['pictures/s']:.2f}", f"{row['ms']:.0f} ({row['spread']})", _ratio(row)]
-            for row in found["peers"]
-        ])  # fmt: skip
+    lines += ["", f"## The same pictures, {found['steps']} evaluations of ddim", ""]
+    lines += _table(["pictures at a time", "loop", "pictures/s", "ms", "times diffusers' fastest"], [
+        [row["B"], row["loop"], f"{row['pictures/s']:.2f}", f"{row['ms']:.0f} ({row['spread']})",
+         _ratio(row["times diffusers' fastest"], row["ratios"])] for row in found["peers"]
+    ])  # fmt: skip
     lines += ["", "## Against the paper's way", "", _paper(found["paper"])]
     lines += ["", "## From the shell", ""]
     lines += _table(["call", "s", "ms, least .. largest", "peak MB"],
@@ -27,7 +28,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines += ["", "## One call of the network", ""]
     lines += _table(["B", "G", "engine", "ms", "GFLOP/s", "of the matrix product"], [
         [row["B"], row["G"], row["engine"], f"{row['ms']:.1f} ({row['spread']})", f"{row['gflops']:.0f}",
-         "-" if row["of peak"] is None else f"{row['of peak']:.0%}"] for row in found["engines"]
+         _share(row)] for row in found["engines"]
     ])  # fmt: skip
     lines += [
         "",
@@ -37,7 +38,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines += _table(["pictures at a time", "share of the time", "least", "largest"],
                     [[row["B"], *(f"{row[key]:.1%}" for key in ("outside", "least", "largest"))] for row in found["outside"]])  # fmt: skip
     if found["work"]:
-        best = max(row["of peak"] for row in found["work"] if row["varied"] != "size")
+        best = max(row["of peak"] or 0.0 for row in found["work"] if row["varied"] != "size")
         lines += [
             "",
             "## Cost by work",
@@ -46,7 +47,7 @@ def markdown(found: dict[str, Any]) -> str:
             "",
         ]
         lines += _table(["changed", "to", "ms", "of the matrix product", "bound by"], [
-            [row["varied"], row["value"], f"{row['ms']:.2f}", f"{row['of peak']:.0%}", bound(row, best if row["varied"] != "size" else 0)]
+            [row["varied"], row["value"], f"{row['ms']:.2f}", _share(row), bound(row, best if row["varied"] != "size" else 0)]
             for row in found["work"]
         ])  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -60,10 +61,26 @@ def _paper(paper: dict[str, Any]) -> str:
     )
 
 
-def _ratio(row: dict[str, Any]) -> str:
-    if row["ratios"] is None:
-        return "-"
-    return f"{row['times diffusers']:.2f} ({min(row['ratios']):.2f} .. {max(row['ratios']):.2f})"
+def _lead(row: dict[str, Any]) -> str:
+    """One line: which is faster, what a user gets or diffusers' fastest loop, and both figures."""
+    count = f"{row['B']} picture{'s' if row['B'] > 1 else ''} at a time"
+    ours = f"--engine auto takes {row['loop'].removeprefix('cfgdiff, ')} and draws {row['pictures/s']:.2f} pictures/s"
+    if row["diffusers"] is None:
+        return f"{count}: {ours}; no loop of diffusers was timed."
+    ratio, ratios, faster, slower = row["times diffusers' fastest"], row["ratios"], "cfgdiff", "diffusers"
+    if ratio < 1:
+        ratio, ratios, faster, slower = 1 / ratio, [1 / each for each in ratios], slower, faster
+    theirs = f"diffusers' fastest loop here ({row['diffusers'].removeprefix(PEER)}) draws {row['diffusers, pictures/s']:.2f}"
+    untimed = "" if row["compiled loops timed"] else " Compiled loops of diffusers were not timed and may be faster."
+    return f"{count}: {faster} is {_ratio(ratio, ratios)} times as fast as {slower}; {ours}, {theirs}.{untimed}"
+
+
+def _ratio(ratio: float | None, ratios: list[float] | None) -> str:
+    return "-" if ratio is None or ratios is None else f"{ratio:.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+
+
+def _share(row: dict[str, Any]) -> str:
+    return "-" if row["of peak"] is None else f"{row['of peak']:.0%}"
 
 
 def _table(heads: list[str], rows: list[list[Any]]) -> list[str]:

@@ -26,8 +26,35 @@ def describe() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def kinds() -> list[str]:
+    """What `peak` can be taken of here: `TYPES`, and bfloat16 where the processor has instructions for it and PyTorch is installed."""
+    try:
+        import torch
+
+        from cfgdiff.trainer.optim import fast_bfloat16
+    except ImportError:
+        return [*TYPES]
+    return [*TYPES, *(["bfloat16"] if fast_bfloat16(torch.device("cpu")) else [])]
+
+
+def limit_of(precision: str, peaks: dict[str, float]) -> float | None:
+    """The peak that a precision is held against, None where it was not measured. Graphs in float16 compute in float32 on CPUs."""
+    return peaks.get("float32" if precision == "float16" else precision)
+
+
+def _bfloat16_product(threads: int, side: int) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = (torch.randint(0, 100, (side, side)).bfloat16() for _ in range(2))
+    return lambda: (a @ b).float().numpy()
+
+
 def matrix_product(kind: str, threads: int, side: int) -> Any:
-    """A function that multiplies two square matrices in ONNX Runtime once, in float32 or int8 (into int32)."""
+    """A function that multiplies two square matrices once: float32 or int8 (into int32) in ONNX Runtime, bfloat16, which that has not on
+    CPUs, in PyTorch."""
+    if kind == "bfloat16":
+        return _bfloat16_product(threads, side)
     import onnxruntime as ort
     from onnx import TensorProto, helper
 

@@ -3,7 +3,8 @@
 All are DDIM at evenly spaced timesteps, so that their pictures are the same but for rounding, and only how they come about differs.
 """
 
-import shlex
+import copy
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from cfgdiff.runtime.noise import normals
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+PEER = "diffusers, "  # what the names of diffusers' loops begin with
 Draw = Callable[[int], np.ndarray]  # a number of pictures, of all classes in turn -> (N, H, W, C) uint8
 
 
@@ -50,8 +52,32 @@ def two_passes(engine: Engine, bundle: Bundle, steps: int) -> Draw:
     return ours(Outside(), bundle, steps)
 
 
-def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int, bfloat16: bool = False) -> Draw:
-    """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines.
+def diffusers_loops(network: "nn.Module", bundle: Bundle, steps: int, compiled: bool) -> dict[str, Draw]:
+    """diffusers' loop in every form that may be its fastest, by name: float32 and, where the device has it, bfloat16; eager in either
+    layout, because which is faster depends on the network and the precision; and by torch.compile, which takes a minute a form and batch.
+    On the GPU where PyTorch sees one.
+
+    Raises:
+        Failure: as `diffusers_loop`.
+    """
+    import torch
+
+    from cfgdiff.trainer.optim import fast_bfloat16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if fast_bfloat16(device) else {})
+    networks: dict[str, Any] = {}
+    for name, dtype in dtypes.items():
+        plain = copy.deepcopy(network).to(device, dtype)
+        last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        networks |= {f"eager {name}": plain, f"eager {name}, channels_last": last}
+        if compiled:
+            networks[f"compiled {name}, channels_last"] = torch.compile(last, dynamic=False)
+    return {PEER + name: diffusers_loop(form, bundle, steps) for name, form in networks.items()}
+
+
+def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
+    """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines; a network in bfloat16 runs under autocast.
 
     Raises:
         Failure: diffusers is not installed, or has no such schedule.
@@ -70,18 +96,20 @@ def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int, bfloat16: b
     scheduler: Any = DDIMScheduler(num_train_timesteps=schedule.T, beta_schedule=betas, prediction_type=kind, clip_sample=False,
                                    set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
     scheduler.set_timesteps(steps)
+    weights = next(network.parameters())
+    device, low = weights.device, weights.dtype is torch.bfloat16  # autocast alone would convert the weights at every call
 
     @torch.no_grad()
     def draw(n: int) -> np.ndarray:
-        x = torch.from_numpy(normals(0, np.arange(n), 0, bundle.image_shape))
-        labels = torch.arange(n) % null_class
+        x = torch.from_numpy(normals(0, np.arange(n), 0, bundle.image_shape)).to(device)
+        labels = torch.arange(n, device=device) % null_class
         both = torch.cat([torch.full_like(labels, null_class), labels])
         for t in scheduler.timesteps:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                answer: Tensor = network(torch.cat([x, x]), torch.full((2 * n,), float(t) + 1), both)
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                answer: Tensor = network(torch.cat([x, x]), torch.full((2 * n,), float(t) + 1, device=device), both)
             uncond, cond = answer.float().chunk(2)
             x = scheduler.step(uncond + w * (cond - uncond), t, x).prev_sample
-        return to_uint8(x.numpy() * schedule.data_std)
+        return to_uint8(x.cpu().numpy() * schedule.data_std)
 
     return draw
 
@@ -103,15 +131,17 @@ def torch_network(bundle: Bundle, checkpoint: Any = None) -> "nn.Module":
         raise Failure(f"{error.name} is not installed; pip install 'cfgdiff[train]'") from None
     if checkpoint is not None:
         return load_model(checkpoint).network
-    words = shlex.split(str(bundle.provenance.get("command", "")).replace(";", " ; "))  # the command, and those that resumed it
-    if "--preset" not in words:
+    command = str(bundle.provenance.get("command", ""))  # and those that resumed it, after semicolons
+    preset = re.search(r"--preset[ =](\S+)", command)
+    if not preset:
         raise Failure(f"{bundle.path}: does not say which network it is; give --checkpoint RUN")
-    changes = tuple(words[i + 1] for i, word in enumerate(words[:-1]) if word == "--set")
-    config = make_config(load_preset(words[words.index("--preset") + 1]), changes)
-    network, found = make_network(config, bundle.image_shape, len(bundle.class_names)), initial_weights(bundle.path)
-    own = network.state_dict()
-    lacking = [name for name, value in own.items() if name not in found or found[name].numel() != value.numel()]
-    if lacking:
-        raise Failure(f"{bundle.path}: its graph is not of {bundle.provenance['command']} ({lacking[0]}); give --checkpoint RUN")
-    network.load_state_dict({name: found[name].reshape(value.shape) for name, value in own.items()})
-    return network.eval().requires_grad_(False)
+    changes = re.findall(r"--set[ =](network\..+?)(?= --|;|$)", command)
+    found = initial_weights(bundle.path)
+    for norm in ("group", "affine"):  # what the preset meant may have changed since; `group` has all that `affine` has, and more
+        config = make_config(load_preset(preset[1]), (*changes, f"network.norm={norm}"))
+        network = make_network(config, bundle.image_shape, len(bundle.class_names))
+        own = network.state_dict()
+        if all(name in found and found[name].numel() == value.numel() for name, value in own.items()):
+            network.load_state_dict({name: found[name].reshape(value.shape) for name, value in own.items()})
+            return network.eval().requires_grad_(False)
+    raise Failure(f"{bundle.path}: its graph is not of {command}; give --checkpoint RUN")

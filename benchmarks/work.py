@@ -10,7 +10,7 @@ from typing import Any
 from cfgdiff.runtime import Bundle, Engine, generate, open_engine
 from cfgdiff.runtime.bundle import Defaults, Variant
 
-from .machine import operations
+from .machine import limit_of, operations
 from .timing import interleaved
 
 N, BATCH, STEPS = 16, 16, 4  # from which one is changed at a time
@@ -40,8 +40,9 @@ def of_size(size: int) -> Iterator[Bundle]:
         yield Bundle(Path(folder), f"untrained-{size}", classes, shape, config.schedule, defaults, {"float32": variant}, {}, {})
 
 
-def work_rows(engine: Engine, bundle: Bundle, threads: int, sizes: list[int], rounds: int, peak: float) -> list[dict[str, Any]]:
-    """Milliseconds a picture and evaluation, guided, with one thing changed at a time, and the share of the matrix product's `peak`."""
+def work_rows(engine: Engine, bundle: Bundle, threads: int, sizes: list[int], rounds: int, peaks: dict[str, float]) -> list[dict[str, Any]]:
+    """Milliseconds a picture and evaluation, guided, with one thing changed at a time, and the share of the matrix product's peak, None
+    where that of the engine's precision is not known."""
     rows = []
 
     def add(varied: str, value: int, engine: Engine, bundle: Bundle, n: int = N, batch: int = BATCH, steps: int = STEPS) -> None:
@@ -53,7 +54,9 @@ def work_rows(engine: Engine, bundle: Bundle, threads: int, sizes: list[int], ro
         case = interleaved({varied: draw}, rounds, n)[varied]
         each = case.median / n / steps
         work = operations(bundle.path / bundle.variants["float32"].graph, 1, 1)
-        rows.append({"varied": varied, "value": value, "ms": 1e3 * each, "spread": case.spread, "of peak": work / each / peak})
+        limit = limit_of(engine.precision, peaks)
+        rows.append({"varied": varied, "value": value, "ms": 1e3 * each, "spread": case.spread,
+                     "of peak": work / each / limit if limit else None})  # fmt: skip
 
     for varied, values in VARIED.items():
         for value in values:
@@ -67,7 +70,9 @@ def work_rows(engine: Engine, bundle: Bundle, threads: int, sizes: list[int], ro
 
 def bound(row: dict[str, Any], best: float) -> str:
     """What bounds a row of `work_rows`: compute from half of the peak on; else overhead where `best`, the largest share of the peak seen at
-    this size, is 1.2 times as large; else memory."""
+    this size, is 1.2 times as large; else memory. A dash where the share is not known."""
+    if row["of peak"] is None:
+        return "-"
     if row["of peak"] >= 0.5:
         return "compute"
     return "overhead" if best >= 1.2 * row["of peak"] else "memory"

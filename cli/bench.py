@@ -38,8 +38,9 @@ def bench(
     """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in the same run.
 
     The loops draw the same pictures, which is checked first: ours on every engine that works here, the same engine asked twice a step,
-    and diffusers' scheduler around the network in PyTorch. Then: the paper's 1000 steps, whole calls from the shell, one call of the
-    network against the machine's matrix product, and what is not the network.
+    and diffusers' scheduler around the network in PyTorch: eager in either layout, compiled unless --quick, in float32 and bfloat16. The
+    fastest of these is what ours is held against. Then: the paper's 1000 steps, whole calls from the shell, one call of the network
+    against the machine's matrix product, and what is not the network.
     """
     from cfgdiff.benchmarks.bench_report import markdown, plot
     from cfgdiff.benchmarks.machine import describe
@@ -66,7 +67,7 @@ def _measure(model: "Bundle", quick: bool, steps: int, rounds: int, threads: int
     """All figures, by the name of their table."""
     from cfgdiff.benchmarks import bench as parts
     from cfgdiff.benchmarks.latency import open_all
-    from cfgdiff.benchmarks.machine import TYPES, peak
+    from cfgdiff.benchmarks.machine import kinds, peak
     from cfgdiff.benchmarks.whole import operators, outside_rows, shell_rows
     from cfgdiff.benchmarks.work import work_rows
     from cfgdiff.runtime import open_engine
@@ -80,10 +81,13 @@ def _measure(model: "Bundle", quick: bool, steps: int, rounds: int, threads: int
         found["skipped"] += [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
         chosen = held.enter_context(closing(open_engine(model, threads=threads)))  # what a user gets
         _tell("the machine's matrix product")
-        peaks = {kind: peak(kind, threads) for kind in TYPES}
+        peaks = {kind: peak(kind, threads) for kind in kinds()}
         _tell("loops")
+        user = f"{chosen.name} {chosen.precision}"
+        engines.setdefault(user, chosen)  # a TensorRT engine has its file's name there
         draws = parts.all_draws(engines, model, steps, threads, checkpoint, not quick, found["skipped"])
         found["peers"] = parts.peer_rows(draws, [1], 2 * rounds) + parts.peer_rows(draws, [64] if quick else [8, 64], rounds)
+        found["lead"] = parts.lead_rows(found["peers"], f"cfgdiff, {user}", [1, 64])
         _tell("the paper's way")
         found["paper"] = parts.papers_way(chosen, model, 64, 4, 2)
         _tell("calls of the network")  # a machine may have been slower a few minutes ago
@@ -95,7 +99,7 @@ def _measure(model: "Bundle", quick: bool, steps: int, rounds: int, threads: int
         _tell("whole calls from the shell")
         found["shell"] = shell_rows(model.path, [1, 64], rounds, threads)
         _tell("cost by work")
-        found["work"] = work_rows(chosen, model, threads, [] if quick else [32, 64, 128], 2, found["peaks"]["float32"])
+        found["work"] = work_rows(chosen, model, threads, [] if quick else [32, 64, 128], 2, found["peaks"])
     if quick:
         found["skipped"].append("pictures of other sizes, batches 2 and 256: leave out --quick")
     return found
