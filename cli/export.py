@@ -38,7 +38,7 @@ Examples:
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
               help="Guide only where sigma / alpha lies between these. Without it: everywhere, or the source bundle's.")  # fmt: skip
 @click.option("--fp16", is_flag=True, help="Add a variant that computes in float16, for GPUs.")
-@click.option("--int8", is_flag=True, help="Add a variant with convolutions in int8, for CPUs: smaller and faster, a little less exact.")
+@click.option("--int8", is_flag=True, help="Add a variant with convolutions in int8: smaller and, on CPUs, faster, a little less exact.")
 @click.option("--tensorrt/--no-tensorrt", default=None, help="Build TensorRT engines. Default: where TensorRT is installed.")
 @click.option("--batch", default="1,64,256", show_default=True, metavar="MIN,OPT,MAX", help="Pictures in a batch that engines take.")
 @click.option("--sm", metavar="NN[,NN...]", help="GPU architectures, as 86,89,120. Default: this GPU's; without one, 86,89,120.")

@@ -1,10 +1,23 @@
-"""The graph in int8: static quantisation, as QuantizeLinear and DequantizeLinear around its convolutions (QDQ).
+"""The graph in int8: static quantisation of its wide convolutions, as QuantizeLinear and DequantizeLinear around them (QDQ).
 
-Activations are uint8 with a zero point, weights int8 by output channel, as ONNX Runtime's integer convolutions take them. Ranges come
-from what the convolutions see on guided trajectories of this very model.
+Quantised are the convolutions wider than 1x1, but for the first and the last. All of them read an activation, so that rounding its
+result costs no pass of its own: engines fuse SiLU, a product with a constant per channel, and QuantizeLinear. The 1x1 convolutions read
+the residual stream, which would be read and written once more for few products, with the largest of all ranges. Nothing is rounded at
+concatenations and residual sums, so that convolution and sum still fuse. What an engine makes of a convolution:
+
+* OpenVINO (AMX, VNNI) takes integers and gives floats, to which it adds the residual. Rounding the result would only cost it passes and
+  exactness: its engine takes those pairs away when it loads the graph.
+* ONNX Runtime computes in integers only where the result is rounded, too (QLinearConv); in float32 else, slower than the float32 graph.
+  So results are rounded, in steps of 1: a product with a constant per channel behind it makes them what they were.
+* TensorRT takes signed integers without zero points and gives floats: see `symmetric`.
+
+Channels of an activation differ in range, and one scale for all would waste most of the 8 bits of most channels. So each is scaled by
+sqrt(|weights that read it| / its peak), and those weights by the inverse (SmoothQuant, Xiao et al. 2023, alpha = 0.5). Activations are
+uint8 with a zero point, as SiLU's values lie almost all on one side; weights int8 by output channel. Ranges come from what the
+convolutions see on guided trajectories of this very model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -17,24 +30,32 @@ from .compare import round_robin
 from .edit import replace_nodes, store_half, unpacked
 
 Inputs = dict[str, np.ndarray]
-OUTSIDE = 1e-5  # share of a tensor's values that may lie beyond each end of its range: the 99.999th percentile
+OUTSIDE = 1e-5  # share of an activation's values that may lie beyond each end of its range: the 99.999th percentile
 WEIGHT_MOST = 63  # 7 bits: two products of 8-bit weights overflow the 16-bit sums of processors without VNNI
+MIDDLE = 128  # the zero point of convolutions' results
+LEAST = 1e-8  # no range is smaller
 
 
 def int8(model: onnx.ModelProto, calls: Sequence[Inputs]) -> onnx.ModelProto:
-    """The graph with all convolutions but the first and the last in int8; everything else stays as it is.
+    """The graph with its wide convolutions but the first and the last in int8; everything else stays as it is.
 
     Args:
         model: the float32 graph.
         calls: inputs of the graph to take the ranges from, all noise levels among them.
     """
-    model = _by_branch(unpacked(model))
+    model = unpacked(model)
+    widths = {i.name: i.dims[-1] for i in model.graph.initializer if len(i.dims) == 4}
     convs = [node for node in model.graph.node if node.op_type == "Conv"][1:-1]
-    ranges = tensor_ranges(model, {name for node in convs for name in (node.input[0], node.output[0])}, calls)
-    chosen, rewriter = {node.output[0] for node in convs}, _Rewriter(model, ranges)
+    chosen = {node.output[0] for node in convs if widths[node.input[1]] > 1}
+    read = {node.input[0] for node in convs if node.output[0] in chosen}
+    peaks = channel_peaks(model, read | chosen, calls)
+    _balance(model, chosen, peaks)
+    ranges = tensor_ranges(model, {_balanced(name) for name in chosen}, calls)
+    rewriter = _Rewriter(model)
     for node in list(model.graph.node):
-        if node.op_type == "Conv" and node.output[0] in chosen:
-            rewriter.convolution(node)
+        if node.output[0] in chosen:
+            y = node.output[0]
+            rewriter.convolution(node, ranges[_balanced(y)], (peaks[y] / (MIDDLE - 1)).clip(LEAST))
         else:
             rewriter.nodes.append(node)
     replace_nodes(model, rewriter.nodes)
@@ -43,24 +64,68 @@ def int8(model: onnx.ModelProto, calls: Sequence[Inputs]) -> onnx.ModelProto:
     return model
 
 
+def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the int8 graph as TensorRT takes it: no zero points, float biases, and results of convolutions that are not rounded.
+
+    A signed integer spends half of its values on a side where SiLU's hardly are: the same range in steps of nearly twice the size.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    made, stored = {node.output[0]: node for node in found.graph.node}, {i.name: i for i in found.graph.initializer}
+    names, nodes = dict[str, str](), list[onnx.NodeProto]()  # what stands in the place of a value that goes
+    for node in found.graph.node:
+        if node.op_type == "QuantizeLinear" and made[node.input[0]].op_type == "Conv":
+            names[node.output[0]] = node.input[0]
+            continue
+        if node.op_type == "DequantizeLinear" and node.input[0] in names:
+            names[node.output[0]] = names[node.input[0]]
+            continue
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, zero = (numpy_helper.to_array(stored[name]) for name in node.input[1:])
+        if node.op_type == "DequantizeLinear" and zero.dtype == np.int32:
+            bias = stored[node.input[0]]
+            bias.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(bias) * scale).astype(np.float32), bias.name))
+            names[node.output[0]] = bias.name
+            continue
+        if node.op_type == "QuantizeLinear":
+            reach = max(int(zero), 255 - int(zero))
+            for name, array in zip(node.input[1:], (np.float32(scale * reach / 127), np.int8(0)), strict=True):
+                stored[name].CopyFrom(numpy_helper.from_array(np.array(array), name))
+        node.input[:] = [names.get(name, name) for name in node.input]
+        nodes.append(node)
+    replace_nodes(found, nodes)
+    onnx.checker.check_model(found, full_check=True)
+    return found
+
+
 class _Rewriter:
     """Writes the new list of nodes, and adds what they need to the graph's weights."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
-        self.nodes, self._graph, self._ranges = list[onnx.NodeProto](), model.graph, ranges
-        self._stored, self._done = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}, set[str]()
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes, self._graph = list[onnx.NodeProto](), model.graph
+        self._stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
 
-    def convolution(self, node: onnx.NodeProto) -> None:
-        """The convolution between integers: its input, its weights and its output go through them."""
+    def convolution(self, node: onnx.NodeProto, bounds: tuple[float, float], steps: np.ndarray) -> None:
+        """The convolution between integers: its input, its weights and its result go through them.
+
+        Args:
+            bounds: the range of its input.
+            steps: of its result, (outputs,): it becomes a number of them.
+        """
         x, y, weight = node.input[0], node.output[0], self._stored[node.input[1]]
-        x_scale = self._through(x, f"{x}.quantised", self._ranges[x])
-        w_scale = (np.abs(weight).reshape(len(weight), -1).max(axis=1).clip(1e-8) / WEIGHT_MOST).astype(np.float32)
-        inputs = [f"{x}.quantised", self._fixed(f"{y}.weight", weight, w_scale, np.int8)]
+        lo, hi = min(bounds[0], 0.0), max(bounds[1], 0.0)
+        x_scale = np.float32(max(hi - lo, LEAST) / 255)
+        bias = self._stored[node.input[2]] if len(node.input) == 3 else np.zeros(len(weight), np.float32)
+        w_scale = np.abs(weight).reshape(len(weight), -1).max(axis=1) / WEIGHT_MOST
+        w_scale = np.maximum(w_scale, np.abs(bias) / x_scale / 2**30).clip(LEAST)  # biases are int32
+        self._through(x, f"{y}.quantised", x_scale, np.rint(-lo / x_scale))
+        inputs = [f"{y}.quantised", self._fixed(f"{y}.weight", weight, w_scale, w_scale / steps, np.int8)]
         if len(node.input) == 3:
-            inputs.append(self._fixed(f"{y}.bias", self._stored[node.input[2]], x_scale * w_scale, np.int32))
+            inputs.append(self._fixed(f"{y}.bias", bias, x_scale * w_scale, x_scale * w_scale / steps, np.int32))
         node.input[:], node.output[:] = inputs, [f"{y}.exact"]
         self.nodes.append(node)
-        self._through(f"{y}.exact", y, self._ranges[y])
+        self._through(f"{y}.exact", f"{y}.rounded", np.float32(1), np.float32(MIDDLE))
+        self._add("Mul", [f"{y}.rounded", self._constant(f"{y}.steps", steps[:, None, None].astype(np.float32))], y)
 
     def _constant(self, name: str, array: np.ndarray) -> str:
         self._graph.initializer.append(numpy_helper.from_array(array, name))
@@ -69,24 +134,39 @@ class _Rewriter:
     def _add(self, kind: str, inputs: list[str], output: str, axis: int | None = None) -> None:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{kind}.{output}", axis=axis))
 
-    def _through(self, name: str, target: str, bounds: tuple[float, float]) -> np.float32:
-        """Put the tensor `name` through uint8 into `target`, once; its scale."""
-        lo, hi = min(bounds[0], 0.0), max(bounds[1], 0.0)
-        scale = np.float32(max(hi - lo, 1e-8) / 255)
-        if target not in self._done:
-            self._done.add(target)
-            zero = np.array(np.rint(-lo / scale), np.uint8)
-            grid = [self._constant(f"{target}.scale", np.array(scale)), self._constant(f"{target}.zero", zero)]
-            self._add("QuantizeLinear", [name, *grid], f"{target}.uint8")
-            self._add("DequantizeLinear", [f"{target}.uint8", *grid], target)
-        return scale
+    def _through(self, name: str, target: str, scale: np.float32, zero: np.floating) -> None:
+        """Put the tensor `name` through uint8 into `target`."""
+        grid = [self._constant(f"{target}.scale", np.array(scale)), self._constant(f"{target}.zero", np.array(zero, np.uint8))]
+        self._add("QuantizeLinear", [name, *grid], f"{target}.integers")
+        self._add("DequantizeLinear", [f"{target}.integers", *grid], target)
 
-    def _fixed(self, name: str, array: np.ndarray, scale: np.ndarray, kind: type) -> str:
-        """Store weights (outputs, ..) as integers, scaled by output channel; the name of the values they stand for."""
-        steps = np.rint(array / scale.reshape(-1, *[1] * (array.ndim - 1))).astype(kind)
-        grid = [self._constant(f"{name}.scale", scale), self._constant(f"{name}.zero", np.zeros(len(scale), kind))]
-        self._add("DequantizeLinear", [self._constant(f"{name}.integers", steps), *grid], f"{name}.dequantised", axis=0)
+    def _fixed(self, name: str, array: np.ndarray, scale: np.ndarray, meaning: np.ndarray, kind: type) -> str:
+        """Store weights (outputs, ..) as integers, in units of `scale` (outputs,), which stand for `meaning`; the name of their values."""
+        integers = np.rint(array / scale.reshape(-1, *[1] * (array.ndim - 1))).astype(kind)
+        grid = [self._constant(f"{name}.scale", meaning.astype(np.float32)), self._constant(f"{name}.zero", np.zeros(len(scale), kind))]
+        self._add("DequantizeLinear", [self._constant(f"{name}.integers", integers), *grid], f"{name}.dequantised", axis=0)
         return f"{name}.dequantised"
+
+
+def _balanced(y: str) -> str:
+    """The name of what the convolution with the result `y` reads."""
+    return f"{y}.balanced"
+
+
+def _balance(model: onnx.ModelProto, chosen: set[str], peaks: dict[str, np.ndarray]) -> None:
+    """Scale the channels that the `chosen` convolutions read, and their weights by the inverse."""
+    stored, nodes = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}, []
+    for node in model.graph.node:
+        if node.output[0] in chosen:
+            x, y, weight = node.input[0], node.output[0], stored[node.input[1]]
+            reads = np.sqrt(np.square(weight).sum(axis=(0, 2, 3)))  # (inputs,)
+            factors = np.sqrt(reads.clip(LEAST) / peaks[x].clip(LEAST)).astype(np.float32)[:, None, None]
+            for name, array in ((f"{y}.factors", factors), (f"{y}.balanced_weight", weight / factors)):
+                model.graph.initializer.append(numpy_helper.from_array(array, name))
+            nodes.append(helper.make_node("Mul", [x, f"{y}.factors"], [_balanced(y)], name=f"Mul.{_balanced(y)}"))
+            node.input[:2] = [_balanced(y), f"{y}.balanced_weight"]
+        nodes.append(node)
+    replace_nodes(model, nodes)
 
 
 def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int = 1) -> list[Inputs]:
@@ -108,18 +188,23 @@ def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int =
     return calls
 
 
+def channel_peaks(model: onnx.ModelProto, names: set[str], calls: Iterable[Inputs]) -> dict[str, np.ndarray]:
+    """The largest absolute value in each channel of each tensor (B, C, H, W) over all calls: (C,)."""
+    peaks = dict[str, np.ndarray]()
+    for tensors in _watched(model, names, calls):
+        for name, values in tensors.items():
+            peaks[name] = np.maximum(peaks.get(name, 0), np.abs(values).max(axis=(0, 2, 3)))
+    return peaks
+
+
 def tensor_ranges(model: onnx.ModelProto, names: set[str], calls: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
     """The range of each tensor over all calls, but for the share `OUTSIDE` of its values at each end."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
     order = sorted(names)
-    watched.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in order)
-    session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     lowest, highest = ({name: np.zeros(0, np.float32) for name in order} for _ in range(2))
     seen = dict.fromkeys(order, 0)
     calls = list(calls)
-    for call in calls:
-        for name, values in zip(order, session.run(order, call), strict=True):
+    for tensors in _watched(model, names, calls):
+        for name, values in tensors.items():
             seen[name] += values.size
             most = 1 + int(values.size * len(calls) * OUTSIDE)  # no more than these can lie outside in the end
             lowest[name] = np.sort(np.append(lowest[name], _least(values, most)))[:most]
@@ -132,32 +217,11 @@ def _least(values: np.ndarray, n: int) -> np.ndarray:
     return np.partition(values.ravel(), n - 1)[:n] if n < values.size else values.ravel()
 
 
-def _by_branch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convolutions of a concatenation become sums of convolutions of its parts, so that each part has a range of its own."""
-    made = {node.output[0]: node for node in model.graph.node if node.op_type == "Concat"}
-    stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        if not (node.op_type == "Conv" and node.input[0] in made):
-            nodes.append(node)
-            continue
-        y, parts = node.output[0], list(made[node.input[0]].input)
-        pieces = np.split(stored[node.input[1]], np.cumsum(_widths(model, parts))[:-1], axis=1)  # (outputs, width, h, w) each
-        for i, (part, piece) in enumerate(zip(parts, pieces, strict=True)):
-            weight = f"{node.input[1]}.{i}"
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(piece), weight))
-            bias = list(node.input[2:]) if i == 0 else []
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name, copy.input[:], copy.output[:] = f"{node.name}.{i}", [part, weight, *bias], [f"{y}.{i}"]
-            nodes.append(copy)
-        nodes.append(helper.make_node("Sum", [f"{y}.{i}" for i in range(len(parts))], [y], name=f"sum.{y}"))
-    replace_nodes(model, nodes)
-    return model
-
-
-def _widths(model: onnx.ModelProto, names: list[str]) -> list[int]:
-    """Channels of the tensors."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.input)}
-    return [shapes[name][1].dim_value for name in names]
+def _watched(model: onnx.ModelProto, names: set[str], calls: Iterable[Inputs]) -> Iterator[Inputs]:
+    """The tensors of these names in each call."""
+    watched, order = onnx.ModelProto(), sorted(names)
+    watched.CopyFrom(model)
+    watched.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in order)
+    session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    for call in calls:
+        yield dict(zip(order, session.run(order, call), strict=True))

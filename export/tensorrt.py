@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
+
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import BadInput, Failure
@@ -31,7 +33,8 @@ from cfgdiff.runtime.sidecar import (
 )
 from cfgdiff.runtime.tensorrt_model import logger_of
 
-FLOATS = ("float32", "float16")  # the int8 variant is for CPUs: its zero points are not TensorRT's
+from .quantise import symmetric
+
 MOST = 4096  # pictures in a batch, as the graph declares it
 COMMON_SM = ("8.6", "8.9", "12.0")  # GeForce RTX 30, 40 and 50
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
@@ -266,12 +269,13 @@ def _failure(key: EngineKey, log: Any) -> Failure:
 
 
 def build_engines(bundle: Bundle, profile: tuple[int, int, int], sm: tuple[str, ...] | None, progress: Progress) -> Iterator[BuiltEngine]:
-    """An engine for each variant that TensorRT takes (`FLOATS`), beside the bundle; `progress` is told of every phase of a build."""
+    """An engine for each variant, beside the bundle; `progress` is told of every phase of a build."""
     module = find_module()
-    for precision in (name for name in FLOATS if name in bundle.variants):
-        variant = bundle.variant(precision)
+    for precision, variant in bundle.variants.items():
         key = plan_key(module, graph_digest(variant), precision, profile, sm)
         graph = (bundle.path / variant.graph).read_bytes()
+        if precision == "int8":
+            graph = symmetric(onnx.load_from_string(graph)).SerializeToString(deterministic=True)
 
         def told(phase: str, done: int, total: int, precision: str = precision) -> None:
             progress(f"{precision} engine: {phase}", done, total)

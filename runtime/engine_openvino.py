@@ -29,21 +29,25 @@ class OpenVinoEngine:
         """Compile a variant's graph.
 
         Args:
-            precision: a variant, computed in float32 where it is not int8; or bfloat16, the float32 variant computed in it.
+            precision: a variant, computed in float32 (int8: what is not in integers in bfloat16, where the CPU has it); or bfloat16, the
+                float32 variant computed in it.
 
         Raises:
             Failure: OpenVINO is not installed or cannot load the graph, or the CPU has no bfloat16.
         """
         graph = bundle.path / bundle.variant("float32" if precision == BFLOAT16 else precision).graph
         self._core = _only(import_openvino().Core)
-        if precision == BFLOAT16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == BFLOAT16 and not has_bfloat16:
             raise Failure("--precision bfloat16: OpenVINO finds no instructions for it in this CPU; take float32")
         # Left alone, OpenVINO computes float32 graphs in what the CPU is fastest at; what it cannot compute in, it silently replaces.
-        self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == BFLOAT16 else "f32"}
+        low = has_bfloat16 and precision in (BFLOAT16, "int8")
+        self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32"}
         if threads:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model = self._core.read_model(str(graph))
+            model = self._core.read_model(str(graph))
+            self._model = _unrounded(model) if precision == "int8" else model
             compiled = self._core.compile_model(self._model, "CPU", self._settings | {"NUM_STREAMS": 1})
         except RuntimeError as error:
             raise Failure(f"{graph}: OpenVINO cannot load it ({_last_line(error)}); export the model again") from None
@@ -80,6 +84,23 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Drop the compiled graphs."""
         del self._request, self._queue
+
+
+def _unrounded(model: Any) -> Any:
+    """The model without the rounding of its convolutions' results: OpenVINO's integer convolutions give floats, ONNX Runtime's do not."""
+    for op in model.get_ops():
+        if op.get_type_name() == "FakeQuantize" and _is_convolution(op.input_value(0).get_node()):
+            end = op  # QuantizeLinear and DequantizeLinear are FakeQuantize, Convert, Convert, Subtract, Multiply
+            while end.get_type_name() != "Multiply" and len(readers := end.output(0).get_target_inputs()) == 1:
+                end = next(iter(readers)).get_node()
+            if end.get_type_name() == "Multiply":
+                end.output(0).replace(op.input_value(0))
+    return model
+
+
+def _is_convolution(op: Any) -> bool:
+    """Whether it is a convolution or adds its bias."""
+    return op.get_type_name() == "Convolution" or (op.get_type_name() == "Add" and _is_convolution(op.input_value(0).get_node()))
 
 
 @cache

@@ -15,8 +15,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from cfgdiff.export.precision import half
+from cfgdiff.export.quantise import symmetric
 from cfgdiff.export.tensorrt import _load_timings, build_engine
+from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import ANY_DRIVER, EngineKey, check_file, check_key, read_sidecar, sidecar_of, write_sidecar
 
@@ -48,11 +49,12 @@ def quiet(phase: str, done: int, total: int) -> None:
     """Progress that nobody looks at."""
 
 
-@pytest.mark.parametrize(("precision", "sm"), [("float32", ("8.6", "8.9")), ("float16", ("12.0",))])
+@pytest.mark.parametrize(("precision", "sm"), [("float32", ("8.6", "8.9")), ("float16", ("12.0",)), ("int8", ("8.9",))])
 def test_an_engine_is_built_with_its_sidecar(
-    graph: onnx.ModelProto, rtx: ModuleType, tmp_path: Path, precision: str, sm: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+    small_bundle: Bundle, rtx: ModuleType, tmp_path: Path, precision: str, sm: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data = (half(graph) if precision == "float16" else graph).SerializeToString()
+    graph = onnx.load(str(small_bundle.path / small_bundle.variant(precision).graph))
+    data = (symmetric(graph) if precision == "int8" else graph).SerializeToString()
     key, seen = key_of(rtx, data, precision, sm), list[tuple[str, int, int]]()
     engine = build_engine(rtx, data, key, tmp_path / "new", lambda *step: seen.append(step))
     assert engine.path == tmp_path / "new" / key.file_name and engine.key == key and engine.certificate is None

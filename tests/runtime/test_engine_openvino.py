@@ -68,9 +68,9 @@ def test_answers_are_the_callers_own_and_inputs_may_lie_as_they_like(opened: Eng
         opened.predict(**inputs(packaged, 2, 3))
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("float16", 2e-3), ("int8", 0.1)])
-def test_the_other_variants_are_read_right(small_bundle: Bundle, opened: Engine, precision: str, limit: float) -> None:
-    """As far from ONNX Runtime's as that is from float32, and no farther from float32."""
+@pytest.mark.parametrize(("precision", "limit", "rest"), [("float16", 2e-3, 1e-5), ("int8", 0.1, 0.02)])
+def test_the_other_variants_are_read_right(small_bundle: Bundle, opened: Engine, precision: str, limit: float, rest: float) -> None:
+    """As far from ONNX Runtime's as that is from float32, and no farther from float32, but for int8's rest, which may be in bfloat16."""
     tested, same, exact = (open_engine(small_bundle, *wanted) for wanted in
                            (("openvino", precision), ("cpu", precision), ("cpu", "float32")))  # fmt: skip
     assert tested.precision == precision
@@ -78,7 +78,7 @@ def test_the_other_variants_are_read_right(small_bundle: Bundle, opened: Engine,
         given = inputs(small_bundle, b, g)
         answer, expected = tested.predict(**given), exact.predict(**given)
         assert apart(answer, same.predict(**given)) < limit
-        assert apart(answer, expected) < 1.5 * apart(same.predict(**given), expected) + 1e-5
+        assert apart(answer, expected) < 1.5 * apart(same.predict(**given), expected) + rest
 
 
 @pytest.mark.parametrize(("b", "g"), [(8, 8), (37, 20), (64, 0), (70, 70)])
