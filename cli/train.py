@@ -1,6 +1,8 @@
 """`cfgdiff train`: reads the flags, hands over to cfgdiff.trainer, shows progress."""
 
+import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +26,28 @@ def _show_presets(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _read_processes(_: click.Context, __: click.Parameter, value: str) -> int | None:
+    """None for auto."""
+    if value != "auto" and not (value.isdecimal() and int(value) > 0):
+        raise click.BadParameter(f"expected a number from 1 on, or auto; found '{value}'")
+    if value != "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise click.UsageError("--processes starts processes itself, and torchrun has started this one: drop one of the two")
+    return None if value == "auto" else int(value)
+
+
 @click.command(
     epilog="""\b
 Examples:
   cfgdiff train --preset smoke --data DATA --out runs/smoke
   cfgdiff train --preset cifar10-small --data DATA --out runs/small --max-minutes 120
+  cfgdiff train --preset cifar10-small --processes auto --out runs/small
   cfgdiff train --resume runs/small --data DATA --set train.pictures=2000000
   cfgdiff train --preset cifar10-small --init runs/small --data DATA --out runs/more
   cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine
   torchrun --nproc-per-node 8 --no-python cfgdiff train --preset cifar10-paper --out runs/paper
 
-Under torchrun every process trains on its share of train.batch; pictures, order and noise are those of one process."""
+With --processes, and under torchrun, which is for several machines and for restarts, every process trains on its share of
+train.batch; pictures, order and noise are those of one process."""
 )
 @click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-paper or smoke (see --list-presets).")
 @click.option(
@@ -52,13 +65,21 @@ Under torchrun every process trains on its share of train.batch; pictures, order
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats.")
 @plugin_option
 @click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="End the run, decay included, after this time at the latest.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of all processes together. Default: all cores.")
+@click.option(
+    "--processes",
+    default="1",
+    show_default=True,
+    metavar="N|auto",
+    callback=_read_processes,
+    help="Train with this many processes on this machine; auto: one for each GPU, or without a GPU one for each core.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--profile", is_flag=True, help="Train a few steps, print where their time goes, write nothing and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets, help="List the presets and stop.")
 def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, resumed: Path | None, init: Path | None,
           overrides: tuple[str, ...], plugins: tuple[Path, ...], max_minutes: float | None, threads: int | None,
-          dry_run: bool, profile: bool) -> None:  # fmt: skip
+          processes: int | None, dry_run: bool, profile: bool) -> None:  # fmt: skip
     """Train a class-conditional diffusion model with classifier-free guidance."""
     if (resumed is None) == (preset is None):
         raise click.UsageError("give --preset NAME for a new run, or --resume RUN to go on with one (not both)")
@@ -78,28 +99,74 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
     if dry_run:
         click.echo(config.model_dump_json(indent=2))
         return
-    from cfgdiff.trainer.distributed import joined, restarted
+    from cfgdiff.trainer.distributed import restarted
 
     if out and (out / "checkpoints").exists():
         if not restarted():
             raise click.UsageError(f"--out {out}: a run is already there; go on with --resume {out}, or choose another folder")
         resumed = out  # torchrun starts the same command again after a failure
-    command = _recorded_command(preset, overrides, plugins, max_minutes)
+    command, count = _recorded_command(preset, overrides, plugins, max_minutes), _count(processes, config, data)
+    work = partial(
+        _work, config=None if resumed else config, overrides=overrides, plugins=plugins, data=data, folder=resumed or out or Path(),
+        init=None if resumed else init, command=command, max_minutes=max_minutes, profile=profile,
+        again=_again(data, plugins, max_minutes, count),
+    )  # fmt: skip
+    _start(work, count, threads)
+
+
+def _count(processes: int | None, config: "Config", data: Path) -> int:
+    """How many processes to start. What can be checked before they start is checked here."""
+    if processes == 1:
+        return 1
+    from cfgdiff.runtime.threads import cores
+    from cfgdiff.trainer.data import reader_of
+    from cfgdiff.trainer.launch import gpus, how_many
+
+    if config.data.name == "auto":
+        reader_of(data)
+    return how_many(processes, config.train.batch, config.train.accumulate, gpus(), cores())
+
+
+def _start(work: "partial[None]", count: int, threads: int | None) -> None:
+    """Run `work` in this process (one of torchrun's, maybe), or in `count` that are started."""
+    if count > 1:
+        from cfgdiff.trainer.launch import launch
+
+        launch(count, threads, work)
+        return
+    from cfgdiff.trainer.distributed import joined
+
     with joined() as processes:
         if threads:
             import torch
 
             torch.set_num_threads(threads)
-        run = _open_run(None if resumed else config, overrides, data, resumed or out or Path(), command, max_minutes, processes)
-        if init and not resumed:
-            run.start_from(init)
-        if profile:
-            _profile(run)
-            return
-        if processes.main:
-            _make_folder(run.out)
-        run.add_callbacks()
-        _train_with_progress(run, data, plugins)
+        work(processes)
+
+
+def _work(processes: "Processes", config: "Config | None", overrides: tuple[str, ...], plugins: tuple[Path, ...], data: Path, folder: Path,
+          init: Path | None, command: str, max_minutes: float | None, profile: bool, again: list[str]) -> None:  # fmt: skip
+    """What each process does."""
+    from cfgdiff.trainer.registry import load_plugins
+
+    load_plugins(plugins)
+    run = _open_run(config, overrides, data, folder, command, max_minutes, processes)
+    if init:
+        run.start_from(init)
+    if profile:
+        _profile(run)
+        return
+    if processes.main:
+        _make_folder(run.out)
+    run.add_callbacks()
+    _train_with_progress(run, again)
+
+
+def _again(data: Path, plugins: tuple[Path, ...], max_minutes: float | None, count: int) -> list[str]:
+    """The words after `cfgdiff train --resume RUN` that go on with a run."""
+    words = ["--data", str(data)] + [word for file in plugins for word in ("--plugin", str(file))]
+    words += ["--max-minutes", f"{max_minutes:g}"] if max_minutes else []
+    return words + (["--processes", str(count)] if count > 1 else [])
 
 
 def _settings_of(run: Path) -> dict[str, Any]:
@@ -156,7 +223,7 @@ def _recorded_command(preset: str | None, overrides: tuple[str, ...], plugins: t
     return " ".join([*words, f"--max-minutes {max_minutes:g}"] if max_minutes else words)
 
 
-def _train_with_progress(run: "Run", data: Path, plugins: tuple[Path, ...]) -> None:
+def _train_with_progress(run: "Run", again: list[str]) -> None:
     from tqdm import tqdm
 
     from cfgdiff.trainer.callbacks import Callback
@@ -186,10 +253,8 @@ def _train_with_progress(run: "Run", data: Path, plugins: tuple[Path, ...]) -> N
     if not main:
         return
     if not done:
-        more = [word for file in plugins for word in ("--plugin", str(file))]
-        more += ["--max-minutes", f"{run.max_minutes:g}"] if run.max_minutes else []
-        again = shlex.join(["cfgdiff", "train", "--resume", str(run.out), "--data", str(data), *more])
-        click.echo(f"stopped; go on with: {again}", err=True)
+        words = shlex.join(["cfgdiff", "train", "--resume", str(run.out), *again])
+        click.echo(f"stopped; go on with: {words}", err=True)
         return
     loss = "" if run.test_loss is None else f", test loss {run.test_loss:.4f}"
     click.echo(f"done: {run.pictures_seen:,} pictures{loss}; export with: {shlex.join(['cfgdiff', 'export', str(run.out)])}", err=True)

@@ -8,12 +8,15 @@ SYSTEM = Path("/sys")
 
 
 def cores() -> int:
-    """Processor cores that this process may use, at least 1: two hyperthreads are one core, and a container's quota counts."""
+    """Physical cores that this process may use, by its affinity and its container's quota; the hyperthreads of a core count once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = len({_read(f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in os.sched_getaffinity(0)})
-    quota, _, period = _read("fs/cgroup/cpu.max").partition(" ")  # microseconds of CPU time in a period, or "max"
-    return max(1, min(allowed, -(-int(quota) // int(period)))) if quota.isdigit() else allowed
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup versions 2 and 1
+        quota, _, period = " ".join(_read(f"fs/cgroup/{file}") for file in files).partition(" ")
+        if quota.isdigit() and period.isdigit():  # else there is none
+            return max(1, min(allowed, -(-int(quota) // int(period))))
+    return allowed
 
 
 def _read(path: str) -> str:

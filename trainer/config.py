@@ -85,7 +85,7 @@ class TrainConfig(_Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the products; auto is bfloat16 where the device has it
     accumulate: int = Field(1, ge=1)  # parts that a process cuts its rows into, one after the other, to save memory
     clip: float | None = Field(None, gt=0)  # largest norm of all gradients together
-    shard: bool = False  # under torchrun: FSDP2, each process holds its share of weights, averages and optimiser, for large networks
+    shard: bool = False  # with several processes: FSDP2, each holds its share of weights, averages and optimiser, for large networks
     compile: bool = False  # torch.compile: worth its minutes on a GPU
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     seed: int = Field(0, ge=0)

@@ -42,7 +42,7 @@ class PictureSet:
 def load_data(path: Path, image_size: int, name: str = "auto", options: dict[str, Any] | None = None) -> PictureSet:
     """Read `path` with the data set part of that name. Raises `Failure` naming the file or folder that is not as it must be."""
     if name == "auto":
-        name = _look(path)
+        name = reader_of(path)
     found: PictureSet = registry.bound("data", name, options or {})(path, image_size)
     if not isinstance(found, PictureSet):
         raise Failure(f"the data set '{name}' gave {type(found).__name__}; expected a cfgdiff.trainer.data.PictureSet")
@@ -60,8 +60,8 @@ def load_held_out(path: Path, image_size: int, class_names: list[str], what: str
     return pictures
 
 
-def _look(path: Path) -> str:
-    """The reader for what lies at `path`."""
+def reader_of(path: Path) -> str:
+    """The name of the part that reads what lies at `path`. Raises `Failure` where nothing lies there."""
     if path.is_file():
         return "npz"
     if str(path) == "cifar10" and not path.exists():

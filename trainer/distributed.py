@@ -1,4 +1,4 @@
-"""The processes of a run: this one alone, or all that torchrun started. It knows nothing of networks or data.
+"""The processes of a run: this one alone, or all that torchrun or launch.py started. It knows nothing of networks or data.
 
 Every process trains on its rows of the same global batch; the main one (rank 0) alone writes files and prints.
 """
@@ -64,7 +64,7 @@ def here() -> torch.device:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """All processes of the run: those that torchrun announces (RANK, WORLD_SIZE), else this one."""
+    """All processes of the run: those that torchrun or launch.py announces (RANK, WORLD_SIZE), else this one."""
     device = here()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Processes(device)
@@ -72,7 +72,7 @@ def joined() -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
-    # torchrun keeps the store, in which processes that failed have left their addresses
+    # what started them keeps the store, in which processes that failed have left their addresses
     store = dist.PrefixStore(f"start {_starts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
 
 from cfgdiff.cli.train import train
-from cfgdiff.runtime.errors import BadInput
+from cfgdiff.runtime.errors import BadInput, Failure
 
 
 def test_dry_run_prints_the_settings() -> None:
@@ -26,6 +26,33 @@ def test_dry_run_prints_the_settings() -> None:
 def test_dry_run_knows_the_names_of_parts() -> None:
     result = CliRunner().invoke(train, ["--preset", "smoke", "--data", "D", "--dry-run", "--set", "network.name=u-net"])
     assert isinstance(result.exception, BadInput) and "did you mean 'unet'" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("processes", "under_torchrun", "message"),
+    [
+        ("0", False, "expected a number from 1 on, or auto; found '0'"),
+        ("all", False, "expected a number from 1 on, or auto; found 'all'"),
+        ("auto", True, "torchrun has started this one: drop one of the two"),
+    ],
+)
+def test_processes_are_refused(processes: str, under_torchrun: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    result = CliRunner().invoke(train, ["--preset", "smoke", "--data", "D", "--processes", processes, "--dry-run"])
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_bad_input_is_found_before_processes_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfgdiff.trainer.launch.launch", lambda *_: pytest.fail("started"))
+    words = ["--preset", "smoke", "--out", str(tmp_path / "run"), "--processes", "2"]
+    for more, message in (
+        (["--data", "nowhere"], "--data nowhere: no such file or folder"),
+        (["--set", "train.batch=7"], "train.batch=7: must be a multiple of 2"),
+    ):
+        result = CliRunner().invoke(train, [*words, *more])
+        assert isinstance(result.exception, Failure) and message in str(result.exception)
+    assert CliRunner().invoke(train, [*words, "--data", "nowhere", "--dry-run"]).exit_code == 0
 
 
 def test_presets_are_listed() -> None:

@@ -34,3 +34,9 @@ def test_hyperthreads_are_one_core_and_a_quota_counts(tmp_path: Path, monkeypatc
     for quota, expected in (("max 100000", 3), ("150000 100000", 2), ("20000 100000", 1), ("900000 100000", 3)):
         (tmp_path / "fs/cgroup/cpu.max").write_text(f"{quota}\n")
         assert cores() == expected
+    (tmp_path / "fs/cgroup/cpu.max").unlink()
+    (tmp_path / "fs/cgroup/cpu").mkdir()
+    (tmp_path / "fs/cgroup/cpu/cpu.cfs_period_us").write_text("100000\n")
+    for quota, expected in (("-1", 3), ("150000", 2)):  # version 1
+        (tmp_path / "fs/cgroup/cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert cores() == expected

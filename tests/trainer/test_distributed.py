@@ -1,4 +1,4 @@
-"""One process and two that torchrun starts: the same pictures in the same order, the same losses, the same weights."""
+"""One process and two, started by --processes or by torchrun: the same pictures in the same order, the same losses, the same weights."""
 
 import json
 import os
@@ -29,14 +29,14 @@ SETTINGS = ["train.pictures=96", "train.batch=8", "train.image_size=16", "networ
 CODE = "from cfgdiff.cli.main import main; main()"
 
 
-def train(folder: Path, out: str, processes: int, *more: str, resumed: bool = False) -> "subprocess.CompletedProcess[str]":
+def train(folder: Path, out: str, torchrun: int, *more: str, resumed: bool = False) -> "subprocess.CompletedProcess[str]":
     (folder / "each.py").write_text(PLUGIN)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python", sys.executable]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun), "--no-python", sys.executable]
     chosen = [word for setting in [*SETTINGS, "callbacks.each={}"] for word in ("--set", setting)]
     new_or_old = ["--resume", out] if resumed else ["--preset", "smoke", "--out", out]
     command = ["train", *new_or_old, "--data", str(folder / "pictures"), "--plugin", "each.py", "--threads", "1"]
     return subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), "-c", CODE, *command, *chosen, *more],
+        [sys.executable, *(launcher if torchrun else []), "-c", CODE, *command, *chosen, *more],
         cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
 
@@ -47,10 +47,12 @@ def step_losses(run: Path) -> list[float]:
 
 
 def test_two_processes_train_like_one_sharded_or_not(picture_folder: Path, tmp_path: Path) -> None:
-    for out, count, more in (("one", 1, ()), ("two", 2, ()), ("shards", 2, ("--set", "train.shard=true"))):
-        result = train(tmp_path, out, count, *more)
+    for out, count, torchrun, more in (
+        ("one", 1, 0, ()), ("two", 2, 0, ("--processes", "2")), ("shards", 2, 2, ("--set", "train.shard=true")),
+    ):  # fmt: skip
+        result = train(tmp_path, out, torchrun, *more)
         assert result.returncode == 0, result.stderr
-        assert f"{count} x cpu" in result.stderr and result.stderr.count("done: 96 pictures") == 1
+        assert result.stderr.count(f"{count} x cpu") == 1 and result.stderr.count("done: 96 pictures") == 1
     one, *others = (step_losses(tmp_path / out) for out in ("one", "two", "shards"))
     kept, *others_kept = (load_file(find_checkpoint(tmp_path / out) / "tensors.safetensors") for out in ("one", "two", "shards"))
     assert len(one) == 12
@@ -62,7 +64,7 @@ def test_two_processes_train_like_one_sharded_or_not(picture_folder: Path, tmp_p
                 torch.testing.assert_close(tensors[name], value, rtol=0.02, atol=5e-3)
     snapshots = [sorted(p.name for p in (tmp_path / out / "ema").iterdir()) for out in ("one", "two", "shards")]
     assert snapshots[0] and snapshots[1] == snapshots[2] == snapshots[0]
-    more = train(tmp_path, "shards", 2, "--set", "train.pictures=128", resumed=True)
+    more = train(tmp_path, "shards", 0, "--processes", "2", "--set", "train.pictures=128", resumed=True)
     assert more.returncode == 0 and read_checkpoint(tmp_path / "shards")[0]["pictures_seen"] == 128, more.stderr
 
 
