@@ -70,7 +70,9 @@ def launch(count: int, threads: int | None, work: Work) -> None:
             pass
     except (ProcessExitedException, ProcessRaisedException) as end:
         if received and -getattr(end, "exit_code", 1) in STOPS:
-            _stop_as_told(received[0])
+            if received[0] == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + received[0]) from None  # what a shell shows of a process that the signal ended
         _raise_first(failures, end, count)
     finally:
         for number, handler in previous.items():
@@ -106,14 +108,6 @@ def _raise_first(failures: "SimpleQueue[Any]", end: Any, count: int) -> None:
         raise error from None
     sys.stderr.write(text)
     raise SystemExit(1)
-
-
-def _stop_as_told(number: int) -> None:
-    """As a process alone does that is stopped before it trains."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
 
 
 @contextmanager

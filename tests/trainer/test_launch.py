@@ -82,17 +82,19 @@ def test_a_killed_process_is_named(work: ModuleType, capfd: pytest.CaptureFixtur
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_ctrl_c_before_training_ends_all(work: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_ends_all(number: int, work: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     def press() -> None:
         while not all((tmp_path / f"{rank}.txt").exists() for rank in (0, 1)):
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     threading.Thread(target=press, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as end:
         launch(2, 2, work.wait)
-    assert signal.getsignal(signal.SIGINT) is before and capfd.readouterr().err == ""
+    assert number == signal.SIGINT or end.value.code == 143
+    assert signal.getsignal(number) is before and capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
