@@ -37,7 +37,7 @@ class OrtEngine:
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
-        parts = shares(len(sample), self._threads)
+        parts = shares(0, len(sample), self._threads)
         if len(parts) == 1:
             return self._session.run(["prediction"], inputs)[0]
         session = self._session_of_one_thread()

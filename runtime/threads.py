@@ -26,13 +26,15 @@ def _read(path: str) -> str:
         return ""
 
 
-def shares(rows: int, threads: int) -> list[slice]:
-    """Parts of a call for threads that take one at a time each, as equal as they go; one part where all threads together are faster.
+def shares(start: int, stop: int, threads: int) -> list[slice]:
+    """Parts of the rows start .. stop - 1 for threads that take one at a time each; one part where all threads together are faster.
 
-    Threads that compute different rows never wait for each other, which they do within every operator of one part.
+    Threads that compute different rows never wait for each other, which they do within every operator of one part. All parts but the
+    last have `MOST` rows, or half or a quarter of that where some threads would have none.
     """
+    rows, size = stop - start, MOST
     if rows < 2 * LEAST:
-        return [slice(0, rows)]
-    turns = -(-rows // (threads * MOST))
-    size = max(LEAST, -(-rows // (threads * turns)))
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+        return [slice(start, stop)] if rows else []
+    while size > LEAST and rows < size * threads:
+        size //= 2
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]

@@ -59,8 +59,8 @@ def test_many_rows_are_shared_out_among_the_threads(packaged: Bundle, monkeypatc
             return self.session.run(names, part)
 
     monkeypatch.setattr(engine_ort, "open_session", Watched)
-    opened.predict(**inputs(40, [2.0] * 40))
-    assert list(callers) == [10] and len(callers[10]) == 2
+    opened.predict(**inputs(64, [2.0] * 64))
+    assert list(callers) == [16] and len(callers[16]) == 2
     opened.close()
 
 

@@ -12,13 +12,16 @@ from cfgdiff.runtime.threads import LEAST, MOST, cores, shares
 @pytest.mark.parametrize("count", [1, 2, 3, 16])
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 16, 33, 64, 100, 256])
 def test_every_row_goes_to_one_thread_in_parts_of_a_good_size(rows: int, count: int) -> None:
-    parts = shares(rows, count)
-    assert [i for part in parts for i in range(rows)[part]] == list(range(rows))
+    parts = shares(10, 10 + rows, count)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(10, 10 + rows))
+    assert shares(3, 3, count) == []
     sizes = [part.stop - part.start for part in parts]
-    assert len(parts) == 1 if rows < 2 * LEAST else max(sizes) <= MOST
-    assert all(size >= LEAST for size in sizes[:-1]) or len(parts) == 1
-    if rows >= 2 * LEAST * count:  # no thread has nothing to do in the last turn
-        assert len(parts) % count == 0 or len(set(sizes)) <= 2
+    if rows < 2 * LEAST:
+        assert sizes == [rows]
+    else:
+        assert set(sizes[:-1]) <= {sizes[0]} <= {rows, MOST, MOST // 2, LEAST} and sizes[-1] <= sizes[0] <= MOST
+        assert len(parts) >= min(count, rows // LEAST)  # no thread has nothing to do
+        assert sizes[0] == MOST or rows < MOST * count or len(parts) == 1
 
 
 def test_hyperthreads_are_one_core_and_a_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
