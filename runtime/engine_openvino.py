@@ -30,7 +30,7 @@ class OpenVinoEngine:
     max_batch = 4096
 
     def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
-        """Compile a variant's graph.
+        """Read a variant's graph.
 
         Args:
             precision: a variant, computed in float32 (int8: what is not in integers in bfloat16, where the CPU has it); or bfloat16, the
@@ -58,17 +58,20 @@ class OpenVinoEngine:
         inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
         (b, g), answer, queues, held = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), [], []
         parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]  # each is guided, or not, as a whole
+        streams = min(self._threads, 1 << (len(parts).bit_length() - 1))  # each with its share of the threads
         with self._lock, self._explained():
-            for rows in parts:
-                size = next(size for size in SIZES if size >= rows.stop - rows.start)
-                taken = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)  # the last one again, to fill up
-                part = {name: array[taken] for name, array in inputs.items() if name != "guidance"}
-                part["guidance"] = guidance[taken] if rows.stop <= g else guidance[:0]
-                queues.append(self._queue(1 if len(parts) == 1 else self._threads, size, len(part["guidance"])))
-                queues[-1].start_async(part, (answer, rows), share_inputs=True)
-                held.append(part)  # requests read from it until they are done
-            for queue in queues:
-                queue.wait_all()
+            try:
+                for rows in parts:
+                    size = next(size for size in SIZES if size >= rows.stop - rows.start)
+                    taken = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)  # the last one again, to fill up
+                    part = {name: array[taken] for name, array in inputs.items() if name != "guidance"}
+                    part["guidance"] = guidance[taken] if rows.stop <= g else guidance[:0]
+                    held.append(part)  # requests read from it until they are done
+                    queues.append(self._queue(streams, size, len(part["guidance"])))
+                    queues[-1].start_async(part, (answer, rows), share_inputs=True)
+            finally:
+                for queue in queues:
+                    queue.wait_all()
         return answer
 
     def _queue(self, streams: int, b: int, g: int) -> Any:

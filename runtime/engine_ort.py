@@ -29,8 +29,7 @@ class OrtEngine:
 
     def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
         self._graph, self._threads = bundle.path / bundle.variant(precision).graph, threads or cores()
-        self._session = open_session(self._graph, self._threads)
-        self._single: Any = None  # the session of one thread, which several threads call
+        self._sessions = {self._threads: open_session(self._graph, self._threads)}  # by the threads of a run
         self._pool, self._opening = ThreadPoolExecutor(self._threads, "cfgdiff"), threading.Lock()
         self.precision, self._shape = precision, bundle.image_shape
 
@@ -38,25 +37,23 @@ class OrtEngine:
         """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
         parts = shares(0, len(sample), self._threads)
-        if len(parts) == 1:
-            return self._session.run(["prediction"], inputs)[0]
-        session = self._session_of_one_thread()
+        session = self._session(max(1, self._threads // len(parts)))
 
         def run(rows: slice) -> np.ndarray:  # G - first of the rows that are left are guided
             return session.run(["prediction"], {name: array[rows] for name, array in inputs.items()})[0]
 
-        return np.concatenate(list(self._pool.map(run, parts)))
+        return run(parts[0]) if len(parts) == 1 else np.concatenate(list(self._pool.map(run, parts)))
 
-    def _session_of_one_thread(self) -> Any:
+    def _session(self, threads: int) -> Any:
         with self._opening:
-            if self._single is None:
-                self._single = self._session if self._threads == 1 else open_session(self._graph, 1)
-            return self._single
+            if threads not in self._sessions:
+                self._sessions[threads] = open_session(self._graph, threads)
+            return self._sessions[threads]
 
     def close(self) -> None:
         """Drop the sessions."""
         self._pool.shutdown()
-        self._session = self._single = None
+        self._sessions.clear()
 
 
 def open_session(graph: Path, threads: int | None, provider: tuple[str, dict[str, str]] = (CPU, {})) -> Any:
