@@ -62,11 +62,15 @@ def test_it_is_measured_again_when_asked(fake_cpu: Any) -> None:
 def test_speeds_are_stored_and_told_where_openvino_is_missing(copied: Path, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "processor", lambda: Processor("some", frozenset({"avx2", "amx_bf16", "fpu"})))
     before = json.loads((copied / "bundle.json").read_bytes())
+    measured = before.pop("speeds", [])
     shown(copied, "--measure", "--store", "--threads", 2)
     after = json.loads((copied / "bundle.json").read_bytes())
     shared = {"instructions": ["avx2", "amx_bf16"], "threads": 2, "engine": "openvino"}
-    assert after.pop("speeds") == [shared | {"precision": "float32", "times": 1.0}, shared | {"precision": "bfloat16", "times": 3.95}]
-    assert after == before and len(load_bundle(copied).speeds) == 2
+    assert after.pop("speeds")[len(measured) :] == [
+        shared | {"precision": "float32", "times": 1.0},
+        shared | {"precision": "bfloat16", "times": 3.95},
+    ]
+    assert after == before and len(load_bundle(copied).speeds) == len(measured) + 2
     del fake_cpu.kinds["openvino", "float32"], fake_cpu.kinds["openvino", "bfloat16"]
     monkeypatch.setattr(survey, "package", lambda name: "")
     said = CliRunner().invoke(engines, [str(copied), "--threads", "3"]).output

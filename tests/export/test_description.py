@@ -27,8 +27,9 @@ def test_fitted_steps_and_certificates_are_added(copied: Path) -> None:
 
 def test_speeds_take_the_place_of_those_of_such_a_processor(copied: Path) -> None:
     bundle = load_bundle(copied)
+    measured = bundle.speeds
     old, other = (SpeedRecord(("avx2",), threads, "openvino", "bfloat16", 2.0) for threads in (2, 4))
     new = [SpeedRecord(("avx2",), 2, "openvino", precision, 3.0) for precision in ("bfloat16", "int8")]
     for records in ([old], [other], new):
         store_speeds(bundle, records)
-    assert load_bundle(copied).speeds == (other, *new)
+    assert load_bundle(copied).speeds == (*measured, other, *new)

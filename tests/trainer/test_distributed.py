@@ -25,7 +25,14 @@ class Each(Callback):
     def __init__(self, run): pass
     def step(self, run, loss): run.report({"step_loss": loss})
 """
-SETTINGS = ["train.pictures=96", "train.batch=8", "train.image_size=16", "network.channels=16", "network.head_channels=16"]
+SETTINGS = [
+    "train.precision=float32",
+    "train.pictures=96",
+    "train.batch=8",
+    "train.image_size=16",
+    "network.channels=16",
+    "network.head_channels=16",
+]
 CODE = "from cfgdiff.cli.main import main; main()"
 
 
