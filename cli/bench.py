@@ -26,7 +26,7 @@ Examples:
   cfgdiff bench exported/mine --checkpoint runs/mine --threads 8"""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: five minutes on two cores.")
+@click.option("--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: minutes on two cores.")
 @click.option("--out", type=PATH, metavar="DIR", help="Where bench.json, bench.md and bench.png go. Default: bench-NAME.")
 @click.option("--steps", type=POSITIVE, help="Evaluations of ddim that the loops are compared at. Default: 10, or 5 with --quick.")
 @click.option("--rounds", type=POSITIVE, help="Turns of each case that are measured. Default: 7, or 5 with --quick.")
