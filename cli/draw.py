@@ -128,7 +128,7 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[s
     drawing.engine.close()
     same = "the same pixels" if not apart else f"differs by up to {apart} grey levels"
     drawn_by = f"{file.name} was drawn by {note['engine']}, {note['precision']}"
-    why = f", which cannot be had here: {remark}" if remark else ""
+    why = f", which is not available here: {remark}" if remark else ""
     return f"{target}: {same} ({engine.name}, {engine.precision}; {drawn_by}{why})"
 
 

@@ -28,7 +28,7 @@ class Wanted:
         """What drew a picture, by its note, where the flags do not say otherwise.
 
         Returns:
-            the engine, and, where it is another at that precision, why the one in the note cannot be had here.
+            the engine, and, where it is another at that precision, why the one in the note is not available here.
 
         Raises:
             Failure: none works at that precision; it names `flag`.

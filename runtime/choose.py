@@ -35,7 +35,7 @@ def open_engine(
 
     Raises:
         BadInput: an unknown engine or precision.
-        Failure: the engine cannot be had here.
+        Failure: the engine is not available here.
     """
     if engine not in ("auto", *OPENERS):
         choices = ["auto", *OPENERS]

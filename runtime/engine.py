@@ -100,7 +100,7 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
 
 
 def open_at(name: str, bundle: Bundle, precision: str, threads: int | None = None, uncertified: bool = False) -> Engine:
-    """This engine and no other. Raises `Failure` where it cannot be had here."""
+    """This engine and no other. Raises `Failure` where it is not available here."""
     return OPENERS[name](bundle, precision, threads, uncertified)
 
 

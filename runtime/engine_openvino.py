@@ -131,7 +131,7 @@ def _only(core: type) -> Any:
 
 
 def import_openvino() -> Any:
-    """The module `openvino`. Raises `Failure` where it cannot be had.
+    """The module `openvino`. Raises `Failure` where it is not available.
 
     On import it reports its use to its makers, unasked, and leaves files in the home folder, unless its package for that is missing.
     So that package is hidden from it.

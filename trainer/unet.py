@@ -5,8 +5,8 @@ the block's two convolutions. Resolution changes happen inside residual blocks, 
 picture is pixel-unshuffled first, so that the network runs at a fraction of the resolution.
 
 `norm` says what stands before each activation. `group` is ADM's group normalisation; with the modulation it is AdaGN. `affine` is no
-normalisation at all: the modulation alone scales and shifts. It learns as fast per picture at these widths, because residual branches
-start at zero and convolutions start with the variance that SiLU keeps (Zhang et al. 2019; Brock et al. 2021). Engines and bfloat16
+normalisation at all: the modulation alone scales and shifts. It trains because residual branches start at zero and convolutions start
+with the variance that SiLU keeps (Zhang et al. 2019; Brock et al. 2021). Engines and bfloat16
 training gain most of the time that is not spent in convolutions: a normalisation reads every activation twice and fuses with nothing.
 """
 

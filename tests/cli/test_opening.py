@@ -87,5 +87,5 @@ def test_pictures_are_remade_and_resumed_by_what_drew_them(tmp_path: Path) -> No
     result = call(NO_OPENVINO, "--remake", picture, "--out", again, "--precision", "float32")
     assert (
         result.returncode == 0
-        and "(cpu, float32; 0001.png was drawn by openvino, bfloat16, which cannot be had here: OpenVINO is not" in result.stderr
+        and "(cpu, float32; 0001.png was drawn by openvino, bfloat16, which is not available here: OpenVINO is not" in result.stderr
     )
