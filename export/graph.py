@@ -12,6 +12,7 @@ from torch import nn
 
 from .edit import SMALL, store_half
 from .fold import GuidedNetwork
+from .merge import merge_products
 
 OPSET = 18
 
@@ -67,6 +68,7 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     model = program.model_proto
     _tidy(model)
     _name_merged(model, network)
+    merge_products(model)
     store_half(model)
     onnx.checker.check_model(model, full_check=True)
     return model
