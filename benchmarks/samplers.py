@@ -27,7 +27,7 @@ import numpy as np
 
 from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
 from cfgdiff.runtime.errors import BadInput, Failure, nearest
-from cfgdiff.runtime.images import write_whole
+from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.plan import FITTED, make_plan
 from cfgdiff.runtime.samplers import SAMPLERS
 

@@ -1,19 +1,19 @@
-"""Pictures as files: every file is whole or absent, and a picture carries a note of how it was made."""
+"""Pictures as bytes and arrays: what is read becomes 8 bits, and what is written carries a note of how it was made."""
 
 import io
 import json
 import math
-import os
-import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-from .errors import Failure
+from .errors import BadInput, Failure
+from .files import write_whole
 
-NOTE = "cfgdiff"  # the text chunk of a PNG that holds its note; in a WebP it is the EXIF description
+NOTE = "cfgdiff"  # the text chunk of a PNG that holds its note; elsewhere it is the EXIF description
 EXIF_DESCRIPTION, EXIF_ORIENTATION, TIFF_BITS = 0x010E, 0x0112, 258
 
 
@@ -27,8 +27,7 @@ def read_rgb(image: Image.Image, where: str) -> Image.Image:
     """An opened picture of any mode as RGB, or as L where it has no colours: 8 bits, opaque, turned as its EXIF says.
 
     16 bits are scaled by their range, floating-point numbers from 0 .. 1. What is transparent becomes white, in proportion to its alpha;
-    what a transparent pixel hides is not seen. Of several frames it is the one that
-    `image` stands at: the first, unless it was moved.
+    what a transparent pixel hides is not seen. Of several frames it is the one that `image` stands at: the first, unless it was moved.
 
     Args:
         where: names the picture in errors.
@@ -92,52 +91,63 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
 
 def encoded(picture: np.ndarray, kind: str = "png", note: dict[str, Any] | None = None) -> bytes:
-    """(H, W, C) uint8 as the bytes of a PNG or a lossless WebP, with `note` inside as JSON."""
+    """(H, W, C) uint8 as the bytes of a PNG, a lossless WebP or a JPEG (`jpg`), with `note` inside as JSON."""
     image, buffer = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture), io.BytesIO()
     text = None if note is None else json.dumps(note)
-    if kind == "webp":
-        exif = Image.Exif()
-        if text is not None:
-            exif[EXIF_DESCRIPTION] = text
-        image.save(buffer, "WEBP", lossless=True, quality=100, exif=exif.tobytes())
-    else:
+    if kind == "png":
         info = PngImagePlugin.PngInfo()
         if text is not None:
             info.add_text(NOTE, text)
         image.save(buffer, "PNG", pnginfo=info)
+        return buffer.getvalue()
+    exif = Image.Exif()
+    if text is not None:
+        exif[EXIF_DESCRIPTION] = text
+    if kind == "webp":
+        image.save(buffer, "WEBP", lossless=True, quality=100, exif=exif.tobytes())
+    else:
+        image.save(buffer, "JPEG", quality=95, subsampling=0, exif=exif.tobytes())
     return buffer.getvalue()
+
+
+def load_picture(path: Path, where: str) -> Image.Image:
+    """The picture in a file, read to its end; the first frame of several. Raises `Failure`, which names `where`, if that fails."""
+    if path.exists() and not path.is_file():
+        raise Failure(f"{where}: cannot be read as a picture (it is no regular file)")  # a pipe may never end
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                frames(image)  # Pillow counts them once, while the file is open
+                image.load()
+                return image
+    except OSError as error:
+        raise Failure(f"{where}: cannot be read as a picture ({error.strerror or 'unknown format'})") from None
+    except Exception as error:  # what Pillow's decoders raise is as varied as the damage
+        raise Failure(f"{where}: cannot be read as a picture ({error or type(error).__name__})") from None
+
+
+def frames(image: Image.Image) -> int:
+    """How many pictures its file holds. A second one in an MPO is not counted: cameras put it beside the picture itself."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def read_note(path: Path) -> dict[str, Any]:
     """The note inside a picture. Raises `Failure` where there is none."""
+    image = load_picture(path, str(path))
     try:
-        with Image.open(path) as image:
-            found = image.getexif().get(EXIF_DESCRIPTION) if image.format == "WEBP" else getattr(image, "text", {}).get(NOTE)
-        note: dict[str, Any] = json.loads(found or "")
-        return note
-    except OSError as error:
-        raise Failure(f"{path}: cannot be read as a picture ({error.strerror or 'unknown format'})") from None
-    except (TypeError, ValueError):
-        raise Failure(f"{path}: says nothing of how it was made; expected a picture as written by cfgdiff-run") from None
+        text = getattr(image, "text", {}).get(NOTE) if image.format == "PNG" else image.getexif().get(EXIF_DESCRIPTION)
+        note = json.loads(text or "")
+    except Exception:  # EXIF that is damaged, text that is not JSON or nested without end
+        note = None
+    if not isinstance(note, dict):
+        raise Failure(f"{path}: says nothing of how it was made; expected a picture as written by cfgdiff-run")
+    return note
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, then rename it. Raises `Failure` where that fails."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise Failure(f"--out: cannot write {path} ({error.strerror or error}); choose another place or make room") from None
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def check_note(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises `BadInput` where a picture that is to be kept was made otherwise than `wanted` says."""
+    read_back = json.loads(json.dumps(wanted))
+    differing = [f"{key} {found.get(key)} (now {value})" for key, value in read_back.items() if found.get(key) != value]
+    if differing:
+        raise BadInput(f"--resume: {where} was made with {', '.join(differing)}; give the same flags or another --out")

@@ -75,7 +75,7 @@ def test_an_interrupted_job_that_is_resumed_ends_with_the_files_of_an_undisturbe
 
 
 def test_resuming_needs_a_folder_of_the_same_run(packaged: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--resume: only a folder"):
+    with pytest.raises(BadInput, match=r"--resume: only a folder or \.tar can be continued"):
         draw(drawing(packaged, 2), tmp_path / "a.npz", "png", None, True, False)
     draw(drawing(packaged, 4), tmp_path / "a", "png", None, False, False)
     other = Drawing(packaged, Job(["cat"] * 6, list(range(6)), None, {"seed": 2}), job(6).plan(packaged), Fast(), 4)
