@@ -43,20 +43,13 @@ def _refuse_idle_flags(context: click.Context) -> None:
             raise click.UsageError(f"{flag}: expected a name, found ''; leave it out for the default")
 
 
-def _refuse_idle_guidance(context: click.Context, plan: "Plan", bundle: "Bundle") -> None:
+def _refuse_idle_guidance(context: click.Context, plan: "Plan") -> None:
     """As `_refuse_idle_flags`, for what is known once the job is planned."""
-    given, interval = typed_flags(context), plan.guidance.interval
-    if all(w == 1 for w in plan.guidance.weights):
-        for name in ("interval", "rescale"):
-            if name in given and context.params[name]:
-                raise click.UsageError(
-                    f"{given[name]}: has no effect at guidance 1, which is plain conditional; leave it out or give --guidance"
-                )
-    if "interval" in given and interval is not None:
-        levels = bundle.schedule.ratio(plan.timesteps[:-1])
-        if not ((levels >= interval[0]) & (levels <= interval[1])).any():
-            at = f"{plan.steps} evaluations, at {levels.min():.3g} .. {levels.max():.3g} of sigma / alpha"
-            click.echo(f"--guidance-interval: nothing is guided, as {interval[0]:g},{interval[1]:g} holds none of the {at}", err=True)
+    given = typed_flags(context)
+    for name in ("interval", "rescale"):
+        if name in given and context.params[name] and set(plan.guidance.weights) == {1.0}:
+            why = "has no effect at guidance 1, which is plain conditional"
+            raise click.UsageError(f"{given[name]}: {why}; leave it out, or give another --guidance")
 
 
 @click.command(
@@ -144,7 +137,7 @@ def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int
         return
     job, columns = _job(bundle, classes, n, interpolate, frames, settings, edit)
     plan, noted = job.plan(bundle), first_note(out, kind) if resume else None
-    _refuse_idle_guidance(context, plan, bundle)
+    _refuse_idle_guidance(context, plan)
     opened = asked.open_as_noted(bundle, "--resume", *noted)[0] if noted else asked.open(bundle, plan, len(job.classes), batch)
     drawing = Drawing(bundle, job, plan, opened, batch)
     loaded = time.perf_counter()

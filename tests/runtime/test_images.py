@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import cropped, encoded, grid, psnr, read_note, read_rgb, save_png, write_whole
+from cfgdiff.runtime.images import cropped, encoded, frames, grid, load_picture, psnr, read_note, read_rgb, save_png
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
@@ -56,14 +57,54 @@ def test_a_picture_without_a_note_says_so(tmp_path: Path) -> None:
             read_note(tmp_path / name)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("text", "kind"), [(text, kind) for text in ("5", "null", "NaN", "[]", "{", "[" * 50_000, "") for kind in ("png", "webp")]
+)
+def test_a_note_that_is_none_says_so(tmp_path: Path, text: str, kind: str) -> None:
+    info, exif = PngInfo(), Image.Exif()
+    info.add_text("cfgdiff", text)
+    exif[0x010E] = text
+    more = {"pnginfo": info} if kind == "png" else {"exif": exif.tobytes()}
+    Image.new("RGB", (2, 2)).save(tmp_path / f"a.{kind}", **more)
+    with pytest.raises(Failure, match=r"says nothing of how it was made"):
+        read_note(tmp_path / f"a.{kind}")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(Failure, match="No space left"):
-        write_whole(tmp_path / "a.png", b"picture")
-    assert list(tmp_path.iterdir()) == []
+
+def test_bombs_pipes_and_ruins_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = PngInfo()
+    bomb.add_text("cfgdiff", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "text.png", pnginfo=bomb)
+    Image.new("RGB", (2, 2)).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "chunk.png").write_bytes(data.replace(b"IDAT", b"I\x00AT"))
+    (tmp_path / "short.png").write_bytes(data[:44])
+    for name, side in (("warned.png", 12), ("refused.png", 20)):
+        Image.new("RGB", (side, side)).save(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name, expected in (
+        ("text.png", "Decompressed data too large"), ("chunk.png", ""), ("short.png", ""), ("warned.png", "decompression bomb"),
+        ("refused.png", "decompression bomb"), ("pipe.png", "no regular file"), ("", "no regular file"), ("x.png", "No such file"),
+    ):  # fmt: skip
+        with pytest.raises(Failure, match=rf"^--from {name}: cannot be read as a picture \(.*{expected}") as caught:
+            load_picture(tmp_path / name, f"--from {name}")
+        assert "\n" not in str(caught.value)
+
+
+def test_frames_are_counted(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
+    for name, count in (("a.gif", 2), ("a.tif", 2), ("a.png", 2), ("a.mpo", 1), ("one.gif", 1)):
+        first.save(tmp_path / name, save_all=not name.startswith("one"), **({} if name == "one.gif" else {"append_images": [second]}))
+        image = load_picture(tmp_path / name, name)
+        assert frames(image) == count and np.asarray(read_rgb(image, name))[0, 0].tolist()[0] >= 250  # the first
+
+
+def test_a_jpeg_keeps_its_note(tmp_path: Path) -> None:
+    smooth = np.linspace(0, 255, 8 * 8 * 3).astype(np.uint8).reshape(8, 8, 3)
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth, "jpg", {"seed": 2**64 - 1}))
+    image = load_picture(tmp_path / "a.jpg", "a.jpg")
+    assert image.format == "JPEG" and np.abs(np.asarray(image).astype(int) - smooth).max() < 20
+    assert read_note(tmp_path / "a.jpg") == {"seed": 2**64 - 1}
 
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)  # (8, 8)
