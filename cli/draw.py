@@ -16,7 +16,7 @@ from cfgdiff.runtime.archives import Tar
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.generate import class_labels, to_uint8
-from cfgdiff.runtime.images import encoded, load_picture, read_note
+from cfgdiff.runtime.images import encoded, load_picture, read_note, read_rgb
 from cfgdiff.runtime.outputs import PICTURES, Folder, Gif, check_place, is_file_name, kind_of, output
 from cfgdiff.runtime.plan import Plan
 
@@ -112,21 +112,22 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[s
         raise BadInput(f"--out: expected another place than that of {file}, which is kept; give --out NAME.png")
     if not all(isinstance(note.get(key), str) for key in ("engine", "precision", "model_sha256")):
         raise Failure(f"{file}: its note lacks the model; expected a picture of a folder or .tar as written by cfgdiff-run")
-    job, wanted, image = from_note(note, *edit), note["model_sha256"], np.asarray(load_picture(file, str(file)))
+    job, wanted = from_note(note, *edit), note["model_sha256"]
+    mode = "RGB" if bundle.image_shape[0] == 3 else "L"
+    before = np.atleast_3d(np.asarray(read_rgb(load_picture(file, str(file)), str(file)).convert(mode)))
     if (found := digest(bundle, note["precision"])) != wanted:
         raise Failure(
             f"{file}: was made with model {note.get('model')} ({wanted[:12]}…), found {bundle.name} ({found[:12]}…); give --model"
         )
+    engine, remark = opened(note["engine"], note["precision"])
     try:
-        plan = job.plan(bundle)
-        engine, remark = opened(note["engine"], note["precision"])
-        drawing = Drawing(bundle, job, plan, engine, 1)
+        drawing = Drawing(bundle, job, job.plan(bundle), engine, 1)
         ((_, pictures),) = drawing.generate([0], None)
     except BadInput as error:
         raise Failure(f"{file}: what its note says cannot be drawn ({error}); is it as cfgdiff-run wrote it?") from None
-    if np.atleast_3d(image).shape != pictures[0].shape:
-        raise Failure(f"{file}: expected a picture of {pictures[0].shape}, as its note says, found {np.atleast_3d(image).shape}")
-    apart = int(np.abs(pictures[0] - np.atleast_3d(image).astype(int)).max())
+    if before.shape != pictures[0].shape:
+        raise Failure(f"{file}: expected a picture of {pictures[0].shape}, as its note says, found {before.shape}")
+    apart = int(np.abs(pictures[0] - before.astype(int)).max())
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, encoded(pictures[0], kind_of(target), drawing.note(0)))
     drawing.engine.close()

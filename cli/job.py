@@ -92,7 +92,7 @@ def _integer(below: int, least: int = 0) -> Callable[[Any], bool]:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # nor NaN
+    return type(value) in (int, float) and abs(value) < (2**53 if isinstance(value, int) else 1e30)  # nor NaN
 
 
 def _word(value: Any) -> bool:

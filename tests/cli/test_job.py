@@ -60,7 +60,8 @@ def test_what_a_note_lacks_is_said(packaged: Bundle, picture: Path) -> None:
     [
         {"index": -1}, {"index": 2**63}, {"index": 1.0}, {"index": True}, {"index": "1"}, {"seed": 2**64}, {"seed": -1}, {"seed": None},
         {"steps": 0}, {"steps": 2**64}, {"steps": 2.5}, {"class": 3}, {"class": ["cat"]}, {"sampler": None}, {"guidance": float("nan")},
-        {"guidance": float("inf")}, {"guidance": 10**400}, {"guidance": [1]}, {"spacing": 5}, {"eta": "x"}, {"rescale": None},
+        {"guidance": float("inf")}, {"guidance": 10**400}, {"guidance": 2**64}, {"guidance": [1]},
+        {"spacing": 5}, {"eta": "x"}, {"rescale": None},
         {"threshold": []}, {"timesteps": 5}, {"timesteps": []}, {"timesteps": ["x"]}, {"interval": [1]}, {"interval": 3},
         {"interval": [float("nan"), 1.0]}, {"to": 5}, {"to": {}}, {"to": {"class": "cat", "seed": 1, "share": "x"}},
         {"to": {"class": "cat", "seed": -1, "share": 0.5}},

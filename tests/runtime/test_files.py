@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -83,6 +84,24 @@ def test_without_locks_files_are_written_and_none_is_removed(tmp_path: Path, mon
     (tmp_path / LEFT).write_bytes(b"half")
     write_whole(tmp_path / "a.bin", b"whole")
     assert (tmp_path / "a.bin").read_bytes() == b"whole" and names(tmp_path) == [LEFT, "a.bin"]
+
+
+def test_where_open_files_cannot_be_renamed_they_are_closed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced, opened = list[bool](), list[IO[bytes]]()
+    replace = os.replace
+
+    def strict(source: Path, target: Path) -> None:
+        replaced.append(opened[0].closed)
+        replace(source, target)
+
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    monkeypatch.setattr(os, "replace", strict)
+    (tmp_path / LEFT).write_bytes(b"half")
+    remove_abandoned(tmp_path / "a.bin")
+    with partial_file(tmp_path / "a.bin") as file:
+        opened.append(file)
+        file.write(b"whole")
+    assert replaced == [True] and (tmp_path / "a.bin").read_bytes() == b"whole" and names(tmp_path) == ["a.bin"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
