@@ -13,7 +13,7 @@ import click
 def run_command(command: click.Command) -> Callable[[], None]:
     """The entry point of a command: runs it and turns `Failure`, OSError, Ctrl-C and SIGTERM into their line and exit code."""
 
-    def main(args: list[str] | None = None, **extra: Any) -> None:
+    def main(args: list[str] | None = None, standalone_mode: bool = True, **extra: Any) -> None:
         try:
             with _sigterm_unwinds():
                 code = command.main(args, standalone_mode=False, **extra)
@@ -37,7 +37,8 @@ def run_command(command: click.Command) -> Callable[[], None]:
             if not isinstance(error, Failure):
                 raise
             _exit(str(error), error.exit_code)
-        raise SystemExit(code if isinstance(code, int) else 0)
+        if standalone_mode:
+            raise SystemExit(code if isinstance(code, int) else 0)
 
     return main
 
