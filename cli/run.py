@@ -56,7 +56,8 @@ Examples:
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Class to draw; repeats, takes a comma list; 'all' goes round all.")
 @click.option("--n", type=int, help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation.")
 @click.option("--steps", type=int, help="Network evaluations a picture. Default: the model's.")
-@click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun or fitted. Default: the model's.")
+@click.option("--sampler", metavar="NAME",
+              help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a or fitted. Default: the model's.")  # fmt: skip
 @click.option("--spacing", metavar="NAME", help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")
 @click.option("--timesteps", metavar="T[,T...]", type=Numbers("numbers as in 999,750.5,20"),
               help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
