@@ -53,9 +53,10 @@ class Job:
         blend = self.blend
         if blend:
             blend = Blend(blend.seed, [blend.classes[i] for i in positions], [blend.shares[i] for i in positions])
-        return self.settings | {
+        guidance = None if self.guidance is None else [self.guidance[i] for i in positions]
+        return _acting(self.settings, guidance) | {
             "classes": [self.classes[i] for i in positions], "indices": [self.indices[i] for i in positions],
-            "guidance": None if self.guidance is None else [self.guidance[i] for i in positions], "blend": blend, "edit": self.edit,
+            "guidance": guidance, "blend": blend, "edit": self.edit,
         }  # fmt: skip
 
     def note(self, i: int, plan: Plan) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def from_note(note: dict[str, Any], edit: Edit | None, edit_note: dict[str, Any]
     else:
         settings = {"seed": note["seed"]} | {key: note[key] for key in PLANNED if key in note}
         settings |= {"interval": tuple(note["interval"])} if "interval" in note else {}
+        settings = _acting(settings, [note["guidance"]])
         blend = Blend(note["to"]["seed"], [note["to"]["class"]], [note["to"]["share"]]) if "to" in note else None
         _check_original(note.get("from"), edit_note)
         return Job([note["class"]], [note["index"]], [note["guidance"]], settings, blend, edit, edit_note)
@@ -139,6 +141,12 @@ def _check_original(noted: Any, given: dict[str, Any] | None) -> None:
     flag = {"picture": "--from", "mask": "--mask"}[key]
     was = "with another" if key in noted and key in given else "with one, found none" if key in noted else "without one"
     raise Failure(f"{flag}: the picture of --remake was made {was}; give {flag} as it was then")
+
+
+def _acting(settings: dict[str, Any], guidance: list[float] | None) -> dict[str, Any]:
+    """Without what `generate` refuses where no picture is guided: of a job with several w, these may be the pictures of w = 1."""
+    idle = {"interval", "rescale"} if guidance is not None and set(guidance) == {1.0} else set()
+    return {key: value for key, value in settings.items() if key not in idle}
 
 
 def digest(bundle: Bundle, precision: str) -> str:

@@ -20,9 +20,7 @@ class Wanted:
 
     def open(self, bundle: Bundle, plan: Plan, n: int, batch: int) -> Engine:
         """For n pictures. Raises `Failure` or `BadInput`."""
-        guided = any(w != 1 for w in plan.guidance.weights)
-        rows = n * plan.steps * (2 if guided else 1)
-        return open_engine(bundle, self.engine, self.precision, self.threads, self.uncertified, rows, min(n, batch))
+        return open_engine(bundle, self.engine, self.precision, self.threads, self.uncertified, plan.rows(n), min(n, batch))
 
     def open_as_noted(self, bundle: Bundle, flag: str, engine: str, precision: str) -> tuple[Engine, str]:
         """What drew a picture, by its note, where the flags do not say otherwise.

@@ -14,7 +14,6 @@ from .flags import INTERVAL, MOST_STEPS, Count, FilePath, Numbers, log_to_stderr
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
     from cfgdiff.runtime.generate import Blend
-    from cfgdiff.runtime.plan import Plan
 
     from .job import Job
 
@@ -43,15 +42,6 @@ def _refuse_idle_flags(context: click.Context) -> None:
             raise click.UsageError(f"{flag}: expected a name, found ''; leave it out for the default")
 
 
-def _refuse_idle_guidance(context: click.Context, plan: "Plan") -> None:
-    """As `_refuse_idle_flags`, for what is known once the job is planned."""
-    given = typed_flags(context)
-    for name in ("interval", "rescale"):
-        if name in given and context.params[name] and set(plan.guidance.weights) == {1.0}:
-            why = "has no effect at guidance 1, which is plain conditional"
-            raise click.UsageError(f"{given[name]}: {why}; leave it out, or give another --guidance")
-
-
 @click.command(
     epilog="""\b
 Examples:
@@ -68,7 +58,8 @@ Examples:
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Class to draw; repeats, takes a comma list; 'all' goes round all.")
 @click.option("--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation.")
 @click.option("--steps", type=Count(most=MOST_STEPS), help="Network evaluations a picture. Default: the model's.")
-@click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun or fitted. Default: the model's.")
+@click.option("--sampler", metavar="NAME",
+              help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a or fitted. Default: the model's.")  # fmt: skip
 @click.option("--spacing", metavar="NAME", help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")
 @click.option("--timesteps", metavar="T[,T...]", type=Numbers("numbers as in 999,750.5,20"),
               help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
@@ -114,8 +105,8 @@ def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int
             model: Path | None, engine: str, precision: str, threads: int | None, uncertified: bool, as_json: bool, list_classes: bool,
             verbose: bool, batch: int, **settings: Any) -> None:  # fmt: skip
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
-    started, context = time.perf_counter(), click.get_current_context()
-    _refuse_idle_flags(context)
+    started = time.perf_counter()
+    _refuse_idle_flags(click.get_current_context())
     from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.outputs import check_place
 
@@ -137,7 +128,6 @@ def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int
         return
     job, columns = _job(bundle, classes, n, interpolate, frames, settings, edit)
     plan, noted = job.plan(bundle), first_note(out, kind) if resume else None
-    _refuse_idle_guidance(context, plan)
     opened = asked.open_as_noted(bundle, "--resume", *noted)[0] if noted else asked.open(bundle, plan, len(job.classes), batch)
     drawing = Drawing(bundle, job, plan, opened, batch)
     loaded = time.perf_counter()

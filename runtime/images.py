@@ -80,6 +80,13 @@ def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.n
     return sheet
 
 
+def to_images(pictures: np.ndarray) -> list[Image.Image]:
+    """Pictures (N, H, W, C) uint8, of 3 channels or 1, as images of Pillow. Raises `BadInput` for another array."""
+    if pictures.ndim != 4 or pictures.shape[3] not in (1, 3) or pictures.dtype != np.uint8:
+        raise BadInput(f"pictures: expected (N, H, W, 3) or (N, H, W, 1) uint8, found {pictures.shape} {pictures.dtype}")
+    return [Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture) for picture in pictures]
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two sets of uint8 pictures in dB: one grey level everywhere is 48; equal ones are put at 100."""
     return float(min(100.0, 10 * np.log10(255**2 / max(1e-9, np.square(a.astype(np.float64) - b).mean()))))
@@ -92,7 +99,7 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
 def encoded(picture: np.ndarray, kind: str = "png", note: dict[str, Any] | None = None) -> bytes:
     """(H, W, C) uint8 as the bytes of a PNG, a lossless WebP or a JPEG (`jpg`), with `note` inside as JSON."""
-    image, buffer = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture), io.BytesIO()
+    (image,), buffer = to_images(picture[None]), io.BytesIO()
     text = None if note is None else json.dumps(note)
     if kind == "png":
         info = PngImagePlugin.PngInfo()

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cache import cache_folder
-from .engine import ON_CPU, Engine, open_at, package, ways_on_cpu
+from .engine import ON_CPU, Engine, open_at, own_version, package, ways_on_cpu
 from .errors import Failure
 from .generate import generate
 from .images import psnr
@@ -115,7 +114,7 @@ def key_of(bundle: Bundle, threads: int | None) -> dict[str, Any]:
     key = {
         "processor": here.name, "instructions": " ".join(sorted(here.instructions)),
         "threads": str(threads) if threads else f"the engine's choice of {cores()} cores",
-        "versions": {"cfgdiff": _own_version()} | {name: package(name) for name in ON_CPU},
+        "versions": {"cfgdiff": own_version()} | {name: package(name) for name in ON_CPU},
         "graphs": {name: graph_digest(variant) for name, variant in bundle.variants.items()},
         "ways": [" ".join(way) for way in ways_on_cpu(bundle)],
         "defaults": asdict(bundle.defaults), "fitted": hashlib.sha256(fitted.encode()).hexdigest(),
@@ -136,8 +135,11 @@ def measure(bundle: Bundle, threads: int | None = None, clock: Clock = time.perf
         for way, engine in opened.items():
             speed = replace(found[way], against=_contradiction(engine, bundle), one=one[way])
             if not speed.against:
-                pictures = reference if way == REFERENCE else _pictures(engine, bundle, n, steps)
-                speed = replace(speed, psnr_db=round(psnr(pictures, reference), 1))
+                try:
+                    pictures = reference if way == REFERENCE else _pictures(engine, bundle, n, steps)
+                    speed = replace(speed, psnr_db=round(psnr(pictures, reference), 1))
+                except Failure as error:  # an answer that is not finite, for one
+                    speed = replace(speed, against=str(error))
             found[way] = speed
         b = next(b for b in (MANY, 16, 4, 1) if b * min(one.values()) <= LONGEST or b == 1)
         for way, seconds in _turns(opened, _call(bundle, b), 2, clock).items():
@@ -220,13 +222,6 @@ def _contradiction(engine: Engine, bundle: Bundle) -> str:
         if not error <= limit:  # nor NaN
             return f"its answers contradict each other ({what}: error {error:.1e}, limit {limit:g})"
     return ""
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("cfgdiff")
-    except metadata.PackageNotFoundError:  # run from its source
-        return ""
 
 
 def _file_of(key: dict[str, Any]) -> Path | None:

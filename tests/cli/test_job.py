@@ -38,6 +38,23 @@ def test_a_note_and_back(packaged: Bundle, picture: Path, blend: Blend | None) -
     assert again.note(0, again.plan(packaged)) == note
 
 
+def test_a_picture_of_guidance_1_among_others_can_be_drawn_alone(packaged: Bundle) -> None:
+    """What an interval is for are the others: for it alone `generate` would refuse one."""
+    job = Job(["cat", "ship"], [0, 1], [1.0, 2.0], {"seed": 5, "steps": 7, "sampler": "ddim", "interval": (0.1, 9.0), "rescale": 0.3})
+    again = from_note(job.note(0, job.plan(packaged)), None, None)
+    assert again.plan(packaged).guidance.weights == (1.0,)
+    assert not {"interval", "rescale"} & (again.arguments([0]).keys() | job.arguments([0]).keys())
+    assert job.arguments([1])["interval"] == job.arguments([0, 1])["interval"] == (0.1, 9.0)
+
+
+def test_a_seed_of_64_bits_is_noted_and_drawn_again(packaged: Bundle) -> None:
+    blend = Blend(2**64 - 2, ["cat"], [0.5])
+    job = Job(["cat"], [0], [1.0], {"seed": 2**64 - 1, "steps": 7, "sampler": "ddim"}, blend)
+    note = json.loads(json.dumps(job.note(0, job.plan(packaged))))
+    again = from_note(note, None, None).arguments([0])
+    assert (note["seed"], note["to"]["seed"]) == (again["seed"], again["blend"].seed) == (2**64 - 1, 2**64 - 2)
+
+
 def test_defaults_are_noted_as_what_they_were(packaged: Bundle) -> None:
     job = Job(["cat"], [3], None, {"seed": 0, "steps": None, "sampler": None})
     note = job.note(0, job.plan(packaged))

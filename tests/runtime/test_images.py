@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import cropped, encoded, frames, grid, load_picture, psnr, read_note, read_rgb, save_png
+from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.images import cropped, encoded, frames, grid, load_picture, psnr, read_note, read_rgb, save_png, to_images
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
@@ -34,6 +34,16 @@ def test_psnr_is_that_of_the_pictures() -> None:
     light, dark = np.full((2, 4, 4, 3), 140, np.uint8), np.full((2, 4, 4, 3), 114.5, np.float32)
     assert psnr(light, dark) == pytest.approx(20)  # a tenth of the range
     assert psnr(light, light) == 100
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_pictures_become_images_of_pillow(channels: int, mode: str) -> None:
+    images = to_images(PICTURES[..., :channels])
+    assert [(image.mode, image.size) for image in images] == [(mode, (8, 8))] * 5
+    np.testing.assert_array_equal(np.atleast_3d(np.asarray(images[3])), PICTURES[3, ..., :channels])
+    for wrong in (PICTURES[0], PICTURES / 255, PICTURES[..., :2]):
+        with pytest.raises(BadInput, match=r"^pictures: expected \(N, H, W, 3\) or \(N, H, W, 1\) uint8, found"):
+            to_images(wrong)
 
 
 @pytest.mark.parametrize("kind", ["png", "webp"])
