@@ -7,7 +7,6 @@ and its pictures are those of float32 on ONNX Runtime from the same noise. Nothi
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -21,6 +20,7 @@ from .bundle import Bundle
 from .cache import cache_folder
 from .engine import ON_CPU, Engine, open_at, own_version, package, ways_on_cpu
 from .errors import Failure
+from .files import partial_file, remove_abandoned
 from .generate import generate
 from .images import psnr
 from .noise import normals
@@ -249,10 +249,10 @@ def _read(file: Path, key: dict[str, Any]) -> tuple[Speed, ...] | None:
 
 def _keep(file: Path, key: dict[str, Any], found: tuple[Speed, ...]) -> None:
     """Whole, or not at all; then it is measured again next time."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"key": key, "speeds": [asdict(s) for s in found]}, indent=1) + "\n")
-        partial.replace(file)
+        remove_abandoned(file)
+        with partial_file(file) as partial:
+            partial.write((json.dumps({"key": key, "speeds": [asdict(s) for s in found]}, indent=1) + "\n").encode())
     except OSError as error:
         log.info("%s: cannot be kept (%s); it will be measured again", file, error.strerror or error)

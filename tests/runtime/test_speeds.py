@@ -163,9 +163,11 @@ def test_a_cache_that_cannot_be_written_or_is_nowhere_does_no_harm(
 def test_a_process_that_dies_while_it_writes_leaves_the_old_file(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds.speeds(packaged)
     before = kept().read_bytes()
-    monkeypatch.setattr(Path, "replace", lambda self, target: os.remove(self))
+    left = kept().with_name(f".{kept().name}.0123abcd.partial")
+    left.write_bytes(before[:9])
+    monkeypatch.setattr(os, "replace", lambda source, target: os.remove(source))
     speeds.speeds(packaged, anew=True)
-    assert kept().read_bytes() == before
+    assert kept().read_bytes() == before and list(kept().parent.iterdir()) == [kept()]
 
 
 def test_expected_seconds_are_those_of_the_batch_and_of_opening() -> None:
