@@ -1,4 +1,4 @@
-"""Draws the pictures of a job into files: progress, previews, going on with what is there, making a picture again."""
+"""Draws the pictures of a job into files: progress, previews, continuing what is there, making a picture again."""
 
 import sys
 import time
