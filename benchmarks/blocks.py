@@ -17,7 +17,7 @@ import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import write_whole
+from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.plan import make_plan
 
 from .features import Classifier, Extractor, rgb

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cfgdiff.export.edit import store_half
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import write_whole
+from cfgdiff.runtime.files import write_whole
 from cfgdiff.trainer.config import OptimiserConfig
 from cfgdiff.trainer.data import PictureSet, batch_indices, load_data
 from cfgdiff.trainer.optim import make_optimisers, rate_factor, set_rate

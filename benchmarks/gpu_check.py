@@ -22,7 +22,7 @@ from cfgdiff.export.verify import reference
 from cfgdiff.export.write import write_bundle
 from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import write_whole
+from cfgdiff.runtime.files import write_whole
 
 from . import run
 from .latency import measure, open_all, parse_batches, table

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle
-from cfgdiff.runtime.images import write_whole
+from cfgdiff.runtime.files import write_whole
 
 from . import figures
 from .evaluate import EVERYWHERE, Found, Real, best

@@ -46,7 +46,7 @@ def bench(
     from cfgdiff.benchmarks.machine import describe
     from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.errors import Failure
-    from cfgdiff.runtime.images import write_whole
+    from cfgdiff.runtime.files import write_whole
 
     model, threads = load_bundle(bundle), threads or os.cpu_count() or 1
     steps, rounds, folder = steps or (5 if quick else 10), rounds or (5 if quick else 7), out or Path(f"bench-{model.name}")

@@ -1,4 +1,4 @@
-"""Draws the pictures of a job into files: progress, previews, going on with what is there, making a picture again."""
+"""Draws the pictures of a job into files: progress, previews, continuing what is there, making a picture again."""
 
 import sys
 import time
@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 import numpy as np
-from PIL import Image
 
 from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.archives import Tar
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.generate import class_labels, to_uint8
-from cfgdiff.runtime.images import encoded, read_note, write_whole
-from cfgdiff.runtime.outputs import Folder, Gif, output
+from cfgdiff.runtime.images import encoded, load_picture, read_note, read_rgb
+from cfgdiff.runtime.outputs import PICTURES, Folder, Gif, check_place, is_file_name, kind_of, output
 from cfgdiff.runtime.plan import Plan
 
 from .job import Job, digest, from_note
@@ -78,11 +79,9 @@ def draw(drawing: Drawing, out: Path, kind: str, columns: int | None, resume: bo
         columns: of the grid, and pictures of an interpolation; None: no interpolation, and as square as it gets.
     """
     labels, first_done = class_labels(drawing.bundle, drawing.job.classes), time.perf_counter()
-    with output(out, labels, drawing.note, kind, columns) as sink:
+    with output(out, labels, drawing.note, kind, columns, resume) as sink:
         missing = np.arange(len(labels))
-        if resume:
-            if not isinstance(sink, Folder):
-                raise BadInput(f"--resume: only a folder can be gone on with, found --out {out}; start again without it")
+        if resume and isinstance(sink, Folder | Tar):
             missing = _whole_batches(sink.missing(), len(labels), drawing.batch)
         if len(missing):
             watchers = [sink.see] if isinstance(sink, Gif) else []
@@ -105,26 +104,32 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Any, opened: Callable[[s
     Args:
         opened: from the names of the engine and the precision in the note, an engine, and why it is another, where it is.
     """
-    note, target = read_note(file), out if out.suffix else out / file.name
-    if target.suffix not in (".png", ".webp"):
-        raise BadInput(f"--out: expected a folder, .png or .webp for a picture that is made again, found {out}")
+    check_place(out)
+    note, target = read_note(file), out if is_file_name(out) else out / file.name
+    if target.suffix.lower() not in PICTURES:
+        raise BadInput(f"--out: expected a folder, or {', '.join(PICTURES)} for a picture that is made again, found {out}")
     if target.resolve() == file.resolve():
         raise BadInput(f"--out: expected another place than that of {file}, which is kept; give --out NAME.png")
-    if not {"engine", "precision", "model_sha256"} <= note.keys():
+    if not all(isinstance(note.get(key), str) for key in ("engine", "precision", "model_sha256")):
         raise Failure(f"{file}: its note lacks the model; expected a picture of a folder or .tar as written by cfgdiff-run")
     job, wanted = from_note(note, *edit), note["model_sha256"]
+    mode = "RGB" if bundle.image_shape[0] == 3 else "L"
+    before = np.atleast_3d(np.asarray(read_rgb(load_picture(file, str(file)), str(file)).convert(mode)))
     if (found := digest(bundle, note["precision"])) != wanted:
         raise Failure(
             f"{file}: was made with model {note.get('model')} ({wanted[:12]}…), found {bundle.name} ({found[:12]}…); give --model"
         )
-    engine, remark = opened(str(note["engine"]), str(note["precision"]))
-    drawing = Drawing(bundle, job, job.plan(bundle), engine, 1)
-    ((_, pictures),) = drawing.generate([0], None)
-    with Image.open(file) as image:
-        before = np.asarray(image).reshape(pictures[0].shape).astype(int)
-    apart = int(np.abs(pictures[0] - before).max())
+    engine, remark = opened(note["engine"], note["precision"])
+    try:
+        drawing = Drawing(bundle, job, job.plan(bundle), engine, 1)
+        ((_, pictures),) = drawing.generate([0], None)
+    except BadInput as error:
+        raise Failure(f"{file}: what its note says cannot be drawn ({error}); is it as cfgdiff-run wrote it?") from None
+    if before.shape != pictures[0].shape:
+        raise Failure(f"{file}: expected a picture of {pictures[0].shape}, as its note says, found {before.shape}")
+    apart = int(np.abs(pictures[0] - before.astype(int)).max())
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, encoded(pictures[0], target.suffix.lstrip("."), drawing.note(0)))
+    write_whole(target, encoded(pictures[0], kind_of(target), drawing.note(0)))
     drawing.engine.close()
     same = "the same pixels" if not apart else f"differs by up to {apart} grey levels"
     drawn_by = f"{file.name} was drawn by {note['engine']}, {note['precision']}"

@@ -103,12 +103,13 @@ def _name(checkpoint: Path | None, from_bundle: str | None) -> str:
 
 def _chosen_defaults(**defaults: Any) -> dict[str, Any]:
     """The defaults that were given by flags, checked."""
+    from cfgdiff.runtime.errors import named
     from cfgdiff.runtime.guidance import Guidance
-    from cfgdiff.runtime.samplers import find_sampler
+    from cfgdiff.runtime.samplers import SAMPLERS
 
     given = {key: value for key, value in defaults.items() if value is not None}
     if "sampler" in given:
-        find_sampler(given["sampler"])
+        given["sampler"] = named("--sampler", "sampler", given["sampler"], SAMPLERS)
     Guidance((given.get("guidance", 1.0),), given.get("interval"))
     return given
 

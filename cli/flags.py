@@ -2,9 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+MOST_STEPS = 1_000_000
 
 
 class Numbers(click.ParamType):
@@ -32,6 +35,40 @@ class Numbers(click.ParamType):
             flag = param.opts[0] if param else self.name
             raise click.UsageError(f"{flag}: expected {self._like}, found '{value}'", ctx)
         return found
+
+
+class Count(click.ParamType):
+    """A whole number of at least `least` and at most `most`. What is not is a `UsageError` that names the flag."""
+
+    name = "integer"
+
+    def __init__(self, least: int = 1, most: int = 1_000_000) -> None:
+        self._least, self._most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number that `value` says."""
+        flag = param.opts[0] if param else self.name
+        try:
+            found = int(value)
+        except ValueError:
+            raise click.UsageError(f"{flag}: expected a whole number, found '{str(value)[:40]}'", ctx) from None
+        if not self._least <= found <= self._most:
+            expected = f"{self._least} or more" if found < self._least else f"{self._least} .. {self._most}"
+            raise click.UsageError(f"{flag}: expected {expected}, found {found}", ctx)
+        return found
+
+
+class FilePath(click.Path):
+    """A path that is not empty: pathlib would read that as the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path that `value` says."""
+        if value == "":
+            raise click.UsageError(f"{param.opts[0] if param else self.name}: expected a file or folder, found ''", ctx)
+        return super().convert(value, param, ctx)
 
 
 INTERVAL = Numbers("LO,HI as in 0.3,5", count=2)

@@ -1,21 +1,27 @@
 """What a run of `cfgdiff-run` draws, picture by picture, and the note from which one of them can be drawn again."""
 
 import hashlib
+import json
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.bundle import Variant
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.generate import Blend, Edit
-from cfgdiff.runtime.images import cropped
+from cfgdiff.runtime.images import cropped, frames, load_picture, read_note
 from cfgdiff.runtime.plan import Plan, make_plan
 from cfgdiff.runtime.sidecar import graph_digest
 
+from .flags import MOST_STEPS
+
+log = logging.getLogger("cfgdiff")
 PLANNED = ("sampler", "steps", "spacing", "timesteps", "eta", "interval", "rescale", "threshold")
 
 
@@ -47,9 +53,10 @@ class Job:
         blend = self.blend
         if blend:
             blend = Blend(blend.seed, [blend.classes[i] for i in positions], [blend.shares[i] for i in positions])
-        return self.settings | {
+        guidance = None if self.guidance is None else [self.guidance[i] for i in positions]
+        return _acting(self.settings, guidance) | {
             "classes": [self.classes[i] for i in positions], "indices": [self.indices[i] for i in positions],
-            "guidance": None if self.guidance is None else [self.guidance[i] for i in positions], "blend": blend, "edit": self.edit,
+            "guidance": guidance, "blend": blend, "edit": self.edit,
         }  # fmt: skip
 
     def note(self, i: int, plan: Plan) -> dict[str, Any]:
@@ -67,17 +74,79 @@ class Job:
 
 
 def from_note(note: dict[str, Any], edit: Edit | None, edit_note: dict[str, Any] | None) -> Job:
-    """The job of one picture. Raises `Failure` where the note lacks something, or does not belong to what is edited."""
-    try:
-        settings = {key: note[key] for key in ("seed", "steps", "sampler")} | {key: note[key] for key in PLANNED if key in note}
+    """The job of one picture. Raises `Failure` where the note lacks something or says nonsense, or does not belong to what is edited."""
+    if missing := {"class", "index", "seed", "steps", "sampler", "guidance"} - note.keys():
+        what = f"lacks '{max(missing)}'"
+    elif wrong := [key for key, right in NOTED.items() if key in note and not right(note[key])]:
+        what = f"says {wrong[0]} is {json.dumps(note[wrong[0]])[:40]}"
+    else:
+        settings = {"seed": note["seed"]} | {key: note[key] for key in PLANNED if key in note}
         settings |= {"interval": tuple(note["interval"])} if "interval" in note else {}
+        settings = _acting(settings, [note["guidance"]])
         blend = Blend(note["to"]["seed"], [note["to"]["class"]], [note["to"]["share"]]) if "to" in note else None
-        job = Job([note["class"]], [note["index"]], [note["guidance"]], settings, blend, edit, edit_note)
-    except (KeyError, TypeError) as error:
-        raise Failure(f"--remake: its note lacks {error}; expected a picture of a folder or .tar as written by cfgdiff-run") from None
-    if note.get("from") != edit_note:
-        raise Failure(f"--remake: was made from {note.get('from') or 'no picture'}, found {edit_note or 'no --from'}; give the same one")
-    return job
+        _check_original(note.get("from"), edit_note)
+        return Job([note["class"]], [note["index"]], [note["guidance"]], settings, blend, edit, edit_note)
+    raise Failure(f"--remake: its note {what}; expected a picture of a folder or .tar as written by cfgdiff-run")
+
+
+def _integer(below: int, least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value < below
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < (2**53 if isinstance(value, int) else 1e30)  # nor NaN
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and 0 < len(value) <= MOST_STEPS and all(map(_number, value))
+
+
+def _interval(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(_number(bound) or bound == inf for bound in value)
+
+
+ENDS: dict[str, Callable[[Any], bool]] = {"class": _word, "seed": _integer(2**64), "share": _number}
+# How each entry of a note must be. What an unknown word or a number out of range means is left to those who take it.
+NOTED: dict[str, Callable[[Any], bool]] = {
+    "class": _word, "index": _integer(2**63), "seed": _integer(2**64), "steps": _integer(MOST_STEPS + 1, 1), "sampler": _word,
+    "guidance": _number, "spacing": _word, "eta": _number, "rescale": _number, "threshold": _number, "timesteps": _numbers,
+    "interval": _interval,
+    "to": lambda value: isinstance(value, dict) and all(right(value.get(key)) for key, right in ENDS.items()),
+}  # fmt: skip
+
+
+def noted_strength(file: Path) -> float | None:
+    """That with which the picture in `file` was made from another; None where its note does not say."""
+    original = read_note(file).get("from")
+    strength = original.get("strength") if isinstance(original, dict) else None
+    return strength if _number(strength) else None
+
+
+def _check_original(noted: Any, given: dict[str, Any] | None) -> None:
+    """Raises `Failure` where a picture was made from another than is given, or from none."""
+    if noted == given:
+        return
+    if given is None:
+        mask = " and --mask PICTURE" if isinstance(noted, dict) and "mask" in noted else ""
+        raise Failure(f"--remake: was made from a picture, found no --from; give the same one with --from PICTURE{mask}")
+    if not isinstance(noted, dict):
+        raise Failure("--from: the picture of --remake was drawn from noise alone; leave it out")
+    key = next((key for key in ("picture", "mask", "strength") if noted.get(key) != given.get(key)), "picture")
+    if key == "strength":
+        raise Failure(f"--strength: the picture of --remake was made with {noted.get(key)}, found {given.get(key)}; leave it out")
+    flag = {"picture": "--from", "mask": "--mask"}[key]
+    was = "with another" if key in noted and key in given else "with one, found none" if key in noted else "without one"
+    raise Failure(f"{flag}: the picture of --remake was made {was}; give {flag} as it was then")
+
+
+def _acting(settings: dict[str, Any], guidance: list[float] | None) -> dict[str, Any]:
+    """Without what `generate` refuses where no picture is guided: of a job with several w, these may be the pictures of w = 1."""
+    idle = {"interval", "rescale"} if guidance is not None and set(guidance) == {1.0} else set()
+    return {key: value for key, value in settings.items() if key not in idle}
 
 
 def digest(bundle: Bundle, precision: str) -> str:
@@ -102,11 +171,10 @@ def read_edit(bundle: Bundle, picture: Path | None, strength: float | None, mask
 
 
 def _read(flag: str, path: Path, height: int, width: int, mode: str) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return cropped(image, height, width, mode)
-    except OSError as error:
-        raise Failure(f"{flag} {path}: cannot be read as a picture ({error.strerror or 'unknown format'})") from None
+    image = load_picture(path, f"{flag} {path}")
+    if (n := frames(image)) > 1:
+        log.warning("%s %s: holds %d pictures; the first is taken", flag, path, n)
+    return cropped(image, height, width, mode, f"{flag} {path}")
 
 
 def _hash(array: np.ndarray) -> str:

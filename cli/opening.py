@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfgdiff.runtime import Bundle, Engine, open_engine
+from cfgdiff.runtime import Bundle, Engine, archives, open_engine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import read_note
 from cfgdiff.runtime.plan import Plan
@@ -20,9 +20,7 @@ class Wanted:
 
     def open(self, bundle: Bundle, plan: Plan, n: int, batch: int) -> Engine:
         """For n pictures. Raises `Failure` or `BadInput`."""
-        guided = any(w != 1 for w in plan.guidance.weights)
-        rows = n * plan.steps * (2 if guided else 1)
-        return open_engine(bundle, self.engine, self.precision, self.threads, self.uncertified, rows, min(n, batch))
+        return open_engine(bundle, self.engine, self.precision, self.threads, self.uncertified, plan.rows(n), min(n, batch))
 
     def open_as_noted(self, bundle: Bundle, flag: str, engine: str, precision: str) -> tuple[Engine, str]:
         """What drew a picture, by its note, where the flags do not say otherwise.
@@ -48,8 +46,11 @@ class Wanted:
             raise Failure(f"{what}; --precision float32 comes close") from None
 
 
-def first_note(folder: Path, kind: str) -> tuple[str, str] | None:
-    """(engine, precision) by the note of the first picture in a folder; None where there is no picture or the note lacks them."""
-    there = sorted(path for path in folder.glob(f"*.{kind}") if path.stem.isdecimal())
-    note = read_note(there[0]) if there else {}
+def first_note(out: Path, kind: str) -> tuple[str, str] | None:
+    """(engine, precision) by the note of the first picture in a folder or .tar; None where there is none or the note lacks them."""
+    if out.suffix.lower() == ".tar":
+        note = archives.first_note(out) or {}
+    else:
+        there = sorted(path for path in out.glob(f"*.{kind}") if path.stem.isdecimal())
+        note = read_note(there[0]) if there else {}
     return (str(note["engine"]), str(note["precision"])) if {"engine", "precision"} <= note.keys() else None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import run_command
-from .flags import INTERVAL, Numbers, log_to_stderr, typed_flags
+from .errors import one_line, run_command
+from .flags import INTERVAL, MOST_STEPS, Count, FilePath, Numbers, log_to_stderr, typed_flags
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .job import Job
 
 
-PATH = click.Path(path_type=Path)
+PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
 # What the note inside a picture does not say; all else --remake takes from there.
 REMAKE_TAKES = {"remake", "out", "source", "strength", "mask", "model", "engine", "precision", "uncertified", "threads", "verbose"}
 
@@ -33,11 +33,13 @@ def _refuse_idle_flags(context: click.Context) -> None:
         idle = {"seed": "--interpolate SEED1:SEED2 names the seeds; leave it out"}
     else:
         idle = {"frames": "is for interpolations, found none; add --interpolate SEED1:SEED2"}
-    if found["remake"] is None and out.suffix.lower() in (".png", ".gif", ".npz"):
+    if found["remake"] is None and out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz"):
         idle["kind"] = f"is for pictures in a folder or .tar, found --out {out}; leave it out"
-    for name in given:
+    for name, flag in given.items():
         if name in idle:
-            raise click.UsageError(f"{given[name]}: {idle[name]}")
+            raise click.UsageError(f"{flag}: {idle[name]}")
+        if found[name] == "":
+            raise click.UsageError(f"{flag}: expected a name, found ''; leave it out for the default")
 
 
 @click.command(
@@ -54,9 +56,10 @@ Examples:
   cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2"""
 )
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Class to draw; repeats, takes a comma list; 'all' goes round all.")
-@click.option("--n", type=int, help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation.")
-@click.option("--steps", type=int, help="Network evaluations a picture. Default: the model's.")
-@click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun or fitted. Default: the model's.")
+@click.option("--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation.")
+@click.option("--steps", type=Count(most=MOST_STEPS), help="Network evaluations a picture. Default: the model's.")
+@click.option("--sampler", metavar="NAME",
+              help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a or fitted. Default: the model's.")  # fmt: skip
 @click.option("--spacing", metavar="NAME", help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")
 @click.option("--timesteps", metavar="T[,T...]", type=Numbers("numbers as in 999,750.5,20"),
               help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
@@ -72,19 +75,18 @@ Examples:
 @click.option("--seed", default=0, show_default=True, help="Picture i depends on (seed, i), its class and w alone.")
 @click.option("--interpolate", metavar="SEED1:SEED2", type=Numbers("SEED1:SEED2 as in 1:2", 2, int, ":"),
               help="From one seed to another, and from one class to a second.")  # fmt: skip
-@click.option(
-    "--frames", default=9, show_default=True, type=click.IntRange(min=2), help="Pictures of an interpolation, both ends among them."
-)
+@click.option("--frames", default=9, show_default=True, type=Count(least=2), help="Pictures of an interpolation, both ends among them.")
 @click.option("--from", "source", type=PATH, metavar="PICTURE", help="Start from this picture, cropped and resized, instead of noise.")
 @click.option("--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask.")
 @click.option("--mask", type=PATH, metavar="PICTURE", help="Draw where this is white and keep the picture elsewhere.")
-@click.option("--batch", default=64, show_default=True, help="Pictures at a time.")
+@click.option("--batch", default=64, show_default=True, type=Count(), help="Pictures at a time.")
 @click.option("--out", default="samples", show_default=True, type=PATH,
-              help="A folder (pictures, grid.png), or a .png (grid), .gif (the denoising, or the interpolation), "
-                   ".npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
+              help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif (the denoising, or "
+                   "the interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
 @click.option("--format", "kind", default="png", show_default=True, type=click.Choice(["png", "webp"]),
               help="Of pictures in a folder or .tar.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with a folder of an interrupted run: draw only the pictures that are missing.")
+@click.option("--resume", is_flag=True, help="Continue a folder or .tar of an interrupted run: draw only the pictures that are missing. "
+              "An interrupted .tar is kept for this only where --resume was given then, too.")  # fmt: skip
 @click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from the note inside it, and compare.")
 @click.option("--stream", is_flag=True, help="Show the first pictures in the terminal as they come out of the noise.")
 @click.option("--model", type=PATH, help="A bundle. Default: the packaged CIFAR-10 model.")
@@ -93,9 +95,9 @@ Examples:
               help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino; auto: the fastest whose pictures are "
                    "certified to be float32's.")  # fmt: skip
 @click.option("--uncertified", is_flag=True, help="Take a TensorRT engine that cfgdiff verify did not pass, too.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
+@click.option("--threads", type=Count(most=1024), help="CPU threads. Default: the engine's choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-@click.option("--list-classes", is_flag=True, help="Print the model's classes and stop.")
+@click.option("--list-classes", is_flag=True, help="Print the model's classes and stop; with --json as a list.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
 def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None, frames: int, source: Path | None,
@@ -106,16 +108,20 @@ def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int
     started = time.perf_counter()
     _refuse_idle_flags(click.get_current_context())
     from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime.outputs import check_place
 
     from .draw import Drawing, draw, redraw
-    from .job import read_edit
+    from .job import noted_strength, read_edit
     from .opening import Wanted, first_note
 
     log_to_stderr(verbose)
     bundle, asked = load_bundle(model), Wanted(engine, precision, threads, uncertified)
     if list_classes:
-        click.echo("\n".join(bundle.class_names))
+        click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
         return
+    check_place(out, resume)
+    if remake is not None and source is not None and strength is None:
+        strength = noted_strength(remake)
     edit = read_edit(bundle, source, strength, mask)
     if remake is not None:
         click.echo(redraw(remake, bundle, out, edit, partial(asked.open_as_noted, bundle, "--remake")), err=True)
@@ -138,31 +144,47 @@ def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int
         click.echo(json.dumps(report))
     else:
         there = f", {len(job.classes) - drawn.n} were there" if drawn.n < len(job.classes) else ""
-        click.echo(f"{drawn.n} pictures in {done - started:.1f} s ({name}, {drawing.engine.precision}){there}: {out}", err=True)
+        count = f"{drawn.n} picture{'s' * (drawn.n != 1)}"
+        click.echo(one_line(f"{count} in {done - started:.1f} s ({name}, {drawing.engine.precision}){there}: {out}"), err=True)
 
 
 def _job(bundle: "Bundle", wanted: tuple[str, ...], n: int | None, seeds: tuple[int, int] | None, frames: int, settings: dict[str, Any],
          edit: Any) -> "tuple[Job, int | None]":  # fmt: skip
     """What is to be drawn, and the columns of its grid: an interpolation is a row."""
+    from cfgdiff.runtime.guidance import Guidance
+
     from .job import Job
 
-    names = [name.strip() for entry in wanted for name in entry.split(",") if name.strip()]
-    if not names:
-        raise click.UsageError(f"--class NAME is missing; choose from {', '.join(bundle.class_names)}, or all")
-    if "all" in names and "all" not in bundle.class_names:
-        names = bundle.class_names
-    if n is not None and n < 1:
-        raise click.UsageError(f"--n: expected 1 or more, found {n}")
+    names = _classes(bundle, wanted)
     weights, settings = settings["guidance"], {key: value for key, value in settings.items() if key != "guidance"}
+    if weights is not None:
+        Guidance(weights)  # all of the list, even where there are fewer pictures
     if seeds is None:
         rows, frames, count = [*range(n or 16)], 1, n or 16
         job_classes, blend = [names[i % len(names)] for i in rows], None
     else:
+        if (n or 1) * frames > MOST:
+            raise click.UsageError(f"--frames: expected at most {MOST} pictures in all, found {n or 1} interpolations of {frames}")
         rows = [row for row in range(n or 1) for _ in range(frames)]
         count, settings = len(rows), settings | {"seed": seeds[0]}
         job_classes, blend = _between(names, seeds, frames, n or 1)
     guidance = None if weights is None else [weights[i // frames % len(weights)] for i in range(count)]
     return Job(job_classes, rows, guidance, settings, blend, *edit), None if seeds is None else frames
+
+
+def _classes(bundle: "Bundle", wanted: tuple[str, ...]) -> list[str]:
+    """The names of the classes as the model has them, all of them known. A whole entry that is a name is not taken apart at its commas."""
+    from cfgdiff.runtime.generate import class_labels
+
+    known = bundle.class_names
+    names = [name.strip() for entry in wanted for name in ([entry] if entry in known else entry.split(",")) if name.strip()]
+    if not names:
+        raise click.UsageError(f"--class NAME is missing; choose from {', '.join(known)}, or all")
+    if "all" not in names or "all" in known:
+        return [known[label] for label in class_labels(bundle, names)]
+    if others := [name for name in names if name != "all"]:
+        raise click.UsageError(f"--class: expected all or names, found all and {', '.join(others)}; leave out the one or the others")
+    return known
 
 
 def _between(names: list[str], seeds: tuple[int, int], frames: int, n: int) -> "tuple[list[str], Blend]":

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from .bundle import Bundle
-from .engine import ON_CPU, OPENERS, Engine, open_at, precisions, ways_on_cpu
+from .engine import ON_CPU, OPENERS, OpenedEngine, open_at, precisions, ways_on_cpu
 from .errors import BadInput, Failure, nearest
 from .speeds import MANY, Speed, Way, speeds
 
@@ -18,8 +18,8 @@ WORTH = 500  # rows of the network: fewer take less time than to measure what co
 def open_engine(
     bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None, uncertified: bool = False,
     rows: int | None = None, batch: int = MANY,
-) -> Engine:  # fmt: skip
-    """Open an engine for a bundle.
+) -> OpenedEngine:  # fmt: skip
+    """Open an engine for a bundle; `with` closes it at its end.
 
     Args:
         engine: a name in `OPENERS`, which is never replaced by another; or "auto": TensorRT or CUDA where they work, else the engine

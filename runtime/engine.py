@@ -7,14 +7,16 @@ gets is decided in choose.py.
 import logging
 from collections.abc import Callable
 from importlib import metadata, util
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from .bundle import Bundle
+from .errors import Failure
 from .sidecar import graph_digest
 
 log = logging.getLogger("cfgdiff")
+Opened = TypeVar("Opened", bound="OpenedEngine")
 
 
 class Engine(Protocol):
@@ -43,13 +45,30 @@ class Engine(Protocol):
         ...
 
 
-def _tensorrt(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
+class OpenedEngine(Engine):
+    """What the engines here have beside `Engine`: `with` closes them at its end, and a closed one says so."""
+
+    closed = False
+
+    def check_open(self) -> None:
+        """Raises `Failure` where it is closed."""
+        if self.closed:
+            raise Failure(f"{self.name}: the engine is closed; open it again")
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _tensorrt(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> OpenedEngine:
     from .engine_tensorrt import TensorRTEngine
 
     return TensorRTEngine(bundle, precision, threads, uncertified)
 
 
-def _cuda(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
+def _cuda(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> OpenedEngine:
     from .engine_ort import CudaEngine
 
     if precision != "auto":
@@ -60,13 +79,13 @@ def _cuda(bundle: Bundle, precision: str, threads: int | None, uncertified: bool
     return opened
 
 
-def _cpu(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
+def _cpu(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> OpenedEngine:
     from .engine_ort import OrtEngine
 
     return OrtEngine(bundle, precision, threads)
 
 
-def _openvino(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> Engine:
+def _openvino(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> OpenedEngine:
     from .engine_openvino import OpenVinoEngine
 
     return OpenVinoEngine(bundle, precision, threads)
@@ -84,7 +103,7 @@ def _against_float16(bundle: Bundle) -> str | None:
 
 
 # In the order in which they are tried where nothing is measured. Those for CPUs are always asked for a precision by its name.
-OPENERS: dict[str, Callable[[Bundle, str, int | None, bool], Engine]] = {
+OPENERS: dict[str, Callable[[Bundle, str, int | None, bool], OpenedEngine]] = {
     "tensorrt": _tensorrt, "cuda": _cuda, "cpu": _cpu, "openvino": _openvino,
 }  # fmt: skip
 ON_CPU = ("cpu", "openvino")
@@ -99,7 +118,7 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
     return [*bundle.variants, *(["bfloat16"] if name == "openvino" else [])]
 
 
-def open_at(name: str, bundle: Bundle, precision: str, threads: int | None = None, uncertified: bool = False) -> Engine:
+def open_at(name: str, bundle: Bundle, precision: str, threads: int | None = None, uncertified: bool = False) -> OpenedEngine:
     """This engine and no other. Raises `Failure` where it is not available here."""
     return OPENERS[name](bundle, precision, threads, uncertified)
 
@@ -121,3 +140,11 @@ def package(name: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     return ""
+
+
+def own_version() -> str:
+    """That of cfgdiff; empty where it is run from its source."""
+    try:
+        return metadata.version("cfgdiff")
+    except metadata.PackageNotFoundError:
+        return ""

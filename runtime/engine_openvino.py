@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .engine import OpenedEngine
 from .errors import Failure
 from .inputs import check_inputs
 from .threads import LEAST, MOST, cores, shares
@@ -23,7 +24,7 @@ BFLOAT16 = "bfloat16"  # a way to compute the float32 graph, of this engine alon
 SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; those of others are filled up
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(OpenedEngine):
     """An `Engine` on OpenVINO's CPU device. Calls from several threads are safe; they run one after the other."""
 
     name = "openvino"
@@ -54,12 +55,13 @@ class OpenVinoEngine:
         self._queues, self._lock = dict[tuple[int, int, int], Any](), threading.Lock()
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
+        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types, `Failure` where it is closed."""
         inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
         (b, g), answer, queues, held = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), [], []
         parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]  # each is guided, or not, as a whole
         streams = min(self._threads, 1 << (len(parts).bit_length() - 1))  # each with its share of the threads
         with self._lock, self._explained():
+            self.check_open()
             try:
                 for rows in parts:
                     size = next(size for size in SIZES if size >= rows.stop - rows.start)
@@ -94,7 +96,9 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Drop the compiled graphs."""
-        self._queues.clear()
+        with self._lock:
+            self.closed = True
+            self._queues.clear()
 
 
 def _keep(request: Any, place: tuple[np.ndarray, slice]) -> None:

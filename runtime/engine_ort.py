@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .engine import OpenedEngine
 from .errors import Failure
 from .inputs import check_inputs
 from .threads import cores, shares
@@ -21,7 +22,7 @@ TO_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxrunti
 MOST_SHAPES = 16  # a run meets about four: whole and last batches, inside and outside the guidance interval
 
 
-class OrtEngine:
+class OrtEngine(OpenedEngine):
     """An `Engine` on ONNX Runtime's CPU provider. Calls from several threads are safe."""
 
     name = "cpu"
@@ -34,7 +35,8 @@ class OrtEngine:
         self.precision, self._shape = precision, bundle.image_shape
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
+        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types, `Failure` where it is closed."""
+        self.check_open()
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
         parts = shares(0, len(sample), self._threads)
         session = self._session(max(1, self._threads // len(parts)))
@@ -52,6 +54,7 @@ class OrtEngine:
 
     def close(self) -> None:
         """Drop the sessions."""
+        self.closed = True
         self._pool.shutdown()
         self._sessions.clear()
 
@@ -71,7 +74,7 @@ def open_session(graph: Path, threads: int | None, provider: tuple[str, dict[str
         raise Failure(f"{graph}: ONNX Runtime cannot load it ({_first_line(error)}); export the model again") from None
 
 
-class CudaEngine:
+class CudaEngine(OpenedEngine):
     """An `Engine` on ONNX Runtime's CUDA provider. Calls from several threads are safe; they run one after the other."""
 
     name = "cuda"
@@ -94,6 +97,7 @@ class CudaEngine:
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where the GPU fails."""
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
         with self._lock:
+            self.check_open()
             try:
                 binding, values = self._binding(inputs)
                 for name, array in inputs.items():
@@ -128,8 +132,10 @@ class CudaEngine:
 
     def close(self) -> None:
         """Drop the session and what it was bound to."""
-        self._bound.clear()
-        del self._session
+        with self._lock:
+            self.closed = True
+            self._bound.clear()
+            self._session = None
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cuda import Cuda
+from .engine import OpenedEngine
 from .errors import BadInput, Failure
 from .inputs import check_inputs
 from .sidecar import BuiltEngine, check_certificate, check_file, check_key, engines_beside, expected_key, rebuild
@@ -31,7 +32,7 @@ class _Plan:
     graph: Any | None
 
 
-class TensorRTEngine:
+class TensorRTEngine(OpenedEngine):
     """An `Engine` on TensorRT. Calls from several threads are safe; they run one after the other."""
 
     name = "tensorrt"
@@ -53,7 +54,7 @@ class TensorRTEngine:
         self._built, module, data, self._cuda = _choose(bundle, precision, uncertified, built)
         key = self._built.key
         self.precision, (self._least, _, self.max_batch) = key.precision, key.profile
-        self._shape, self._lock, self._closed = bundle.image_shape, threading.Lock(), False
+        self._shape, self._lock = bundle.image_shape, threading.Lock()
         self._plans: dict[tuple[int, int], _Plan] = {}
         with ExitStack() as held:
             self._stream = self._cuda.create_stream()
@@ -96,8 +97,7 @@ class TensorRTEngine:
                 f"give it fewer, or {rebuild(self._built, 'MIN,OPT,MAX')}"
             )
         with self._lock:
-            if self._closed:
-                raise Failure(f"{self._built.path}: the engine is closed; open it again")
+            self.check_open()
             rows = max(b, self._least)  # an engine for at least MIN rows gets copies of the first, unguided ones
             for name, array in inputs.items():
                 self._host[name][: len(array)] = array
@@ -157,8 +157,8 @@ class TensorRTEngine:
     def close(self) -> None:
         """Give back the memory of host and GPU."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
+            if not self.closed:
+                self.closed = True
                 self._held.close()
                 del self._model, self._host
 

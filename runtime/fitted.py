@@ -4,8 +4,9 @@ Every solver of the probability-flow ODE that is linear in what the network said
 coefficients that lead closest to where many small steps lead, instead of those of a Taylor series.
 """
 
+import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def parse_interval(tree: Any) -> tuple[float, float] | None:
 
 
 def parse_fitted(tree: Any) -> Fitted:
-    """From bundle.json. Raises ValueError, KeyError or TypeError for what is not as it must be."""
+    """From bundle.json. Raises ValueError, KeyError, TypeError or OverflowError for what is not as it must be."""
     found = Fitted(
         tuple(float(t) for t in tree["timesteps"]),
         tuple(tuple(float(c) for c in row) for row in tree["coefficients"]),
@@ -64,4 +65,8 @@ def parse_fitted(tree: Any) -> Fitted:
     )
     if len(found.timesteps) != len(found.coefficients) + 1 or found.timesteps[-1] != 0:
         raise ValueError("timesteps and coefficients do not belong together")
+    if any(len(row) != TERMS for row in found.coefficients) or any(s >= t for t, s in pairwise(found.timesteps)):
+        raise ValueError(f"expected falling timesteps and {TERMS} coefficients for each")
+    if not all(map(math.isfinite, (*found.timesteps, *chain(*found.coefficients), found.guidance))):
+        raise ValueError("expected finite numbers")
     return found

@@ -8,13 +8,14 @@ import numpy as np
 
 from .bundle import Bundle
 from .engine import Engine
-from .errors import BadInput, nearest
-from .guidance import guided, mixed, thresholded, watched, with_x0
-from .noise import normals
+from .errors import BadInput, named, whole
+from .guidance import finite, guided, mixed, thresholded, watched, with_x0
+from .noise import keys, normals
 from .plan import Plan, make_plan
 from .samplers import Predict
 
 Watch = Callable[[int, np.ndarray], object]
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Blend:
     """The other end of an interpolation: picture i is `shares[i]`, 0 .. 1, of the way to it.
 
     Attributes:
-        seed: of the latent there; what lies between two latents is on the arc between them.
+        seed: of the latent there, one or N; what lies between two latents is on the arc between them.
         classes: there, N names or numbers; between two classes the network's answers are mixed, at twice the cost.
         shares: N of them.
     """
 
-    seed: int
+    seed: int | Sequence[int] | np.ndarray
     classes: Sequence[str | int]
     shares: Sequence[float]
 
@@ -47,39 +48,40 @@ class Edit:
     mask: np.ndarray | None = None
 
 
-def class_labels(bundle: Bundle, classes: Sequence[str | int]) -> np.ndarray:
-    """(N,) int64 labels of class names or numbers. Raises `BadInput` for an unknown one, naming the nearest."""
+def class_labels(bundle: Bundle, classes: Sequence[str | int] | np.ndarray) -> np.ndarray:
+    """(N,) int64 labels of class names, in any case, or numbers. Raises `BadInput` for an unknown one, naming the nearest."""
+    if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | np.ndarray):
+        raise BadInput(f"classes: expected a list of names or numbers, found {classes!r:.60}; as in [{bundle.class_names[0]!r}]")
     known, labels = {name: k for k, name in enumerate(bundle.class_names)}, []
     for wanted in classes:
-        if isinstance(wanted, str) and wanted in known:
-            labels.append(known[wanted])
-        elif isinstance(wanted, int) and 0 <= wanted < len(known):
-            labels.append(wanted)
+        if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool) and 0 <= wanted < len(known):
+            labels.append(int(wanted))
         else:
-            raise BadInput(f"--class: no class '{wanted}'; choose from {', '.join(known)}{nearest(str(wanted), list(known))}")
+            labels.append(known[named("--class", "class", str(wanted), known)])
     return np.array(labels, np.int64)
 
 
-def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int], steps: int | None = None,
-             guidance: float | Sequence[float] | None = None, seed: int = 0, sampler: str | None = None, batch: int = 64,
+def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int] | np.ndarray, steps: int | None = None,
+             guidance: float | Sequence[float] | np.ndarray | None = None, seed: int | Sequence[int] | np.ndarray = 0,
+             sampler: str | None = None, batch: int = BATCH,
              spacing: str | None = None, timesteps: Sequence[float] | None = None, eta: float = 0.0,
              interval: tuple[float, float] | None = None, rescale: float = 0.0, threshold: float | None = None,
-             indices: Sequence[int] | None = None, blend: Blend | None = None, edit: Edit | None = None,
+             indices: Sequence[int] | np.ndarray | None = None, blend: Blend | None = None, edit: Edit | None = None,
              watch: Watch | None = None) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
     """Generate one picture for each entry of `classes`. Picture i depends on (seed, i), its class and its guidance alone.
 
     Args:
-        classes: names or numbers, N of them.
+        classes: names or numbers, N of them. The case of names does not matter, nor does that of samplers and spacings.
         steps: network evaluations a picture; the bundle's default where None, as for guidance and sampler, or what `timesteps` are for.
         guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional, at half the cost.
-        seed: 0 .. 2^64 - 1.
+        seed: 0 .. 2^64 - 1; or one for each picture, N of them, which then depends on its seed alone and not on its place.
         sampler: one of `SAMPLERS`, or "fitted"; where None, fitted where the bundle has it for these steps and this guidance.
         batch: pictures at a time.
         spacing: uniform, quadratic, log-snr or karras; the sampler's own where None.
         timesteps: the t of the evaluations, falling, in (0, T], in place of a spacing; for heun of every second one.
         eta: 0 .. 1, the share of DDPM's noise in ddim.
         interval, rescale, threshold: see `Guidance`; the bundle's interval where None.
-        indices: the i of each picture, (N,), >= 0; 0 .. N-1 where None.
+        indices: the i of each picture, (N,), 0 .. 2^64 - 1; where None 0 .. N-1, or all 0 where each has a seed of its own.
         blend: what to interpolate to.
         edit: a picture to start from.
         watch: told (first, x0) after every evaluation: the clean pictures (B, C, H, W), within about -1 .. 1, as they then look.
@@ -89,22 +91,24 @@ def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int], steps
 
     Raises:
         BadInput: at the call, before any work.
+        Failure: while drawing, where the network or a picture is not finite, naming the evaluation.
 
     Example:
         >>> from cfgdiff.runtime import generate, load_bundle, open_engine
         >>> bundle = load_bundle()
-        >>> for first, pictures in generate(open_engine(bundle), bundle, ["frog", "ship", "cat"], steps=4, batch=2):
-        ...     print(first, pictures.shape, pictures.dtype)
+        >>> with open_engine(bundle, "cpu") as engine:
+        ...     for first, pictures in generate(engine, bundle, ["frog", "ship", "cat"], steps=4, batch=2):
+        ...         print(first, pictures.shape, pictures.dtype)
         0 (2, 32, 32, 3) uint8
         2 (1, 32, 32, 3) uint8
     """
     strength = edit.strength if edit else 1.0
     plan = make_plan(bundle, sampler, steps, guidance, spacing, timesteps, eta, interval, rescale, threshold, strength)
-    for flag, value in (("--batch", batch), ("--n", len(classes))):
-        if value < 1:
-            raise BadInput(f"{flag}: expected 1 or more, found {value}")
-    numbers = np.arange(len(classes)) if indices is None else np.asarray(indices, np.int64)
-    run = _Run(engine, bundle, plan, seed, class_labels(bundle, classes), numbers, blend, edit, watch)
+    labels = class_labels(bundle, classes)
+    n, batch = whole("--n", len(labels)), whole("--batch", batch)
+    if indices is None:
+        indices = np.arange(n) if np.ndim(seed) == 0 else np.zeros(n, np.int64)
+    run = _Run(engine, bundle, plan, keys("--seed", seed, n), labels, keys("indices", indices, n), blend, edit, watch)
     rows = 2 if plan.guidance.rescale else 1
     return run.batches(min(batch, max(1, engine.max_batch // rows)))
 
@@ -112,22 +116,20 @@ def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int], steps
 class _Run:
     """All that the batches of a run share."""
 
-    def __init__(self, engine: Engine, bundle: Bundle, plan: Plan, seed: int, labels: np.ndarray, numbers: np.ndarray,
+    def __init__(self, engine: Engine, bundle: Bundle, plan: Plan, seeds: np.ndarray, labels: np.ndarray, numbers: np.ndarray,
                  blend: Blend | None, edit: Edit | None, watch: Watch | None) -> None:  # fmt: skip
-        self.engine, self.bundle, self.plan, self.seed, self.watch = engine, bundle, plan, seed, watch
+        self.engine, self.bundle, self.plan, self.seeds, self.watch = engine, bundle, plan, seeds, watch
         self.labels, self.numbers, self.blend, self.edit = labels, numbers, blend, edit
         n = len(labels)
-        for one in (seed, blend.seed if blend else 0):
-            if not 0 <= one < 2**64:
-                raise BadInput(f"--seed: expected 0 .. 2^64 - 1, found {one}")
-        if len(numbers) != n or numbers.min() < 0:
-            raise BadInput(f"indices: expected {n} numbers of at least 0, one for each class, found {len(numbers)}")
         if len(plan.guidance.weights) not in (1, n):
             raise BadInput(f"--guidance: expected 1 or {n} numbers, one for each class, found {len(plan.guidance.weights)}")
         if blend:
+            self.other_seeds = keys("--seed", blend.seed, n)
             self.shares, self.others = np.array(blend.shares, np.float64), class_labels(bundle, blend.classes)
             if not len(self.shares) == len(self.others) == n:
                 raise BadInput(f"blend: expected {n} shares and classes, found {len(self.shares)} and {len(self.others)}")
+            if not ((self.shares >= 0) & (self.shares <= 1)).all():  # nor NaN
+                raise BadInput(f"blend: expected shares of 0 .. 1, found {', '.join(f'{share:g}' for share in self.shares)}")
         if edit:
             self.known = _checked(edit, bundle)
 
@@ -136,14 +138,15 @@ class _Run:
         schedule, plan, shape = self.bundle.schedule, self.plan, self.bundle.image_shape
         for first in range(0, len(self.labels), batch):
             part = slice(first, first + batch)
-            noise = partial(normals, self.seed, self.numbers[part], shape=shape)
+            noise = partial(normals, self.seeds[part], self.numbers[part], shape=shape)
             x = noise(0)
             if self.blend:
-                x = arc(x, normals(self.blend.seed, self.numbers[part], 0, shape), self.shares[part])
+                x = arc(x, normals(self.other_seeds[part], self.numbers[part], 0, shape), self.shares[part])
             if self.edit:
                 t = plan.timesteps[0]
                 x = (float(schedule.alpha(t)) * self.known + float(schedule.sigma(t)) * x).astype(np.float32)
-            x0 = plan.function(self._predict(part), x, plan.timesteps, schedule, noise)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails in words
+                x0 = finite(plan.function(self._predict(part), x, plan.timesteps, schedule, noise), self.engine, 0)
             if self.edit and self.edit.mask is not None:
                 x0 = np.where(self.edit.mask, x0, self.known)
             yield first, to_uint8(x0 * schedule.data_std)

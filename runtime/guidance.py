@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .engine import Engine
-from .errors import BadInput
+from .errors import BadInput, Failure
 from .samplers import Predict
 from .schedule import Schedule
+
+LARGEST = float(np.finfo(np.float32).max)  # w is float32 in the graph
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,10 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not self.weights or not np.isfinite(self.weights).all():
-            found = ", ".join(map(str, self.weights)) or "none"
+            found = ", ".join(dict.fromkeys(map(str, self.weights))) or "none"
             raise BadInput(f"--guidance: expected finite numbers, found {found}; 1 is plain conditional")
+        if (most := max(map(abs, self.weights))) > LARGEST:
+            raise BadInput(f"--guidance: expected at most {LARGEST:.3g}, as float32 holds it, found {most:g}; 1 is plain conditional")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise BadInput(f"--guidance-interval: expected 0 <= LO < HI, found {self.interval[0]},{self.interval[1]}; as in 0.3,5")
         if not 0 <= self.rescale <= 1:
@@ -48,7 +52,10 @@ class Guidance:
 
 
 def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: int, weights: np.ndarray, guidance: Guidance) -> Predict:
-    """Guided answers for a batch of `labels` (B,) with `weights` (B,): B rows of the network, and one more for each that is guided."""
+    """Guided answers for a batch of `labels` (B,) with `weights` (B,): B rows of the network, and one more for each that is guided.
+
+    It raises `Failure` for an answer that is not finite, which would be a black picture.
+    """
 
     def predict(x: np.ndarray, t: float) -> np.ndarray:
         x, times = x.astype(np.float32, copy=False), np.full(len(x), t, np.float32)
@@ -58,12 +65,22 @@ def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: i
             both = np.concatenate([x, x]), np.concatenate([times, times]), np.concatenate([labels, np.full_like(labels, null_class)])
             cond, uncond = np.split(engine.predict(*both, np.zeros(0, np.float32)), 2)
             w = np.where(acts, weights, np.float32(1))[:, None, None, None]
-            return rescaled(uncond + w * (cond - uncond), cond, guidance.rescale)
+            return finite(rescaled(uncond + w * (cond - uncond), cond, guidance.rescale), engine, t)
         order = np.argsort(~acts, kind="stable")  # the graph guides the first G rows
         answer = engine.predict(x[order], times, labels[order], weights[order][: acts.sum()])
-        return answer[np.argsort(order)]
+        return finite(answer, engine, t)[np.argsort(order)]
 
     return predict
+
+
+def finite(array: np.ndarray, engine: Engine, t: float) -> np.ndarray:
+    """`array`, the network's answer at t or, at t = 0, pictures. Raises `Failure`, naming the evaluation, where it is not finite."""
+    if not np.isfinite(array).all():
+        what = "the finished picture" if t == 0 else f"the network's answer at t = {t:.6g}"
+        why = "weights or fitted steps are damaged (export the model again), or the guidance is too large (take less)"
+        less = "" if engine.precision == "float32" else f", or {engine.precision} does not reach as far as float32"
+        raise Failure(f"{engine.name}, {engine.precision}: {what} is not finite: {why}{less}")
+    return array
 
 
 def rescaled(answer: np.ndarray, cond: np.ndarray, share: float) -> np.ndarray:

@@ -1,31 +1,36 @@
-"""Where a run's pictures go: a folder, a grid, an .npz or a .tar, in constant memory. It knows no engines and no flags but --out.
+"""Where a run's pictures go: a folder, one picture, a grid, an .npz or a .tar. It knows no engines and no flags but --out and --resume.
 
-A folder's pictures are whole or absent one by one, so that a run can be gone on with; every other file is whole or absent as a whole.
+A folder's pictures are whole or absent one by one, so that a run can be continued; every other file is whole or absent as a whole.
 """
 
 import io
-import json
 import logging
 import os
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from .archives import Note, Npz, Tar
 from .errors import BadInput, Failure
+from .files import cannot_write, partial_file, remove_abandoned, write_whole
 from .generate import to_uint8
-from .images import encoded, grid, read_note, save_png, write_whole
+from .images import check_note, encoded, grid, load_picture, read_note, save_png
 
 log = logging.getLogger("cfgdiff")
 GRID_MOST = 1024  # pictures in a grid: the first ones
 GIF_MOST = 64
-SUFFIXES = (".png", ".gif", ".npz", ".tar")
-Note = Callable[[int], dict[str, Any]]
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # a picture, or a grid of several
+SUFFIXES = (*PICTURES, ".gif", ".npz", ".tar")
+# Names of files that are not written here. A folder may have any other dot in its name, as run.v2 has.
+REFUSED = {
+    ".7z", ".apng", ".avi", ".avif", ".bmp", ".bz2", ".csv", ".exr", ".gz", ".h5", ".hdf5", ".heic", ".heif", ".ico", ".jp2", ".json",
+    ".jsonl", ".jxl", ".mkv", ".mov", ".mp4", ".npy", ".parquet", ".pdf", ".pgm", ".pkl", ".ppm", ".pt", ".pth", ".rar", ".safetensors",
+    ".svg", ".tbz2", ".tga", ".tgz", ".tif", ".tiff", ".txt", ".txz", ".webm", ".xz", ".zip", ".zst",
+}  # fmt: skip
 
 
 class Output(Protocol):
@@ -44,6 +49,11 @@ class Folder:
     def __init__(self, path: Path, labels: np.ndarray, note: Note, kind: str, columns: int | None = None) -> None:
         self.path, self._n, self._note, self._kind, self._columns = path, len(labels), note, kind, columns
         self._digits = max(4, len(str(self._n - 1)))
+        for name in (f"*.{kind}", "grid.png"):
+            remove_abandoned(path / name)
+        own = {self.file(i).name for i in range(self._n)}
+        if others := sorted(p.name for p in path.glob(f"*.{kind}") if p.stem.isdecimal() and p.name not in own):
+            log.warning("%s: %d pictures of an earlier run are there, too, from %s on", path, len(others), others[0])
 
     def file(self, index: int) -> Path:
         """Where picture `index` is."""
@@ -51,34 +61,44 @@ class Folder:
 
     def missing(self) -> np.ndarray:
         """The indices of pictures that are not there yet. Raises `BadInput` where those that are were made otherwise."""
-        there = np.array([self.file(i).is_file() for i in range(self._n)])
+        # An empty file is what a power failure makes of a picture that was not on the disk yet.
+        there = np.array([self.file(i).is_file() and self.file(i).stat().st_size > 0 for i in range(self._n)])
         for i in np.flatnonzero(there)[[0, -1]] if there.any() else []:
-            found, wanted = read_note(self.file(int(i))), json.loads(json.dumps(self._note(int(i))))  # as it is read back
-            differing = [f"{key} {found.get(key)} (now {value})" for key, value in wanted.items() if found.get(key) != value]
-            if differing:
-                raise BadInput(f"--resume: {self.file(int(i))} was made with {', '.join(differing)}; give the same flags or another --out")
+            check_note(str(self.file(int(i))), read_note(self.file(int(i))), self._note(int(i)))
         return np.flatnonzero(~there)
 
     def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
         """See `Output.add`."""
         _make(self.path)
         for i, picture in zip(indices.tolist(), pictures, strict=True):
-            write_whole(self.file(i), encoded(picture, self._kind, self._note(i)))
+            write_whole(self.file(i), encoded(picture, self._kind, self._note(i)), one_of_many=True)
 
     def finish(self) -> None:
-        """Read the first pictures back into grid.png, and say what else is there, of a longer run before."""
-        pictures = []
-        for i in range(min(self._n, GRID_MOST)):
-            with Image.open(self.file(i)) as image:
-                pictures.append(np.atleast_3d(np.asarray(image)))
+        """Read the first pictures back into grid.png."""
+        pictures = [np.atleast_3d(np.asarray(load_picture(self.file(i), str(self.file(i))))) for i in range(min(self._n, GRID_MOST))]
+        for i, picture in enumerate(pictures):
+            if picture.shape != pictures[0].shape:
+                raise Failure(f"{self.file(i)}: expected a picture of {pictures[0].shape}, found {picture.shape}; remove it and --resume")
         save_png(self.path / "grid.png", grid(np.stack(pictures), columns=self._columns))
-        own = {self.file(i).name for i in range(self._n)}
-        if others := sorted(p.name for p in self.path.glob(f"*.{self._kind}") if p.stem.isdecimal() and p.name not in own):
-            log.warning("%s: %d pictures of an earlier run are there, too, from %s on", self.path, len(others), others[0])
+
+
+class Single:
+    """One picture, with its note."""
+
+    def __init__(self, path: Path, note: Note) -> None:
+        self.path, self._note = path, note
+
+    def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
+        """See `Output.add`."""
+        _make(self.path.parent)
+        write_whole(self.path, encoded(pictures[0], kind_of(self.path), self._note(int(indices[0]))))
+
+    def finish(self) -> None:
+        """It is written."""
 
 
 class Grid:
-    """The first pictures as one PNG."""
+    """The first pictures as one."""
 
     def __init__(self, path: Path, columns: int | None) -> None:
         self.path, self._kept, self._room, self._columns = path, list[np.ndarray](), GRID_MOST, columns
@@ -91,7 +111,7 @@ class Grid:
     def finish(self) -> None:
         """Write the grid."""
         _make(self.path.parent)
-        save_png(self.path, grid(np.concatenate(self._kept), columns=self._columns))
+        write_whole(self.path, encoded(grid(np.concatenate(self._kept), columns=self._columns), kind_of(self.path)))
 
 
 class Gif(Grid):
@@ -120,109 +140,68 @@ class Gif(Grid):
         write_whole(self.path, buffer.getvalue())
 
 
-class Npz:
-    """Arrays `pictures` (N, H, W, C) uint8, `labels` (N,) int64 and `note` (that of picture 0, as JSON)."""
-
-    def __init__(self, file: IO[bytes], labels: np.ndarray, note: Note) -> None:
-        self._archive = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED)
-        self._labels, self._note = labels, note
-        self._pictures: IO[bytes] | None = None
-
-    def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
-        """See `Output.add`."""
-        if self._pictures is None:
-            self._pictures = self._archive.open("pictures.npy", "w", force_zip64=True)
-            shape = (len(self._labels), *pictures.shape[1:])
-            np.lib.format.write_array_header_1_0(self._pictures, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        self._pictures.write(np.ascontiguousarray(pictures).tobytes())
-
-    def finish(self) -> None:
-        """Write what stands behind the pictures."""
-        assert self._pictures is not None
-        self._pictures.close()
-        with self._archive.open("labels.npy", "w") as entry:
-            np.lib.format.write_array(entry, self._labels)
-        with self._archive.open("note.npy", "w") as entry:
-            np.lib.format.write_array(entry, np.array(json.dumps(self._note(0))))
-
-    def close(self) -> None:
-        """Close what is open, after an error, too."""
-        if self._pictures is not None:
-            self._pictures.close()
-        self._archive.close()
-
-
-class Tar:
-    """A WebDataset: for each picture its file, `.cls` with the number of its class and `.json` with its note."""
-
-    def __init__(self, file: IO[bytes], labels: np.ndarray, note: Note, kind: str) -> None:
-        self._archive = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by finish
-        self._labels, self._note, self._kind = labels, note, kind
-        self._digits = max(6, len(str(len(labels) - 1)))
-
-    def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
-        """See `Output.add`."""
-        for i, picture in zip(indices.tolist(), pictures, strict=True):
-            note = self._note(i)
-            parts = {
-                self._kind: encoded(picture, self._kind, note),
-                "cls": str(self._labels[i]).encode(),
-                "json": json.dumps(note).encode(),
-            }
-            for suffix, data in parts.items():
-                entry = tarfile.TarInfo(f"{i:0{self._digits}d}.{suffix}")  # its time stays 0: the same run gives the same bytes
-                entry.size = len(data)
-                self._archive.addfile(entry, io.BytesIO(data))
-        self._archive.members.clear()  # type: ignore[attr-defined]  # else they are all kept in memory
-
-    def finish(self) -> None:
-        """All is written as it comes."""
-
-    def close(self) -> None:
-        """Write the end of the archive."""
-        self._archive.close()
-
-
 @contextmanager
-def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", columns: int | None = None) -> Iterator[Output]:
-    """Where `path` says by its name: a .png, .gif, .npz or .tar, else a folder; finished when the block ends well.
+def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", columns: int | None = None, resume: bool = False,
+           ) -> Iterator[Output]:  # fmt: skip
+    """Where `path` says by its name: one of `SUFFIXES`, else a folder; finished when the block ends well.
 
     Args:
         labels: of all pictures of the run, (N,) int64.
         note: what picture i says of itself.
         kind: of the pictures in a folder or .tar, png or webp (lossless).
         columns: of a grid, whose rows are then interpolations.
+        resume: continue what an interrupted run left of a folder or .tar; an interrupted .tar then stays for the next call.
 
     Raises:
         Failure: the place will not do.
     """
-    check_place(path)
+    check_place(path, resume)
     suffix = path.suffix.lower()
     if suffix not in (".npz", ".tar"):
-        plain: Output = _plain(path, suffix, columns) or Folder(path, labels, note, kind, columns)
+        plain = _plain(path, labels, note, kind, columns)
         yield plain
         plain.finish()
         return
     _make(path.parent)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file, closing(Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind)) as whole:
-            yield whole
-            whole.finish()
-        os.replace(partial, path)
+        with partial_file(path, resume=resume) as file:
+            whole = Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind, path if resume else None)
+            remove_abandoned(path)
+            try:
+                yield whole
+                whole.finish()
+            except BaseException:
+                whole.drop()
+                raise
     except OSError as error:
-        raise Failure(f"--out: cannot write {path} ({error.strerror or error}); choose another place or make room") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
 
 
-def _plain(path: Path, suffix: str, columns: int | None) -> Output | None:
-    return Grid(path, columns) if suffix == ".png" else Gif(path, columns) if suffix == ".gif" else None
+def _plain(path: Path, labels: np.ndarray, note: Note, kind: str, columns: int | None) -> Output:
+    if not is_file_name(path):
+        return Folder(path, labels, note, kind, columns)
+    if path.suffix.lower() == ".gif":
+        return Gif(path, columns)
+    return Single(path, note) if len(labels) == 1 else Grid(path, columns)
 
 
-def check_place(path: Path) -> None:
-    """Raises `Failure` where `path` cannot be written, before any work."""
+def is_file_name(path: Path) -> bool:
+    """Whether a run writes one file there, not a folder."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def kind_of(path: Path) -> str:
+    """What `encoded` calls a picture of that name: png, webp or jpg."""
+    return path.suffix.lower().lstrip(".").replace("jpeg", "jpg")
+
+
+def check_place(path: Path, resume: bool = False) -> None:
+    """Raises `Failure` where `path` cannot be written, or not be continued, before any work."""
     suffix = path.suffix.lower()
+    if suffix in REFUSED and not path.is_dir():
+        raise BadInput(f"--out {path}: cannot write a {suffix} file; expected the name of a folder, or one ending in {', '.join(SUFFIXES)}")
+    if resume and suffix in SUFFIXES and suffix != ".tar":
+        raise BadInput(f"--resume: only a folder or .tar can be continued, found --out {path}; start again without it")
     if suffix not in SUFFIXES and path.exists() and not path.is_dir():
         raise Failure(f"--out {path}: is a file; expected a folder, or a name ending in {', '.join(SUFFIXES)}")
     if suffix in SUFFIXES and path.is_dir():

@@ -11,6 +11,10 @@ The probability-flow ODE is solved in one of two forms, and its last step, to t 
 
     over lambda = ln(alpha / sigma)    dpmpp-2m, dpmpp-3m, unipc: exact but for x0, which is a polynomial in lambda
     over ratio = sigma / alpha         ddim, heun, ipndm: dz / dratio = eps for z = x / alpha (Karras et al. 2022, equation 1)
+
+ddim is Euler's method there: its step is z_s = z_t + (ratio_s - ratio_t) eps. With eta = 1 it is the ancestral one: its sigma, over
+alpha_s, is k-diffusion's sigma_up = ratio_s sqrt(1 - ratio_s^2 / ratio_t^2), and what is left for eps its sigma_down. So `euler` and
+`euler-a` are names for it, with another spacing.
 """
 
 import math
@@ -20,7 +24,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .errors import BadInput, nearest
+from .errors import BadInput, named
 from .schedule import Schedule
 
 Predict = Callable[[np.ndarray, float], np.ndarray]
@@ -163,13 +167,13 @@ def _exponential_step(x: np.ndarray, t: float, s: float, nodes: Nodes, schedule:
 ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm, "ddim": ddim, "dpmpp-2m": dpmpp_2m, "dpmpp-3m": dpmpp_3m, "unipc": unipc, "ipndm": ipndm, "heun": heun,
+    "euler": ddim, "euler-a": partial(ddim, eta=1.0),  # the same formulas in ratio, by their names in k-diffusion
 }  # fmt: skip
 
 
 def find_sampler(name: str, eta: float = 0.0) -> Sampler:
     """The sampler of that name, with eta if it is ddim. Raises `BadInput` listing the choices, or where eta does not fit."""
-    if name not in SAMPLERS:
-        raise BadInput(f"--sampler: no sampler '{name}'; choose from {', '.join(SAMPLERS)}{nearest(name, list(SAMPLERS))}")
+    name = named("--sampler", "sampler", name, SAMPLERS)
     if not 0 <= eta <= 1:
         raise BadInput(f"--eta: expected 0 .. 1, found {eta}; 0 is deterministic, 1 is as noisy as ddpm")
     if eta == 0:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .errors import BadInput, nearest
+from .errors import BadInput, named
 from .schedule import Schedule
 
 RHO, RATIO_MAX, RATIO_MIN = 7.0, 160.0, 0.004  # Karras et al. 2022, equation 5, at sigma_data 0.5
@@ -34,10 +34,10 @@ Spacing = Callable[[int, Schedule], np.ndarray]
 SPACINGS: dict[str, Spacing] = {
     "uniform": uniform, "quadratic": quadratic, "log-snr": log_snr, "karras": karras,
 }  # fmt: skip
-# What the published CIFAR-10 tables use; the papers' own for ddpm and ddim.
+# What the published CIFAR-10 tables use; the papers' own for ddpm and ddim; k-diffusion's for euler and euler-a.
 DEFAULT_SPACINGS = {
     "ddpm": "uniform", "ddim": "uniform", "dpmpp-2m": "karras", "dpmpp-3m": "log-snr", "unipc": "log-snr", "ipndm": "karras",
-    "heun": "karras",
+    "heun": "karras", "euler": "karras", "euler-a": "karras",
 }  # fmt: skip
 
 
@@ -68,7 +68,10 @@ def timesteps_for(sampler: str, steps: int, schedule: Schedule, spacing: str | N
         raise BadInput(f"--spacing: expected it or --timesteps, found both ({spacing}); leave one out")
     if timesteps is not None and len(timesteps) != n:
         raise BadInput(f"--timesteps: expected {n} for {steps} evaluations with {sampler}, found {len(timesteps)}; correct it or --steps")
-    levels = _spaced(n, schedule, spacing or DEFAULT_SPACINGS[sampler]) if timesteps is None else _given(timesteps, schedule)
+    if timesteps is not None:
+        levels = _given(timesteps, schedule)
+    else:
+        levels = _spaced(n, schedule, DEFAULT_SPACINGS[sampler] if spacing is None else spacing)
     if sampler == "heun":
         levels = np.repeat(levels, [1, *[2] * (n - 1)])[:steps]
     return np.append(levels, 0.0)
@@ -76,9 +79,7 @@ def timesteps_for(sampler: str, steps: int, schedule: Schedule, spacing: str | N
 
 def find_spacing(name: str) -> Spacing:
     """The spacing of that name. Raises `BadInput` listing the choices."""
-    if name not in SPACINGS:
-        raise BadInput(f"--spacing: no spacing '{name}'; choose from {', '.join(SPACINGS)}{nearest(name, list(SPACINGS))}")
-    return SPACINGS[name]
+    return SPACINGS[named("--spacing", "spacing", name, SPACINGS)]
 
 
 def _spaced(n: int, schedule: Schedule, spacing: str) -> np.ndarray:

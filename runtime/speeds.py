@@ -7,12 +7,10 @@ and its pictures are those of float32 on ONNX Runtime from the same noise. Nothi
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ import numpy as np
 
 from .bundle import Bundle
 from .cache import cache_folder
-from .engine import ON_CPU, Engine, open_at, package, ways_on_cpu
+from .engine import ON_CPU, Engine, open_at, own_version, package, ways_on_cpu
 from .errors import Failure
+from .files import partial_file, remove_abandoned
 from .generate import generate
 from .images import psnr
 from .noise import normals
@@ -115,7 +114,7 @@ def key_of(bundle: Bundle, threads: int | None) -> dict[str, Any]:
     key = {
         "processor": here.name, "instructions": " ".join(sorted(here.instructions)),
         "threads": str(threads) if threads else f"the engine's choice of {cores()} cores",
-        "versions": {"cfgdiff": _own_version()} | {name: package(name) for name in ON_CPU},
+        "versions": {"cfgdiff": own_version()} | {name: package(name) for name in ON_CPU},
         "graphs": {name: graph_digest(variant) for name, variant in bundle.variants.items()},
         "ways": [" ".join(way) for way in ways_on_cpu(bundle)],
         "defaults": asdict(bundle.defaults), "fitted": hashlib.sha256(fitted.encode()).hexdigest(),
@@ -136,8 +135,11 @@ def measure(bundle: Bundle, threads: int | None = None, clock: Clock = time.perf
         for way, engine in opened.items():
             speed = replace(found[way], against=_contradiction(engine, bundle), one=one[way])
             if not speed.against:
-                pictures = reference if way == REFERENCE else _pictures(engine, bundle, n, steps)
-                speed = replace(speed, psnr_db=round(psnr(pictures, reference), 1))
+                try:
+                    pictures = reference if way == REFERENCE else _pictures(engine, bundle, n, steps)
+                    speed = replace(speed, psnr_db=round(psnr(pictures, reference), 1))
+                except Failure as error:  # an answer that is not finite, for one
+                    speed = replace(speed, against=str(error))
             found[way] = speed
         b = next(b for b in (MANY, 16, 4, 1) if b * min(one.values()) <= LONGEST or b == 1)
         for way, seconds in _turns(opened, _call(bundle, b), 2, clock).items():
@@ -222,13 +224,6 @@ def _contradiction(engine: Engine, bundle: Bundle) -> str:
     return ""
 
 
-def _own_version() -> str:
-    try:
-        return metadata.version("cfgdiff")
-    except metadata.PackageNotFoundError:  # run from its source
-        return ""
-
-
 def _file_of(key: dict[str, Any]) -> Path | None:
     """Where it is kept; None where this user has no place for it."""
     try:
@@ -254,10 +249,10 @@ def _read(file: Path, key: dict[str, Any]) -> tuple[Speed, ...] | None:
 
 def _keep(file: Path, key: dict[str, Any], found: tuple[Speed, ...]) -> None:
     """Whole, or not at all; then it is measured again next time."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"key": key, "speeds": [asdict(s) for s in found]}, indent=1) + "\n")
-        partial.replace(file)
+        remove_abandoned(file)
+        with partial_file(file) as partial:
+            partial.write((json.dumps({"key": key, "speeds": [asdict(s) for s in found]}, indent=1) + "\n").encode())
     except OSError as error:
         log.info("%s: cannot be kept (%s); it will be measured again", file, error.strerror or error)

@@ -34,9 +34,10 @@ def test_the_commands_do_what_they_say(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "smoke.png").is_file() and (tmp_path / "exported" / "smoke" / "bundle.json").is_file()
 
 
-def test_the_library_example_runs(capsys: pytest.CaptureFixture) -> None:
+def test_the_library_example_runs(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(re.findall(r"```python\n(.+?)```", README, re.DOTALL)[0], {})
-    assert capsys.readouterr().out == "0 (8, 32, 32, 3)\n"
+    assert capsys.readouterr().out == "0 (8, 32, 32, 3)\n" and (tmp_path / "frog.png").is_file()
 
 
 def test_the_test_command_is_the_one_of_ci() -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfgdiff.runtime.engine import OpenedEngine
 
-class TorchEngine:
+
+class TorchEngine(OpenedEngine):
     """See `cfgdiff.runtime.Engine`.
 
     Args:
@@ -23,6 +25,7 @@ class TorchEngine:
     @torch.no_grad()
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """See `Engine.predict`; uncond + w (cond - uncond) in the guided rows (Ho & Salimans 2022, with w = 1 for none)."""
+        self.check_open()
         x, t, label = (torch.from_numpy(a) for a in (sample, timestep, class_label))
         answer = self._predict(x, t, label)
         if g := len(guidance):
@@ -32,4 +35,5 @@ class TorchEngine:
         return found
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """It holds nothing, and answers no more."""
+        self.closed = True

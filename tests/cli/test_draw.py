@@ -12,6 +12,7 @@ from cfgdiff.cli.draw import CountingEngine, Drawing, draw, redraw
 from cfgdiff.cli.job import Job
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.images import encoded, read_note
 
 
 class Fast:
@@ -74,8 +75,35 @@ def test_an_interrupted_job_that_is_resumed_ends_with_the_files_of_an_undisturbe
     assert draw(drawing(packaged, 20), tmp_path / "part", "png", None, True, False).n == 0
 
 
+@pytest.mark.parametrize("after", [0, 1, 11, 19])
+def test_an_interrupted_tar_that_is_resumed_ends_with_the_bytes_of_an_undisturbed_one(
+    packaged: Bundle, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(drawing(packaged, 20), tmp_path / "whole.tar", "png", None, False, False)
+    write, written = module.Tar.add, []
+
+    def killed(self: Any, indices: np.ndarray, pictures: np.ndarray) -> None:
+        for i in range(len(indices)):
+            if len(written) == after:
+                raise KeyboardInterrupt
+            write(self, indices[i : i + 1], pictures[i : i + 1])
+            written.append(i)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.Tar, "add", killed)
+        draw(drawing(packaged, 20), tmp_path / "part.tar", "png", None, True, False)
+    assert not (tmp_path / "part.tar").exists()
+    engine = Fast()
+    drawn = draw(drawing(packaged, 20, engine=engine), tmp_path / "part.tar", "png", None, True, False)
+    assert files(tmp_path).keys() == {"whole.tar", "part.tar"}
+    assert files(tmp_path)["part.tar"] == files(tmp_path)["whole.tar"]
+    assert drawn.n == 20 - after // 8 * 8 == sum(engine.batches) // 2
+    assert draw(drawing(packaged, 20), tmp_path / "part.tar", "png", None, True, False).n == 0
+    assert files(tmp_path)["part.tar"] == files(tmp_path)["whole.tar"]
+
+
 def test_resuming_needs_a_folder_of_the_same_run(packaged: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--resume: only a folder"):
+    with pytest.raises(BadInput, match=r"--resume: only a folder or \.tar can be continued"):
         draw(drawing(packaged, 2), tmp_path / "a.npz", "png", None, True, False)
     draw(drawing(packaged, 4), tmp_path / "a", "png", None, False, False)
     other = Drawing(packaged, Job(["cat"] * 6, list(range(6)), None, {"seed": 2}), job(6).plan(packaged), Fast(), 4)
@@ -89,6 +117,44 @@ def test_a_picture_is_made_again(packaged: Bundle, tmp_path: Path, kind: str) ->
     said = redraw(tmp_path / "a" / f"0003.{kind}", packaged, tmp_path / f"b.{kind}", (None, None), lambda engine, precision: (Fast(), ""))
     assert "the same pixels (fast, float32" in said
     assert (tmp_path / f"b.{kind}").read_bytes() == (tmp_path / "a" / f"0003.{kind}").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "said"), [("one.png", "same pixels"), ("one.webp", "same pixels"), ("one.jpg", "differs by up to")])
+def test_a_single_picture_is_itself_and_made_again(packaged: Bundle, tmp_path: Path, name: str, said: str) -> None:
+    one = Job(["cat"], [5], None, {"seed": 2**64 - 1, "steps": 2, "sampler": "ddim"})
+    draw(Drawing(packaged, one, one.plan(packaged), Fast(), 8), tmp_path / name, "png", None, False, False)
+    with Image.open(tmp_path / name) as image:
+        assert image.size == (32, 32)
+    assert read_note(tmp_path / name)["seed"] == 2**64 - 1
+    again = tmp_path / f"again{Path(name).suffix}"
+    assert said in redraw(tmp_path / name, packaged, again, (None, None), lambda engine, precision: (Fast(), ""))
+    assert again.read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_folder_with_a_dot_in_its_name_takes_a_picture_that_is_made_again(packaged: Bundle, tmp_path: Path) -> None:
+    draw(drawing(packaged, 2, batch=1), tmp_path / "a", "png", None, False, False)
+    redraw(tmp_path / "a" / "0001.png", packaged, tmp_path / "run.v2", (None, None), lambda engine, precision: (Fast(), ""))
+    assert files(tmp_path / "run.v2") == {"0001.png": files(tmp_path / "a")["0001.png"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"sampler": "nope"}, "what its note says cannot be drawn .*no sampler 'nope'"),
+        ({"class": "nope"}, "what its note says cannot be drawn .*no class 'nope'"),
+        ({"guidance": 1e39}, "guidance is 1e"),
+        ({"model_sha256": 5}, "its note lacks the model"),
+        ({"precision": ["float32"]}, "its note lacks the model"),
+    ],
+)
+def test_a_note_that_cannot_be_drawn_is_one_line(packaged: Bundle, tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    task = drawing(packaged, 2)
+    (tmp_path / "a.png").write_bytes(encoded(np.zeros((32, 32, 3), np.uint8), "png", task.note(0) | change))
+    with pytest.raises(Failure, match=expected):
+        redraw(tmp_path / "a.png", packaged, tmp_path / "b.png", (None, None), lambda engine, precision: (Fast(), ""))
+    (tmp_path / "a.png").write_bytes(encoded(np.zeros((8, 8, 3), np.uint8), "png", task.note(0)))
+    with pytest.raises(Failure, match=r"a\.png: expected a picture of \(32, 32, 3\), as its note says, found \(8, 8, 3\)"):
+        redraw(tmp_path / "a.png", packaged, tmp_path / "b.png", (None, None), lambda engine, precision: (Fast(), ""))
 
 
 def test_a_picture_that_comes_out_otherwise_is_said_to(packaged: Bundle, tmp_path: Path) -> None:

@@ -1,5 +1,11 @@
 """Failures become one line and an exit code."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 
@@ -14,6 +20,8 @@ from cfgdiff.runtime.errors import BadInput, Failure
         (BadInput("c"), 2, "Error: c"),
         (OSError(28, "No space left on device", "f.png"), 1, "Error: f.png: No space left on device"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "Error: torch is not installed; pip install 'cfgdiff[train]'"),
+        (click.ClickException("--n: expected a number, found 'a\nb'"), 1, "Error: --n: expected a number, found 'a b'"),
+        (Failure("a\udcff.png: is damaged"), 1, "Error: a?.png: is damaged"),
         (KeyboardInterrupt(), 1, "Aborted!"),
     ],
 )
@@ -26,3 +34,42 @@ def test_one_line_and_a_code(error: BaseException, code: int, line: str, capsys:
         run_command(command)([])
     text = capsys.readouterr().err.strip()
     assert stopped.value.code == code and text.startswith(line) and "\n" not in text
+
+
+TERMINATED = """import os, sys, time
+from pathlib import Path
+import click
+from cfgdiff.cli.errors import run_command
+from cfgdiff.runtime.files import partial_file
+
+@click.command()
+def command():
+    with partial_file(Path(sys.argv[1])) as file:
+        file.write(b"x" * 99_999)
+        os.kill(os.getpid(), 15)
+        time.sleep(60)
+
+run_command(command)([])
+"""
+
+
+def test_sigterm_leaves_no_half_file(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", TERMINATED, str(tmp_path / "a.npz")], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (143, "") and not list(tmp_path.iterdir())
+
+
+def test_a_command_leaves_sigterm_to_whoever_handles_it() -> None:
+    @click.command()
+    def command() -> None:
+        pass
+
+    received = list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        for _ in range(2):
+            with pytest.raises(SystemExit) as stopped:
+                run_command(command)([])
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.code == 0 and received == [15, 15]
+    finally:
+        signal.signal(signal.SIGTERM, before)

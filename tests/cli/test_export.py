@@ -150,3 +150,9 @@ def test_an_architecture_that_the_module_does_not_know_is_named_before_any_work(
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
     result = call(ENTRY, "export", "--from-bundle", "--sm", "35", "--out", tmp_path / "b")
     assert result.returncode == 2 and "cannot build for 3.5; choose from 7.5" in result.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_the_default_sampler_is_stored_by_its_own_name() -> None:
+    from cfgdiff.cli.export import _chosen_defaults
+
+    assert _chosen_defaults(sampler="Euler-A", guidance=None) == {"sampler": "euler-a"}

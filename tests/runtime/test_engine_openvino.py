@@ -42,6 +42,13 @@ def opened(packaged: Bundle) -> Iterator[Engine]:
     engine.close()
 
 
+def test_with_closes_it_and_a_closed_one_says_so(opened: Engine, packaged: Bundle) -> None:
+    with open_engine(packaged, "openvino", "float32", threads=1) as other:
+        pass
+    with pytest.raises(Failure, match=r"^openvino: the engine is closed; open it again$"):
+        other.predict(**inputs(packaged, 2, 1))
+
+
 @pytest.mark.parametrize(("b", "g"), CASES)
 def test_float32_is_onnx_runtimes(opened: Engine, engine: Engine, packaged: Bundle, b: int, g: int) -> None:
     assert (opened.name, opened.precision, opened.max_batch) == ("openvino", "float32", 4096)

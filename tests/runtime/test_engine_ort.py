@@ -245,3 +245,14 @@ def test_a_real_gpu_answers_as_the_cpu_does(real: Engine, engine: Engine, b: int
         given = inputs(b, [1.0 + i / 100 for i in range(g)], seed)
         answer, expected = real.predict(**given), engine.predict(**given)
         assert np.linalg.norm(answer - expected) <= 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_with_closes_it_and_a_closed_one_says_so(name: str, packaged: Bundle, request: pytest.FixtureRequest) -> None:
+    if name == "cuda":
+        request.getfixturevalue("gpu")
+    with open_engine(packaged, name, "float32", threads=1) as opened:
+        assert opened.predict(**inputs(2, [2.0])).shape == (2, 3, 32, 32)
+    opened.close()  # once more
+    with pytest.raises(Failure, match=f"^{name}: the engine is closed; open it again$"):
+        opened.predict(**inputs(2, [2.0]))

@@ -37,7 +37,20 @@ def test_with_the_coefficients_of_a_sampler_it_is_that_sampler(name: str, order:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"timesteps": [9, 1]}, {"timesteps": [9, 0, 0]}, {"coefficients": [["a", 0, 0, 0]]}, {"coefficients": None}, {"interval": [1, 2, 3]}],
+    [
+        {"timesteps": [9, 1]},
+        {"timesteps": [9, 0, 0]},
+        {"coefficients": [["a", 0, 0, 0]]},
+        {"coefficients": None},
+        {"interval": [1, 2, 3]},
+        {"coefficients": [[1, 0, float("nan"), 0]]},
+        {"coefficients": [[1, 0, 0, float("inf")]]},
+        {"coefficients": [[1, 0, 0]]},
+        {"timesteps": [float("nan"), 0]},
+        {"timesteps": [float("inf"), 0]},
+        {"timesteps": [-9, 0]},
+        {"guidance": float("nan")},
+    ],
 )
 def test_what_is_not_as_it_must_be_is_refused(wrong: dict) -> None:
     right = {"timesteps": [9, 0], "coefficients": [[1, 0, 0, 0]], "guidance": 2}

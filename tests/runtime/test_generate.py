@@ -1,11 +1,14 @@
 """The loop on the packaged model: independence of batches, the cost of guidance, early errors."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle, Engine, generate
-from cfgdiff.runtime.errors import BadInput
-from cfgdiff.runtime.generate import Blend, Edit, arc, to_uint8
+from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.fitted import Fitted
+from cfgdiff.runtime.generate import Blend, Edit, arc, class_labels, to_uint8
 from cfgdiff.runtime.noise import normals
 from cfgdiff.runtime.spacing import timesteps_for
 
@@ -53,8 +56,6 @@ def test_guidance_one_costs_half(packaged: Bundle) -> None:
 
 
 def test_guidance_acts_inside_its_interval_only(packaged: Bundle) -> None:
-    import dataclasses
-
     limited = dataclasses.replace(packaged, defaults=dataclasses.replace(packaged.defaults, interval=(0.2, 3.0)))
     engine = Recorder()
     pictures(engine, limited, 4, guidance=2.0, steps=20)
@@ -86,6 +87,14 @@ def test_eta_reaches_ddim_and_its_noise_is_the_pictures_own(engine: Engine, pack
         ({"guidance": float("nan")}, "--guidance"), ({"sampler": "x"}, "--sampler"), ({"batch": 0}, "--batch"), ({"seed": -1}, "--seed"),
         ({"spacing": "x"}, "--spacing"), ({"timesteps": [2, 3]}, "--timesteps"), ({"timesteps": []}, "--steps"),
         ({"steps": 3, "timesteps": [3, 2]}, "--timesteps"), ({"eta": 0.5}, "--eta"),
+        ({"classes": "frog"}, r"^classes: expected a list of names or numbers, found 'frog'; as in \['airplane'\]$"),
+        ({"classes": 6}, "^classes: expected a list"), ({"classes": {"frog": 1}}, "^classes: expected a list"),
+        ({"classes": [True]}, "no class 'True'"), ({"classes": [2.5]}, "no class '2.5'"), ({"classes": [-1]}, "no class '-1'"),
+        ({"steps": 2.5}, "^--steps: expected 1 or more, a whole number, found 2.5"), ({"batch": 2.5}, "^--batch: .* found 2.5"),
+        ({"batch": None}, "^--batch: .* found None"), ({"seed": "a"}, "^--seed: .* found 'a'"), ({"seed": 1.5}, "^--seed: .* found 1.5"),
+        ({"seed": [1, 2]}, "^--seed: expected 1 numbers, one for each class, found 2"), ({"seed": 2**64}, "^--seed: expected 0"),
+        ({"indices": [-1]}, "^indices: expected 0"), ({"indices": [0.5]}, "^indices: .* found 0.5"),
+        ({"guidance": [1.0, float("nan")]}, "^--guidance: expected finite numbers, found 1.0, nan"), ({"spacing": ""}, "no spacing ''"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_at_the_call(packaged: Bundle, settings: dict, expected: str) -> None:
@@ -168,6 +177,8 @@ def test_it_can_be_watched_and_stopped(packaged: Bundle) -> None:
         ({"indices": [0, 1]}, "indices: expected 3 numbers"),
         ({"blend": Blend(1, ["cat"] * 2, [0, 1])}, "blend: expected 3 shares"),
         ({"blend": Blend(-1, ["cat"] * 3, [0, 0, 1])}, "--seed: expected"),
+        ({"blend": Blend([1, 2], ["cat"] * 3, [0, 0, 1])}, "--seed: expected 3 numbers"),
+        ({"blend": Blend(1, ["cat"] * 3, [0, float("nan"), 1])}, r"blend: expected shares of 0 \.\. 1, found 0, nan, 1"),
         ({"edit": Edit(np.zeros((32, 32, 4), np.uint8))}, "--from: expected uint8"),
         ({"edit": Edit(np.zeros((32, 32, 3), np.uint8), 1.0, np.zeros((3, 3), bool))}, "--mask: expected bool"),
     ],
@@ -175,3 +186,57 @@ def test_it_can_be_watched_and_stopped(packaged: Bundle) -> None:
 def test_what_does_not_belong_together_is_refused_at_the_call(packaged: Bundle, wrong: dict, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         generate(Recorder(), packaged, ["cat"] * 3, **wrong)
+
+
+def test_names_of_classes_are_taken_in_any_case_and_numbers_are_numpys_too(packaged: Bundle) -> None:
+    assert class_labels(packaged, ["FROG", "Ship", 3, np.int64(4)]).tolist() == [6, 8, 3, 4]
+    assert class_labels(packaged, np.array([1, 9])).tolist() == class_labels(packaged, ("automobile", "truck")).tolist() == [1, 9]
+    twins = dataclasses.replace(packaged, class_names=["cat", "Cat", "dog"])
+    assert class_labels(twins, ["Cat", "cat"]).tolist() == [1, 0]
+    with pytest.raises(BadInput, match="--class: class 'CAT' may be cat or Cat"):
+        class_labels(twins, ["CAT"])
+
+
+def test_every_seed_draws_pictures_of_its_own(packaged: Bundle) -> None:
+    seeds = [0, 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
+    drawn = {pictures(Recorder(), packaged, 2, seed=seed).tobytes() for seed in seeds}
+    blends = {pictures(Recorder(), packaged, 2, blend=Blend(seed, ["airplane", "automobile"], [0.5, 1])).tobytes() for seed in seeds}
+    assert len(drawn) == len(blends) == len(seeds)
+
+
+def test_with_a_seed_of_its_own_a_picture_depends_on_no_place(packaged: Bundle) -> None:
+    def drawn(classes: list[str], sampler: str = "ddpm", **settings: object) -> np.ndarray:
+        return np.concatenate([p for _, p in generate(Recorder(), packaged, classes, 3, 1.0, sampler=sampler, batch=2, **settings)])  # type: ignore[arg-type]
+
+    together = drawn(["cat", "dog", "cat"], seed=[7, 2**64 - 1, 3])
+    np.testing.assert_array_equal(drawn(["cat", "dog"], seed=np.array([3, 7])), together[[2, 0]])
+    np.testing.assert_array_equal(drawn(["dog"], seed=2**64 - 1), together[1:2])  # number 0 of that seed
+    placed = drawn(["cat"] * 3, seed=[7, 7, 3], indices=[0, 2, 1])
+    np.testing.assert_array_equal(placed[:2], drawn(["cat"] * 3, seed=7)[[0, 2]])
+    np.testing.assert_array_equal(placed[2], drawn(["cat"] * 3, seed=3)[1])
+    ends = drawn(["cat"] * 2, "ddim", seed=[1, 2], blend=Blend([5, 6], ["cat"] * 2, [1.0, 1.0]))
+    np.testing.assert_array_equal(ends, drawn(["cat"] * 2, "ddim", seed=[5, 6]))
+
+
+def test_guidance_may_be_an_array(packaged: Bundle) -> None:
+    engine = Recorder()
+    pictures(engine, packaged, 3, guidance=np.array([1.0, 2.0, 4.0]))
+    assert [(b, g) for b, g, _ in engine.calls] == [(3, 2)] * 3
+
+
+def test_what_is_not_finite_fails_and_is_no_black_picture(packaged: Bundle) -> None:
+    class Damaged(Recorder):
+        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+            answer = super().predict(sample, timestep, class_label, guidance) + 1e6
+            return answer + np.float32(np.nan) if len(self.calls) == 2 else answer
+
+    with pytest.raises(Failure, match=r"^fake, float32: the network's answer at t = 500 is not finite: "):
+        pictures(Damaged(), packaged, 2, sampler="ddim", timesteps=[900, 500, 20], steps=None)
+    steps = Fitted((999.0, 0.0), ((1.0, 1e38, 0.0, 0.0),), 4.0)
+    with pytest.raises(Failure, match=r"^fake, float32: the finished picture is not finite: weights or fitted steps are damaged"):
+        pictures(Damaged(), dataclasses.replace(packaged, fitted={1: steps}), 2, sampler="fitted", steps=1)
+
+
+def test_euler_is_ddim_in_another_spacing(packaged: Bundle) -> None:
+    euler, ddim = (pictures(Recorder(), packaged, 2, sampler=name, spacing="log-snr") for name in ("Euler", "ddim"))
+    np.testing.assert_array_equal(euler, ddim)

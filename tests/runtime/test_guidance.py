@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle, Engine
-from cfgdiff.runtime.errors import BadInput
+from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.guidance import Guidance, guided, mixed, rescaled, thresholded, watched, with_x0
 from cfgdiff.runtime.schedule import Schedule
 
@@ -74,11 +74,30 @@ def test_the_clean_picture_is_changed_and_watched(prediction: str) -> None:
     np.testing.assert_allclose(seen[0], 0.25, atol=1e-12)
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.5])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_is_not_finite_fails_and_names_the_evaluation(value: float, rescale: float) -> None:
+    class Damaged:
+        name, precision, max_batch = "damaged", "float16", 64
+
+        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+            answer = sample + 1
+            answer[1, 2, 3, 4] = value
+            return answer
+
+        def close(self) -> None: ...
+
+    expected = r"^damaged, float16: the network's answer at t = 400\.5 is not finite: weights [^\n]* or float16 does not reach [^\n]*$"
+    with pytest.raises(Failure, match=expected), np.errstate(invalid="ignore"):
+        guided(Damaged(), Schedule(), LABELS, 10, WEIGHTS, Guidance((1.0,), rescale=rescale))(X, T)
+
+
 @pytest.mark.parametrize(
     ("wrong", "flag"),
     [
         ({"weights": (float("nan"),)}, "--guidance: expected finite"),
         ({"weights": ()}, "--guidance: expected finite"),
+        ({"weights": (1.0, 1e39)}, r"--guidance: expected at most 3.4e\+38, as float32 holds it, found 1e\+39"),  # not in float32
         ({"interval": (3.0, 1.0)}, "--guidance-interval: expected 0 <= LO < HI, found 3.0,1.0"),
         ({"rescale": 1.5}, "--guidance-rescale: expected 0 .. 1, found 1.5"),
         ({"threshold": 0.0}, "--threshold: expected a share"),

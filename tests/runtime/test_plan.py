@@ -58,8 +58,66 @@ def test_a_share_of_the_schedule_starts_there_and_keeps_the_rest(bundle: Bundle,
 
 
 @pytest.mark.parametrize(
-    ("settings", "flag"), [({"strength": 0.0}, "--strength"), ({"strength": 1.5}, "--strength"), ({"steps": 0}, "--steps")]
+    ("settings", "flag"),
+    [
+        ({"strength": 0.0}, "--strength"),
+        ({"strength": 1.5}, "--strength"),
+        ({"steps": 0}, "--steps"),
+        ({"steps": 2.5}, "--steps"),
+        ({"steps": "2"}, "--steps"),
+        ({"steps": 2**64}, "--steps"),
+        ({"guidance": "4"}, "--guidance"),
+        ({"guidance": [[1, 2]]}, "--guidance"),
+        ({"guidance": [2.0, float("nan")]}, "--guidance"),
+        ({"guidance": np.array([])}, "--guidance"),
+        ({"interval": 3}, "--guidance-interval"),
+        ({"interval": (1, 2, 3)}, "--guidance-interval"),
+    ],
 )
 def test_nonsense_is_refused(bundle: Bundle, settings: dict, flag: str) -> None:
     with pytest.raises(BadInput, match=f"^{flag}: expected"):
         make_plan(bundle, **settings)
+
+
+def test_names_are_taken_in_any_case(bundle: Bundle) -> None:
+    plan = make_plan(bundle, "Euler-A", 4, spacing="LOG-SNR")
+    assert (plan.sampler, plan.spacing) == ("euler-a", "log-snr")
+    assert make_plan(bundle, "Fitted").sampler == "fitted"
+    for wrong, message in (
+        ({"spacing": ""}, "--spacing: no spacing ''"),
+        ({"sampler": ""}, "--sampler: no sampler ''; choose from .*, fitted"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            make_plan(bundle, **wrong)
+
+
+def test_an_array_of_guidance_is_as_a_list(bundle: Bundle) -> None:
+    assert make_plan(bundle, guidance=np.array([1.5, 4])).guidance == make_plan(bundle, guidance=[1.5, 4]).guidance
+    for w in (np.float32(3), np.array(3), np.array([3, 3]), 3):
+        assert make_plan(bundle, guidance=w).guidance.weights == (3.0,)
+        assert make_plan(bundle, guidance=w).sampler == "fitted"
+
+
+@pytest.mark.parametrize(("settings", "flag"), [({"interval": (0.1, 3)}, "--guidance-interval"), ({"rescale": 0.5}, "--guidance-rescale")])
+def test_what_guides_nothing_at_guidance_1_is_refused(bundle: Bundle, settings: dict, flag: str) -> None:
+    for weights in (1, [1.0, 1.0]):
+        with pytest.raises(BadInput, match=f"^{flag}: has no effect at guidance 1"):
+            make_plan(bundle, guidance=weights, **settings)
+    assert make_plan(bundle, guidance=[1, 2], **settings).guidance.weights == (1.0, 2.0)
+    own = dataclasses.replace(bundle, defaults=Defaults("ddim", 5, 4.0, (0.1, 3.0)))  # nobody asked for the model's own
+    assert make_plan(own, guidance=1).guidance.interval == (0.1, 3.0)
+    assert make_plan(own, guidance=1, interval=(0, np.inf)).guidance.interval == (0.0, np.inf)  # everywhere
+
+
+def test_an_interval_beside_all_evaluations_is_refused(bundle: Bundle) -> None:
+    for interval in ((200, 300), (1e-5, 1e-3)):
+        with pytest.raises(BadInput, match=r"^--guidance-interval: expected a part of 0\.004 \.\. 160, found "):
+            make_plan(bundle, "dpmpp-2m", 6, interval=interval)
+    assert make_plan(bundle, "ddim", 6, interval=(200, 1e9)).steps == 6  # T itself is in it
+    assert make_plan(bundle, "ddim", timesteps=[900], interval=(0.1, 3)).steps == 1  # no level in it, but inside the schedule
+    with pytest.raises(BadInput, match=r"^--guidance-interval: expected a part of 0 \.\. 2.03e\+04, found 30000,40000"):
+        make_plan(bundle, "ddim", timesteps=[900], interval=(3e4, 4e4))
+
+
+def test_the_rows_of_the_network_are_two_for_a_guided_evaluation(bundle: Bundle) -> None:
+    assert [make_plan(bundle, "ddim", 6, w).rows(10) for w in (1, 4, [1, 4])] == [60, 120, 120]

@@ -39,7 +39,7 @@ def ode_error(name: str, levels: np.ndarray, prediction: str) -> float:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc", 3), ("heun", 2)])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc", 3), ("heun", 2)])
 def test_the_ode_samplers_converge_at_their_order(name: str, order: int, prediction: str) -> None:
     """The first steps are of lower order; from ratio 160 on, where x0 hardly changes, that costs nothing."""
     coarse, fine = (ode_error(name, np.geomspace(160, 0.1, n), prediction) for n in (60, 240))
@@ -52,7 +52,10 @@ def test_ipndm_converges_at_order_four_where_the_ratio_falls_evenly(prediction: 
     assert fine < coarse and np.log(coarse / fine) / np.log(4) == pytest.approx(4, abs=0.4)
 
 
-@pytest.mark.parametrize(("name", "eta", "steps", "most"), [("ddpm", 0.0, 1000, 0.05), ("ddim", 1.0, 250, 0.05), ("ddim", 0.5, 250, 0.9)])
+@pytest.mark.parametrize(
+    ("name", "eta", "steps", "most"),
+    [("ddpm", 0.0, 1000, 0.05), ("ddim", 1.0, 250, 0.05), ("euler-a", 0.0, 250, 0.05), ("ddim", 0.5, 250, 0.9)],
+)
 def test_the_noisy_samplers_draw_from_the_distribution(name: str, eta: float, steps: int, most: float) -> None:
     """And not by the ODE, whose pictures correlate with the latent at 1."""
     schedule, rng = Schedule(prediction="eps"), np.random.default_rng(5)
@@ -91,7 +94,8 @@ def test_pictures_stay_float32_between_evaluations(name: str) -> None:
 
 
 def test_an_unknown_sampler_lists_the_choices() -> None:
-    with pytest.raises(BadInput, match=r"ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun; did you mean 'ddim'"):
+    assert find_sampler("DPMpp-2M") is SAMPLERS["dpmpp-2m"]
+    with pytest.raises(BadInput, match=r"ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a; did you mean 'ddim'"):
         find_sampler("dimm")
 
 
@@ -99,6 +103,7 @@ def test_an_unknown_sampler_lists_the_choices() -> None:
     ("name", "eta", "expected"),
     [
         ("ddpm", 0.5, "--eta: only ddim takes it, found sampler ddpm"),
+        ("Euler", 0.5, "--eta: only ddim takes it, found sampler euler"),
         ("ddim", -0.1, r"--eta: expected 0 .. 1, found -0.1"),
         ("ddim", 1.5, "found 1.5"),
         ("ddim", float("nan"), "found nan"),
@@ -163,6 +168,25 @@ def test_agrees_with_diffusers(name: str, eta: float, monkeypatch: pytest.Monkey
         prediction = torch.from_numpy(answer(x.numpy(), float(i) + 1)).double()
         x = peer.step(prediction, i, x, **({"eta": eta} if eta else {})).prev_sample.double()
     np.testing.assert_allclose(ours, x.numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "kind"), [("euler", "EulerDiscreteScheduler"), ("euler-a", "EulerAncestralDiscreteScheduler")])
+def test_euler_and_its_ancestral_form_agree_with_diffusers(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for heun, the peer's x is z = x / alpha, and its sigmas are ratio."""
+    schedule, timesteps = Schedule(prediction="v"), np.linspace(950, 0, 51)
+    ours = find_sampler(name)(answer, LATENT, timesteps, schedule, noise)
+
+    peer, torch = diffusers_peer(kind, 50, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    peer.timesteps, peer.sigmas = torch.from_numpy(timesteps[:-1]), torch.from_numpy(schedule.ratio(timesteps))
+    drawn = iter(range(1, 51))
+    module = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+    monkeypatch.setattr(module, lambda shape, **_: torch.from_numpy(noise(next(drawn))))
+    z = torch.from_numpy(LATENT / schedule.alpha(950.0))
+    for t in peer.timesteps:
+        x = peer.scale_model_input(z, t)
+        z = peer.step(torch.from_numpy(answer(x.numpy(), float(t))).double(), t, z).prev_sample.double()
+    np.testing.assert_allclose(ours, z.numpy(), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -91,8 +91,14 @@ def test_a_list_and_a_spacing_exclude_each_other() -> None:
 
 
 def test_an_unknown_spacing_lists_the_choices() -> None:
+    assert find_spacing("Karras") is SPACINGS["karras"]
     with pytest.raises(BadInput, match=r"uniform, quadratic, log-snr, karras; did you mean 'karras'"):
         find_spacing("karas")
+
+
+def test_an_empty_name_is_no_spacing() -> None:
+    with pytest.raises(BadInput, match="--spacing: no spacing ''; choose from uniform"):
+        timesteps_for("ddim", 2, COSINE, "")
 
 
 def test_more_steps_than_the_schedule_has_noise_for_are_refused() -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cfgdiff.runtime import Bundle, load_bundle, speeds
+from cfgdiff.runtime import Bundle, Failure, load_bundle, speeds
 from cfgdiff.runtime import engine as engines
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.processor import Processor
@@ -34,6 +35,18 @@ def test_calls_are_timed_and_pictures_compared(packaged: Bundle, fake_cpu: Any) 
     assert (low.one, low.many) == pytest.approx((0.004, 0.13), abs=1e-3)
     assert low.opened == pytest.approx(1.01, abs=1e-3)  # float32's, which loaded the library
     assert exact.psnr_db == 100 and 45 < low.psnr_db < 100 and exact.certified and low.certified
+
+
+def test_an_engine_whose_pictures_are_not_finite_is_passed_over(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pictures(engine: Any, bundle: Bundle, n: int, steps: int) -> np.ndarray:
+        if engine.precision == "bfloat16":
+            raise Failure("openvino, bfloat16: the network's answer at t = 500 is not finite")
+        return np.zeros((n, 32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(speeds, "_pictures", pictures)
+    found = by_way(speeds.measure(packaged))
+    assert "t = 500 is not finite" in found["openvino bfloat16"].against
+    assert not found["openvino bfloat16"].certified and found["openvino float32"].certified
 
 
 def test_a_slow_network_is_timed_on_fewer_pictures_and_compared_on_fewer(packaged: Bundle, fake_cpu: Any) -> None:
@@ -102,7 +115,7 @@ def test_the_key_holds_all_that_figures_depend_on(
     ]  # fmt: skip
     for name, value in (
         ("package", lambda name: f"{name} 99"),
-        ("_own_version", lambda: "99"),
+        ("own_version", lambda: "99"),
         ("processor", lambda: Processor("x", frozenset())),
     ):
         with monkeypatch.context() as patch:
@@ -150,9 +163,11 @@ def test_a_cache_that_cannot_be_written_or_is_nowhere_does_no_harm(
 def test_a_process_that_dies_while_it_writes_leaves_the_old_file(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds.speeds(packaged)
     before = kept().read_bytes()
-    monkeypatch.setattr(Path, "replace", lambda self, target: os.remove(self))
+    left = kept().with_name(f".{kept().name}.0123abcd.partial")
+    left.write_bytes(before[:9])
+    monkeypatch.setattr(os, "replace", lambda source, target: os.remove(source))
     speeds.speeds(packaged, anew=True)
-    assert kept().read_bytes() == before
+    assert kept().read_bytes() == before and list(kept().parent.iterdir()) == [kept()]
 
 
 def test_expected_seconds_are_those_of_the_batch_and_of_opening() -> None:
