@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
-from cfgdiff.runtime.images import grid, save_png
+from cfgdiff.runtime.images import grid, save_png, write_whole
 from cfgdiff.runtime.sidecar import engines_beside
 
 SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
@@ -18,7 +18,7 @@ def write_card(bundle: Bundle, engine: Engine) -> None:
     save_png(bundle.path / SAMPLES, grid(pictures, columns=len(columns)))
     heading, rest = card(bundle).split("\n", 1)
     shown = f"![Samples, a column a class]({SAMPLES})\n\n*A column a class ({', '.join(columns)}), seed 0, not picked.*"
-    (bundle.path / "README.md").write_text(f"{heading}\n\n{shown}\n{rest}\n")
+    write_whole(bundle.path / "README.md", f"{heading}\n\n{shown}\n{rest}\n".encode())
 
 
 def card(bundle: Bundle) -> str:

@@ -1,4 +1,4 @@
-"""What works here: every engine is opened for a bundle at every precision, and closed again, and those for CPUs are timed.
+"""What works here: every engine is opened for a bundle at every precision, asked once, and closed again, and those for CPUs are timed.
 
 It decides nothing.
 """
@@ -8,10 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from .bundle import Bundle, SpeedRecord
 from .choose import open_engine
 from .engine import OPENERS, Engine, package, precisions
 from .errors import Failure
+from .noise import normals
 from .processor import processor
 from .sidecar import BuiltEngine, check_certificate, engines_beside
 from .speeds import REFERENCE, Speed, speeds
@@ -46,6 +49,7 @@ def survey(bundle: Bundle, threads: int | None = None, anew: bool = False) -> Su
     timed = speeds(bundle, threads, anew)
     try:
         with closing(open_engine(bundle, threads=threads)) as engine:
+            try_out(engine, bundle)
             taken = engine.name, engine.precision
     except Failure:
         taken = None
@@ -61,12 +65,22 @@ def records(timed: Iterable[Speed], threads: int | None) -> list[SpeedRecord]:
     return [SpeedRecord(here, threads or cores(), *way, round(base / many, 2)) for way, many in seconds.items()]
 
 
+def try_out(engine: Engine, bundle: Bundle) -> None:
+    """Raises `Failure` where an engine that opens does not answer for a guided row of the last class in the middle of the schedule."""
+    half, w = np.full(1, bundle.schedule.T / 2, np.float32), np.full(1, 2, np.float32)
+    answer = engine.predict(normals(0, np.arange(1), 0, bundle.image_shape), half, np.full(1, len(bundle.class_names) - 1), w)
+    if not np.isfinite(answer).all():
+        raise Failure(f"{bundle.path}: the {engine.precision} variant answers with {answer[~np.isfinite(answer)][0]} on {engine.name}; "
+                      "export the model again")  # fmt: skip
+
+
 def _row(name: str, bundle: Bundle) -> Row:
     works, remarks = dict[str, None](), dict[str, None]()  # as sets that keep their order
     try:
         for precision, built, opener in _trials(name, bundle):
             try:
-                opener().close()
+                with closing(opener()) as engine:
+                    try_out(engine, bundle)
                 works[precision], problem = None, ""
             except Failure as error:
                 problem = str(error)
