@@ -86,7 +86,7 @@ def _row(name: str, bundle: Bundle) -> Row:
                 problem = str(error)
             if remark := problem if built is None else _certificate(built, problem):
                 remarks[remark] = None
-    except Failure as error:  # a sidecar that cannot be read
+    except Failure as error:  # nothing to open, or a sidecar that cannot be read
         remarks[str(error)] = None
     installed = package(name)
     if not installed and (elsewhere := _elsewhere(name, bundle)):
@@ -114,6 +114,9 @@ def _trials(name: str, bundle: Bundle) -> list[tuple[str, BuiltEngine | None, Ca
     if name != "tensorrt":
         return [(precision, None, partial(open_engine, bundle, name, precision)) for precision in precisions(name, bundle)]
     beside = engines_beside(bundle.path)
+    if not beside and not package(name):
+        build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
+        raise Failure(f"TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: {build}")
     if not beside:
         return [("auto", None, partial(open_engine, bundle, name))]  # fails, and says how to get one
     return [(built.key.precision, built, partial(TensorRTEngine, bundle, built.key.precision, built=built)) for built in beside]

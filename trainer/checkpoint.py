@@ -182,5 +182,11 @@ def initial_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # onnx raises protobuf's own errors here
         raise Failure(f"--init {graph}: not a readable ONNX file ({type(error).__name__}); take another bundle") from None
     weights = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).float() for i in model.graph.initializer if i.data_type in (1, 10)}
-    merged = {entry.key.removeprefix("same as:"): entry.value for entry in model.metadata_props if entry.key.startswith("same as:")}
-    return weights | {name: weights[kept] for name, kept in merged.items()}
+    for entry in model.metadata_props:  # what the exporter dropped, see `export.graph`
+        kind, _, name = entry.key.partition(":")
+        if kind == "same as":
+            weights[name] = weights[entry.value]
+        elif kind == "constant":
+            constant = json.loads(entry.value)
+            weights[name] = torch.full(constant["shape"], constant["value"])
+    return weights

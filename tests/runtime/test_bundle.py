@@ -217,3 +217,22 @@ def test_a_graph_that_cannot_draw_is_named(regraphed: Callable[[Callable], Path]
 def test_a_bundle_that_a_killed_export_left_aside_gets_its_name_back(copied: Path) -> None:
     copied.rename(copied.with_name(".bundle.old"))
     assert load_bundle(copied).path == copied and [p.name for p in copied.parent.iterdir()] == ["bundle"]
+
+
+def fewer_classes(model: Any) -> None:
+    """The table of classes loses rows."""
+    from onnx import numpy_helper
+
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "label.weight")
+    table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:5], table.name))
+
+
+def test_what_onnx_runtime_says_while_drawing_is_one_line(
+    regraphed: Callable[[Callable], Path], capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    bundle = load_bundle(regraphed(fewer_classes))
+    for n in (1, 20):  # in one part, and shared out among threads
+        with pytest.raises(Failure, match=rf"model\.onnx: ONNX Runtime fails for a batch of {n} \(.*out of data bounds") as error:
+            list(generate(open_engine(bundle, "cpu", threads=2), bundle, ["truck"] * n, 2))
+        assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
