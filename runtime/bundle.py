@@ -207,6 +207,8 @@ def _variant(v: dict[str, Any]) -> Variant:
     certificate = v.get("certificate")
     if certificate is not None and not isinstance(certificate["passed"], bool):
         raise ValueError("certificate without verdict")
+    if certificate is not None and not all(isinstance(text, str) for text in certificate.get("failures", [])):
+        raise ValueError("failures are texts")
     return Variant(graph, v["precision"], dict(files), certificate)
 
 

@@ -61,6 +61,8 @@ def test_the_graphs_say_what_they_are_and_others_can_read_them(small_bundle: Bun
         told = {entry.key: entry.value for entry in graph.metadata_props}
         assert told["precision"] == precision and json.loads(told["class_names"]) == ["a", "b", "c"] and "uncond + w" in told["guidance"]
         assert json.loads(told["schedule"])["prediction"] == small_bundle.schedule.prediction
+        assert all(value.doc_string for value in (*graph.graph.input, *graph.graph.output)) and "0 <= G <= B" in str(graph.graph.input[3])
+        assert told["null_class"] == "3" and "cos((t / T + 0.008) / 1.008 * pi / 2)^2" in told["sampling"]
         onnx.checker.check_model(graph, full_check=True)
         assert {o.domain: o.version for o in graph.opset_import} == {"": 18}
 
