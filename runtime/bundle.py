@@ -202,7 +202,7 @@ def _variants(value: Any) -> dict[str, Variant]:
 
 def _variant(v: dict[str, Any]) -> Variant:
     graph, files = v["graph"], v["files"]
-    if graph not in files or not all(isinstance(digest, str) for digest in files.values()):
+    if graph not in files or not all(map(_text, files.values())):
         raise ValueError("graph without hash")
     certificate = v.get("certificate")
     if certificate is not None and not isinstance(certificate["passed"], bool):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cfgdiff.runtime import load_bundle
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.folders import remove_folder, remove_partial, replace_folder, restore_folder, restore_folders
 from cfgdiff.runtime.schedule import Schedule
@@ -177,6 +178,8 @@ def initial_weights(path: Path) -> dict[str, Tensor]:
     import onnx
     from onnx import numpy_helper
 
+    if (path / "bundle.json").is_file():
+        load_bundle(path)  # checks the hashes, and that all weights have one
     try:
         model = onnx.load(str(graph))
     except Exception as error:  # onnx raises protobuf's own errors here

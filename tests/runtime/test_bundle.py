@@ -110,6 +110,7 @@ def change_variant(tree: dict, **changes: object) -> None:
         (lambda t: t.update(variants={}), "variants"),
         (lambda t: change_variant(t, precision="int8"), "variants"),
         (lambda t: change_variant(t, files={"model.onnx": 7}), "variants"),
+        (lambda t: change_variant(t, files={"model.onnx": "a\nb"}), "variants"),
         (lambda t: t["variants"]["float32"]["files"].update({"a\0b": "0"}), "leaves the bundle"),
         (lambda t: t["variants"]["float32"]["files"].update({"": "0"}), "leaves the bundle"),
     ],

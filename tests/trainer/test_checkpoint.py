@@ -77,6 +77,15 @@ def test_weights_that_do_not_say_where_they_come_from(tmp_path: Path, text: str 
         origin(tmp_path)
 
 
+def test_weights_of_a_damaged_bundle_are_not_started_from(copied: Path) -> None:
+    assert "stem.weight" in initial_weights(copied)
+    data = bytearray((copied / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / "model.onnx").write_bytes(data)
+    with pytest.raises(Failure, match=r"model\.onnx: damaged, sha256"):
+        initial_weights(copied)
+
+
 KILLED = """
 import sys
 from pathlib import Path
