@@ -186,8 +186,8 @@ def _shape(value: Any) -> tuple[int, int, int]:
 def _fitted(n: int, value: Any) -> Fitted:
     found = parse_fitted(value)
     numbers = [*found.timesteps, found.guidance, *(c for row in found.coefficients for c in row)]
-    if n != len(found.coefficients) or not all(1 <= len(row) <= TERMS for row in found.coefficients):
-        raise ValueError("not as many timesteps and coefficients as evaluations")
+    if n < 1 or not found.coefficients or not all(1 <= len(row) <= TERMS for row in found.coefficients):
+        raise ValueError("no evaluations, or of other terms than a fitted step has")
     if not all(map(math.isfinite, numbers)) or any(a <= b for a, b in pairwise(found.timesteps)):
         raise ValueError("timesteps fall, and all numbers are finite")
     return found
