@@ -166,7 +166,7 @@ def evaluate(sampling: Sampling, settings: Settings, n: int, repeats: int, data:
     """All that can be found of n samples, `repeats` times over, and of `sweep_n` for each setting of the sweep (0: none).
 
     Args:
-        data: real pictures, or None: nothing is compared with any.
+        data: real pictures, or None: nothing is compared with any, nor where the extractor is empty.
         weights: AlexNet's, for the nearest neighbours, or None: none are sought.
         notes: why something was not sought; one is added where `data` is None.
     """
@@ -175,6 +175,7 @@ def evaluate(sampling: Sampling, settings: Settings, n: int, repeats: int, data:
     found = Found(sampling.protocol(settings), sampling.extractor.inception, n, samples, notes)
     if data is None:
         notes.append("No --data: no distances, no neighbours, no sweep.")
+    if data is None or sampling.extractor.empty:
         return found, None
     real = read_real(data, sampling.extractor, stage)
     with stage("distances", repeats + 1) as watch:

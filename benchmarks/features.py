@@ -34,13 +34,16 @@ class Extractor:
         name: the network and the layer, as a report states it.
         sha256: of its weights.
         inception: whether distances in it have the field's names.
-        extract: pictures (N, H, W, 3) uint8, see `rgb` -> features (N, F) and logits (N, K), float32; K is 0 for a network without classes.
+        extract: pictures (N, H, W, 3) uint8, see `rgb` -> features (N, F) and logits (N, K), float32; K is 0 for a network without classes,
+            F, too, where there is no network at all.
+        empty: whether that is so.
     """
 
     name: str
     sha256: str
     inception: bool
     extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,15 @@ def kept(
     return found
 
 
+def no_features() -> Extractor:
+    """Where none can be had: samples, interpolations and class accuracy need none."""
+
+    def extract(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(pictures), 0), np.float32), np.zeros((len(pictures), 0), np.float32)
+
+    return Extractor("none", "", False, extract, empty=True)
+
+
 def choose_features(kind: str, alexnet: Weights | None, classifier: Classifier | None,
                     threads: int | None = None) -> tuple[Extractor, str]:  # fmt: skip
     """The extractor of that kind, and what is to be said where it is not what one would want.
@@ -233,10 +245,12 @@ def choose_features(kind: str, alexnet: Weights | None, classifier: Classifier |
 
 def choose_judges(bundle: Bundle, kind: str, alexnet: Path | None, classifier: Path | None,
                   threads: int | None = None) -> tuple[Classifier | None, Extractor, Weights | None, list[str]]:  # fmt: skip
-    """The classifier, the extractor of that kind and AlexNet's weights, and what is to be said of those that are not to be had.
+    """The classifier, the extractor of that kind and AlexNet's weights, and what is to be said of those that are not available.
+
+    Where "auto" finds no features at all, the extractor is that of `no_features`.
 
     Raises:
-        Failure: a file that was given is not what it must be, or no features are to be had.
+        Failure: a file that was given is not what it must be, or features of a kind that was named are not available.
     """
     judge, no_classifier = find_classifier(bundle, classifier, threads)
     weights, no_weights = None, ""
@@ -246,5 +260,10 @@ def choose_judges(bundle: Bundle, kind: str, alexnet: Path | None, classifier: P
         if alexnet is not None:
             raise
         no_weights = f"No nearest neighbours. {error}."
-    extractor, no_inception = choose_features(kind, weights, judge, threads)
+    try:
+        extractor, no_inception = choose_features(kind, weights, judge, threads)
+    except Failure as error:
+        if kind != "auto":
+            raise
+        extractor, no_inception = no_features(), f"No distances and no sweep. {error}."
     return judge, extractor, weights, [note for note in (no_classifier, no_weights, no_inception) if note]

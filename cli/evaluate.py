@@ -8,12 +8,16 @@ from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .flags import INTERVAL, log_to_stderr
 from .train import PATH
+
+if TYPE_CHECKING:
+    from cfgdiff.runtime import Bundle
+    from cfgdiff.trainer.data import PictureSet
 
 QUICK, QUICK_SWEEP, SWEEP, FULL = 2048, 512, 2048, 50_000
 KINDS = ("auto", "inception", "alexnet", "classifier")
@@ -38,7 +42,7 @@ Examples:
   cfgdiff eval --data DATA --features alexnet --alexnet alexnet.safetensors
   cfgdiff eval --data DATA --out quality --shard 2/4
 
-Without --data there is nothing to compare with: samples and class accuracy only.""",
+Without --data, or where no weights for features are available, nothing is compared: samples, interpolations and class accuracy only.""",
 )
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--data", type=PATH, metavar="DIR", help="Real pictures, as CIFAR-10 unpacked or whatever cfgdiff train takes.")
@@ -85,7 +89,6 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     from cfgdiff.export.card import write_card
     from cfgdiff.export.description import store_evaluation
     from cfgdiff.runtime import load_bundle, open_engine
-    from cfgdiff.trainer.data import load_held_out
 
     log_to_stderr()
     found = load_bundle(bundle)
@@ -93,7 +96,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
         _check_store(found.path, shard)
     for name in ("jinja2",) if data is None else ("jinja2", "matplotlib", "torch_fidelity"):
         import_module(name)  # what is missing is told before the work
-    pictures = None if data is None else load_held_out(data, found.image_shape[1], found.class_names, "bundle")
+    pictures = None if data is None else _real(data, found)
     judge, extractor, weights, notes = choose_judges(found, features, alexnet, classifier, threads)
     settings, seconds, folder = Settings(guidance, steps, sampler, interval, seed), dict[str, float](), out or Path(f"eval-{found.name}")
     n = n or (QUICK if quick else FULL)
@@ -115,6 +118,12 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
             if (found.path / "README.md").is_file():
                 write_card(load_bundle(found.path), opened)
     click.echo(f"{page}: {_headline(result.summary())}")
+
+
+def _real(data: Path, bundle: "Bundle") -> "PictureSet":
+    from cfgdiff.trainer.data import load_held_out
+
+    return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
 
 
 def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:

@@ -45,11 +45,17 @@ Examples:
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--data", type=PATH, help="Measure the test loss and the bound's rate on the held-out pictures of this data folder, too.")
 def info(bundle: Path | None, data: Path | None) -> None:
-    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file."""
+    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file and every graph."""
+    from contextlib import closing
+
     from cfgdiff.export.card import card
-    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime.survey import try_out
 
     found = load_bundle(bundle)
+    for precision in found.variants:
+        with closing(open_engine(found, "cpu", precision)) as engine:
+            try_out(engine, found)
     measured = {} if data is None else _measured(found, data)
     click.echo(card(found))
     if measured:

@@ -89,7 +89,7 @@ class TensorRTEngine(OpenedEngine):
             BadInput: inputs that are not of the graph's shapes and types, or of a batch that the engine was not built for.
             Failure: the engine is closed, or the GPU fails.
         """
-        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
+        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape, least=0)  # the batch: below
         b, g = len(sample), len(guidance)
         if not 1 <= b <= self.max_batch:
             raise BadInput(

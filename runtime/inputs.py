@@ -6,10 +6,24 @@ from .errors import BadInput
 
 
 def check_inputs(
-    sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray, image_shape: tuple[int, int, int]
+    sample: np.ndarray,
+    timestep: np.ndarray,
+    class_label: np.ndarray,
+    guidance: np.ndarray,
+    image_shape: tuple[int, int, int],
+    least: int = 1,
 ) -> dict[str, np.ndarray]:
-    """The inputs of `Engine.predict` by the graph's names for them. Raises `BadInput` for other shapes and types than the graph's."""
+    """The inputs of `Engine.predict` by the graph's names for them.
+
+    Raises:
+        BadInput: other shapes and types than the graph's, or fewer than `least` rows.
+    """
+    for name, array in (("sample", sample), ("timestep", timestep), ("class_label", class_label), ("guidance", guidance)):
+        if not isinstance(array, np.ndarray) or not array.ndim:
+            raise BadInput(f"Expected a NumPy array with a row for each picture, got {type(array).__name__} for input: {name}")
     b = len(sample)
+    if b < least:
+        raise BadInput(f"Expected at least {least} row, got {b} for input: sample")
     if not len(guidance) <= b:
         raise BadInput(f"Expected at most {b} rows of guidance, got {len(guidance)}")
     expected = {

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +18,7 @@ pytest.importorskip("torch_fidelity", reason="needs the train extra: pip install
 
 from cfgdiff.benchmarks import features
 from cfgdiff.cli.evaluate import evaluate
-from cfgdiff.runtime import Bundle, load_bundle
+from cfgdiff.runtime import Bundle, load_bundle, open_engine
 from cfgdiff.runtime.errors import Failure
 
 FAST = ["--steps", "2", "--guidance", "1", "--sampler", "ddim", "--threads", "1", "--engine", "cpu"]
@@ -92,8 +94,6 @@ def test_a_whole_report_of_the_packaged_model(packaged: Bundle, drawn_weights: P
 
 
 def test_a_model_without_a_classifier_swept_and_stored(small_bundle: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
-    import shutil
-
     bundle = Path(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
     data = write_data(tmp_path / "data.npz", 16, small_bundle.class_names)
     code = """import cfgdiff.benchmarks.evaluate as e, cfgdiff.cli.evaluate as c
@@ -136,6 +136,39 @@ def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
     whole = call(*args, classifier)
     assert whole.returncode == 0 and "class accuracy" in whole.stdout and "No --data" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["protocol"]["interval"] == [0.3, 5]
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_without_any_features_there_are_samples_interpolations_and_class_accuracy(
+    with_data: bool, small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Of a model of other classes than CIFAR-10's, without a network and without --alexnet."""
+
+    def unavailable(*_: object) -> None:
+        raise Failure("weights cannot be fetched (no network)")
+
+    monkeypatch.setattr(features, "inception_features", unavailable)
+    monkeypatch.setattr(features, "find_weights", unavailable)
+    monkeypatch.setattr("cfgdiff.benchmarks.blocks.BLOCK", 32)
+    monkeypatch.setattr("cfgdiff.runtime.open_engine", partial(open_engine, precision="float32"))  # without measuring what is fastest
+    bundle = Path(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
+    data = write_data(tmp_path / "data.npz", 16, small_bundle.class_names)
+    given = ["--data", str(data)] if with_data else []
+    args = [str(bundle), *given, "--n", "32", "--out", str(tmp_path / "out"), *FAST, "--store"]
+    made = CliRunner().invoke(evaluate, args)
+    assert made.exit_code == 0, made.exception
+    assert "No distances and no sweep. --features: none can be had" in made.output and made.stdout.strip().endswith("32 samples")
+    tree = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "quality" not in tree and tree["sweep"] == [] and "class accuracy" not in tree and tree["protocol"]["features"] == "none"
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert check_page(tmp_path / "out" / "report.html").sources and 'alt="interpolations"' in text and text.count('alt="samples: ') == 3
+    assert load_bundle(bundle).evaluation["n"] == 32
+    if not with_data:  # no features of its own, but a classifier that the features of "auto" are not taken from
+        return
+    classifier = write_classifier(tmp_path / "c.onnx", small_bundle)
+    monkeypatch.setattr(features, "choose_features", unavailable)
+    again = CliRunner().invoke(evaluate, [*args, "--classifier", str(classifier)])
+    assert again.exit_code == 0 and "class accuracy" in again.stdout, again.exception
 
 
 @pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity"])

@@ -1,6 +1,8 @@
 """Damaged and missing checkpoints say what is wrong; a failed write leaves the earlier one alone."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,55 @@ def test_weights_that_do_not_say_where_they_come_from(tmp_path: Path, text: str 
         (tmp_path / "bundle.json").write_text(text)
     with pytest.raises(Failure, match=r"--init .*bundle\.json: does not say where the weights come from"):
         origin(tmp_path)
+
+
+def test_weights_of_a_damaged_bundle_are_not_started_from(copied: Path) -> None:
+    assert "stem.weight" in initial_weights(copied)
+    data = bytearray((copied / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / "model.onnx").write_bytes(data)
+    with pytest.raises(Failure, match=r"model\.onnx: damaged, sha256"):
+        initial_weights(copied)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from kills import every_kill
+import shutil, torch
+from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, read_checkpoint, write_checkpoint
+run = Path({root!r})
+root = run / "checkpoints"
+
+def prepare():
+    shutil.rmtree(run, ignore_errors=True)
+    for name in ("000000064", "000000192", BEFORE_DECAY):
+        write_checkpoint(run, name, {{"n": 1}}, {{"a": torch.ones(2)}}, keep=5)
+
+def work():
+    for name in (BEFORE_DECAY, "000000128"):
+        write_checkpoint(run, name, {{"n": 2}}, {{"a": torch.full((2,), 2.0)}}, keep=1)
+
+def check():
+    newest = find_checkpoint(run)
+    for folder in (newest, root / BEFORE_DECAY):
+        state, tensors = read_checkpoint(folder)
+        assert tensors["a"].tolist() == [state["n"]] * 2
+    assert newest.name in ("000000192", "000000128", "000000064")
+
+def after():
+    check()
+    write_checkpoint(run, "000000256", {{"n": 3}}, {{"a": torch.full((2,), 3.0)}}, keep=1)
+    assert sorted(p.name for p in root.iterdir()) == ["000000256", BEFORE_DECAY], list(root.iterdir())
+
+prepare(), check()  # once, so that what they import is there before the forks
+print(every_kill(prepare, work, check, after))
+"""
+
+
+def test_a_kill_before_any_file_operation_loses_no_checkpoint(tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path / "run"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 15  # two folders written, one of them in the place of another, two removed
