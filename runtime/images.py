@@ -14,13 +14,59 @@ from PIL import Image, ImageOps, PngImagePlugin
 from .errors import Failure
 
 NOTE = "cfgdiff"  # the text chunk of a PNG that holds its note; in a WebP it is the EXIF description
-EXIF_DESCRIPTION = 0x010E
+EXIF_DESCRIPTION, EXIF_ORIENTATION, TIFF_BITS = 0x010E, 0x0112, 258
 
 
-def cropped(image: Image.Image, height: int, width: int, mode: str = "RGB") -> np.ndarray:
-    """(height, width, C) uint8: turned as its EXIF says, cropped to the middle, resized with antialiasing."""
-    upright = ImageOps.exif_transpose(image).convert(mode)
+def cropped(image: Image.Image, height: int, width: int, mode: str = "RGB", where: str = "picture") -> np.ndarray:
+    """(height, width, C) uint8: see `read_rgb`, cropped to the middle, resized with antialiasing. `where` names it in errors."""
+    upright = read_rgb(image, where).convert(mode)
     return np.atleast_3d(np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)))
+
+
+def read_rgb(image: Image.Image, where: str) -> Image.Image:
+    """An opened picture of any mode as RGB, or as L where it has no colours: 8 bits, opaque, turned as its EXIF says.
+
+    16 bits are scaled by their range, floating-point numbers from 0 .. 1. What is transparent becomes white, in proportion to its alpha;
+    what a transparent pixel hides is not seen. Of several frames it is the one that
+    `image` stands at: the first, unless it was moved.
+
+    Args:
+        where: names the picture in errors.
+
+    Raises:
+        Failure: the range of its pixels is not known (32-bit integers, floating-point numbers outside of 0 .. 1), or Pillow has no way
+            from its mode to RGB (LAB).
+    """
+    opaque = _opaque(_eight_bits(image, where) if image.mode[0] in "IF" else image, where)
+    opaque.getexif()[EXIF_ORIENTATION] = image.getexif().get(EXIF_ORIENTATION, 1)  # a TIFF's does not outlive a conversion
+    return ImageOps.exif_transpose(opaque)
+
+
+def _eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """A picture of mode I;16, I or F as L; LA where one of its values stands for transparent."""
+    values, top = np.asarray(image), 1.0
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # Pillow before 11, and PGM
+        top = 2.0 ** getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0] - 1  # a TIFF may have 12
+    elif image.mode != "F" or not (values.min() >= 0 and values.max() <= 1):  # nor NaN
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+        expected = "expected 8 or 16 bits, or floating-point numbers of 0 .. 1"
+        raise Failure(f"{where}: {expected}, found {kind} of {values.min():g} .. {values.max():g}; convert it to 8 bits")
+    grey = Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
+    if isinstance(hidden := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _opaque(image: Image.Image, where: str) -> Image.Image:
+    """On white, as RGB, or as L where it has no colours."""
+    target = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    try:
+        if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+            straight = image.convert("LA") if image.mode == "La" else image
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), straight.convert("RGBA"))
+        return image.convert(target)
+    except ValueError as error:
+        raise Failure(f"{where}: cannot be read as RGB ({error}); convert it, as to an 8-bit PNG") from None
 
 
 def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.ndarray:

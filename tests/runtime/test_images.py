@@ -1,6 +1,8 @@
 """What is written can be read back, and nothing is left where writing fails."""
 
+import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import encoded, grid, psnr, read_note, save_png, write_whole
+from cfgdiff.runtime.images import cropped, encoded, grid, psnr, read_note, read_rgb, save_png, write_whole
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
@@ -62,3 +64,109 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Failure, match="No space left"):
         write_whole(tmp_path / "a.png", b"picture")
     assert list(tmp_path.iterdir()) == []
+
+
+RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)  # (8, 8)
+RGB = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=2)  # (8, 8, 3)
+
+
+def stored(image: Image.Image, kind: str, **options: object) -> Image.Image:
+    """`image` as it is opened from a file of that kind."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (Image.fromarray(RAMP.astype(np.uint16) * 257), "PNG"),
+        (Image.fromarray(RAMP.astype(np.uint16) * 257), "TIFF"),
+        (Image.fromarray(RAMP.astype(np.uint16) * 257), "PPM"),  # Pillow opens it as I
+        (Image.fromarray((RAMP / 255).astype(np.float32)), "TIFF"),
+        (Image.fromarray(RAMP), "PNG"),
+        (Image.fromarray(RGB), "PNG"),
+        (Image.fromarray(RGB).convert("CMYK"), "TIFF"),
+        (Image.fromarray(RGB).quantize(256), "PNG"),
+        (Image.fromarray(RAMP).convert("1"), "PNG"),
+    ],
+)
+def test_every_mode_keeps_its_brightness(image: Image.Image, kind: str) -> None:
+    opened = stored(image, kind)
+    found = read_rgb(opened, "p")
+    assert found.mode == ("L" if opened.mode[0] in "1LIF" else "RGB")
+    wanted = np.asarray(image.convert("RGB" if found.mode == "RGB" else "L")) if image.mode[0] in "1CP" else np.asarray(image)
+    if image.mode[0] in "IF":
+        wanted = RAMP
+    np.testing.assert_array_equal(np.asarray(found), wanted)
+
+
+def test_sixteen_bits_may_be_twelve() -> None:
+    values = [0, 1365, 2730, 4095]
+    packed = bytes.fromhex("".join(f"{value:03x}" for value in values))
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}  # width .. bytes of the strip, at 8
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    file = struct.pack("<2sHI", b"II", 42, 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+    with Image.open(io.BytesIO(file)) as image:
+        assert image.mode == "I;16" and np.asarray(read_rgb(image, "p")).tolist() == [[0, 85, 170, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    image = Image.fromarray(RGB if "L" not in mode else RAMP).convert("RGBA" if "L" not in mode else "LA")
+    alpha = np.full((8, 8), 255, np.uint8)
+    alpha[:2], alpha[2] = 0, 51
+    image.putalpha(Image.fromarray(alpha))
+    opened = stored(image, "PNG") if mode in ("RGBA", "LA") else image.convert(mode)
+    opaque = np.asarray(image)[..., :-1].astype(float)
+    share = alpha[..., None] / 255
+    wanted, found = 255 + share * (opaque - 255), read_rgb(opened, "p")
+    assert found.mode == ("L" if "L" in mode else "RGB")
+    error = np.abs(np.atleast_3d(np.asarray(found)).astype(float) - wanted)
+    assert error[:3].max() <= 3 and (mode == "PA" or error.max() <= 3)  # RGBa is rounded twice; PA has a palette of 256
+    assert (np.asarray(found)[:2] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "transparent", "kind"),
+    [
+        (Image.fromarray(RAMP), int(RAMP[3, 3]), "PNG"),
+        (Image.fromarray(RAMP.astype(np.uint16) * 257), int(RAMP[3, 3]) * 257, "PNG"),
+        (Image.fromarray(RGB), tuple(RGB[3, 3].tolist()), "PNG"),
+        (Image.fromarray(RAMP).convert("P"), int(RAMP[3, 3]), "GIF"),
+    ],
+)
+def test_a_value_that_stands_for_transparent_is_white(image: Image.Image, transparent: object, kind: str) -> None:
+    found = np.asarray(read_rgb(stored(image, kind, transparency=transparent), "p"))
+    assert (found[3, 3] == 255).all() and (found[3, 2] == (RGB if image.mode == "RGB" else RAMP)[3, 2]).all()
+
+
+def test_a_range_that_is_not_known_is_refused_by_name() -> None:
+    for image, expected in (
+        (Image.fromarray(RAMP.astype(np.int32)), "found 32-bit integers of 0 .. 255"),
+        (Image.fromarray(RAMP.astype(np.float32)), "found floating-point numbers of 0 .. 255"),
+        (Image.fromarray(np.full((2, 2), np.nan, np.float32)), "found floating-point numbers of nan .. nan"),
+    ):
+        with pytest.raises(Failure, match=rf"^a/b\.tif: .*{expected}.*; convert it"):
+            read_rgb(stored(image, "TIFF"), "a/b.tif")
+        with pytest.raises(Failure, match=r"^a/b\.tif: "):
+            cropped(image, 2, 2, where="a/b.tif")
+
+
+def test_a_mode_without_a_way_to_rgb_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*_: object) -> None:
+        raise ValueError("conversion from LAB to RGB not supported")  # as of Pillow 10
+
+    image = Image.new("LAB", (2, 2))
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(Failure, match=r"^a\.tif: cannot be read as RGB \(conversion from LAB to RGB not supported\); convert it"):
+        read_rgb(image, "a.tif")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_exif_turns_a_picture_of_any_depth(bits: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    image = Image.fromarray(RAMP[:4] if bits == 8 else RAMP[:4].astype(np.uint16) * 257)
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(np.asarray(read_rgb(stored(image, kind, exif=exif), "p")), np.rot90(RAMP[:4], -1))
