@@ -36,9 +36,9 @@ def cached(key: str, decode: Callable[[], PictureSet]) -> PictureSet:
     try:
         described = json.loads((folder / "set.json").read_text())
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (OSError, ValueError) as error:
+        return PictureSet(described["name"], described["class_names"], **arrays, notes=tuple(described["notes"]))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise Failure(f"{folder}: damaged cache of decoded pictures ({str(error).splitlines()[0]}); remove the folder") from None
-    return PictureSet(described["name"], described["class_names"], **arrays)
 
 
 def _store(folder: Path, found: PictureSet) -> None:
@@ -48,7 +48,7 @@ def _store(folder: Path, found: PictureSet) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         for name in ARRAYS:
             np.save(temporary / f"{name}.npy", getattr(found, name))
-        (temporary / "set.json").write_text(json.dumps({"name": found.name, "class_names": found.class_names}))
+        (temporary / "set.json").write_text(json.dumps({"name": found.name, "class_names": found.class_names, "notes": found.notes}))
         if not folder.exists():  # another process may have been faster
             os.rename(temporary, folder)
     except OSError as error:
