@@ -10,10 +10,15 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer import checkpoint
 from cfgdiff.trainer.checkpoint import find_checkpoint, initial_weights, origin, read_checkpoint, write_checkpoint
 
+STATE = {
+    "config": {}, "class_names": ["cat"], "image_shape": [3, 32, 32], "data_set": "cats", "command": "cfgdiff train", "step": 8,
+    "pictures_seen": 64, "hours": 0.5, "test_loss": None, "initialised_from": None, "decaying": False, "scaler": {},
+}  # fmt: skip
+
 
 def test_the_newest_is_kept_and_found(tmp_path: Path) -> None:
     for name in ("000000064", "before-decay", "000000128"):
-        write_checkpoint(tmp_path, name, {"name": name}, {"a": torch.ones(2)})
+        write_checkpoint(tmp_path, name, STATE | {"name": name}, {"a": torch.ones(2)})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000000128", "before-decay"]
     assert read_checkpoint(tmp_path)[0]["name"] == "000000128"
     assert read_checkpoint(tmp_path / "checkpoints" / "before-decay")[0]["name"] == "before-decay"
@@ -42,7 +47,7 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("damage", ["truncate", "json", "future", "missing"])
 def test_damage_is_named(tmp_path: Path, damage: str) -> None:
-    write_checkpoint(tmp_path, "000000064", {}, {"a": torch.ones(200)})
+    write_checkpoint(tmp_path, "000000064", STATE, {"a": torch.ones(200)})
     folder = find_checkpoint(tmp_path)
     tensors, state = folder / "tensors.safetensors", folder / "state.json"
     if damage == "truncate":
