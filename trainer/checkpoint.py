@@ -78,8 +78,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[str, Tensor], keep: int = 1) -> None:
     """Write RUN/checkpoints/`name` whole, then remove all but the `keep` newest. Raises `Failure` where it cannot be written."""
     root = run / "checkpoints"
-    for left in root.glob(".*.partial"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
     if name.isdigit() and (root / name).exists():  # the same pictures seen, so the same tensors: only the state is new
         replace_text(root / name / "state.json", json.dumps({"format": FORMAT} | state, indent=1))
         return
@@ -88,9 +86,7 @@ def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[
         found = sorted(root.glob("[0-9]*"))
         later = [folder for folder in found if folder.name > name]  # of a run that now goes on from before its decay
         for old in later + found[: len(found) - len(later)][:-keep]:
-            aside = old.with_name(f".{old.name}.partial")  # half of a checkpoint must not look like one
-            old.rename(aside)
-            shutil.rmtree(aside)
+            shutil.rmtree(old)
 
 
 def write_folder(final: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:

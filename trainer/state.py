@@ -105,8 +105,6 @@ def optimiser_states(optimiser: torch.optim.Optimizer, found: Mapping[str, Tenso
     if (keys := OPTIMISER_KEYS.get(type(optimiser))) is None:
         return states
     for p, entries in states.items():
-        if entries.keys() != keys:
-            raise ValueError(f"parameter {p} of the optimiser: expected {', '.join(sorted(keys))}, found {', '.join(entries)}")
-        if strange := [key for key, value in entries.items() if value.shape != (() if key == "step" else params[p].shape)]:
-            raise ValueError(f"parameter {p} of the optimiser: {strange[0]} has the shape {tuple(entries[strange[0]].shape)}")
+        wanted = {key: torch.zeros(()) if key == "step" else params[p] for key in keys}
+        check_tensors(entries, wanted, f"parameter {p} of the optimiser: ")
     return states
