@@ -60,11 +60,16 @@ def load_data(path: Path, image_size: int, name: str = "auto", options: dict[str
 def load_held_out(path: Path, image_size: int, class_names: list[str], what: str) -> PictureSet:
     """The data set to measure a model of these classes on. Raises `Failure` where it holds nothing out, or is of other classes."""
     pictures = load_data(path, image_size)
+    check_held_out(pictures, path, class_names, what)
+    return pictures
+
+
+def check_held_out(pictures: PictureSet, path: Path, class_names: list[str], what: str) -> None:
+    """Raises `Failure` where a model of these classes cannot be measured on the data set."""
     if not len(pictures.test_pictures):
         raise Failure(f"--data {path}: holds out no pictures (20 or more are needed); take a larger data set")
     if pictures.class_names != class_names:
         raise Failure(f"--data {path}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}")
-    return pictures
 
 
 def reader_of(path: Path) -> str:
