@@ -29,11 +29,12 @@ Examples:
 def engines(bundle: Path | None, anew: bool, threads: int | None, store: bool) -> None:
     """List the engines: which work here for a bundle (by default the packaged model), at which precisions, and how to get the others.
 
-    Each is opened and closed again. Those for CPUs are timed, once, for calls of 1 and 64 guided pictures, and their pictures compared
-    with those of float32 on ONNX Runtime. A star marks what --engine auto takes for
-    many pictures; for a few it takes what opens sooner.
+    Each is opened, asked once and closed again. Those for CPUs are timed, once, for calls of 1 and 64 guided pictures, and their
+    pictures compared with those of float32 on ONNX Runtime. A star marks what --engine auto takes for many pictures; for a few it takes
+    what opens sooner.
     """
     from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime.errors import Failure
     from cfgdiff.runtime.survey import records, survey
 
     log_to_stderr()
@@ -41,6 +42,8 @@ def engines(bundle: Path | None, anew: bool, threads: int | None, store: bool) -
     seen = survey(found, threads, anew)
     for line in _table(seen):
         click.echo(line)
+    if seen.taken is None:
+        raise Failure(f"{found.path}: no engine works here; the lines above say why")
     if store:
         from cfgdiff.export.description import store_speeds
 

@@ -50,15 +50,25 @@ Examples:
 @click.option("--image-size", type=click.IntRange(8, 4096), metavar="N", help="Read --data in this size. Default: the bundle's.")
 @click.option("--grid", type=PATH, metavar="FILE.png", help="Write training pictures of --data as the network sees them, a column a class.")
 def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: Path | None) -> None:
-    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file; or a data set."""
+    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file and every graph."""
     if data is None and (image_size or grid):
         raise click.UsageError(f"{'--image-size' if image_size else '--grid'}: is about a data set, found no --data")
     if grid and grid.suffix.lower() != ".png":
         raise click.UsageError(f"--grid {grid}: expected a name that ends in .png")
+    from contextlib import closing
+
     from cfgdiff.export.card import card
-    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime.survey import try_out
 
     found = load_bundle(bundle)
+    if bundle and image_size and image_size != found.image_shape[1]:
+        raise click.UsageError(
+            f"--image-size {image_size}: the pictures of the bundle {bundle} are {found.image_shape[1]} high; leave it out"
+        )
+    for precision in found.variants if bundle or data is None else ():
+        with closing(open_engine(found, "cpu", precision)) as engine:
+            try_out(engine, found)
     if data is None:
         click.echo(card(found))
         return

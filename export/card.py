@@ -5,8 +5,12 @@ from typing import Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
-from cfgdiff.runtime.images import grid, save_png
+from cfgdiff.runtime.bundle import DAMAGE, Variant
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.images import grid, save_png, write_whole
 from cfgdiff.runtime.sidecar import engines_beside
+
+from .recipe import inputs, recipe
 
 SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
 
@@ -18,11 +22,21 @@ def write_card(bundle: Bundle, engine: Engine) -> None:
     save_png(bundle.path / SAMPLES, grid(pictures, columns=len(columns)))
     heading, rest = card(bundle).split("\n", 1)
     shown = f"![Samples, a column a class]({SAMPLES})\n\n*A column a class ({', '.join(columns)}), seed 0, not picked.*"
-    (bundle.path / "README.md").write_text(f"{heading}\n\n{shown}\n{rest}\n")
+    write_whole(bundle.path / "README.md", f"{heading}\n\n{shown}\n{rest}\n".encode())
 
 
 def card(bundle: Bundle) -> str:
-    """Markdown that a terminal shows as well."""
+    """Markdown that a terminal shows as well. Raises `Failure` where an entry of bundle.json or a sidecar cannot be shown."""
+    try:
+        return _card(bundle)
+    except DAMAGE as error:
+        if isinstance(error, Failure):
+            raise
+        what = f"provenance, evaluation or a certificate is not as expected ({type(error).__name__}: {error})"
+        raise Failure(f"{bundle.path / 'bundle.json'}: {what}; export the model again") from None
+
+
+def _card(bundle: Bundle) -> str:
     schedule, defaults, (c, h, w) = bundle.schedule, bundle.defaults, bundle.image_shape
     where = f"inside sigma / alpha {defaults.interval}" if defaults.interval else "at every noise level"
     lines = [
@@ -35,10 +49,11 @@ def card(bundle: Bundle) -> str:
         *([f"- fitted steps (cfgdiff fit-steps): {', '.join(map(str, bundle.fitted))}"] if bundle.fitted else []),
         *(f"- {key}: {_inline(value)}" for key, value in bundle.provenance.items()),
         *_evaluated(bundle.evaluation),
+        *_graph(bundle),
         "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",
         *_table(["graph", "MB", *FOUND, "certificate"], [
-            [v.graph, _megabytes(bundle, v.graph), *_found(v.certificate), _verdict(v.certificate)] for v in bundle.variants.values()
+            [v.graph, _megabytes(bundle, v.graph), *_of_graph(v)] for v in bundle.variants.values()
         ]),
     ]  # fmt: skip
     if engines := engines_beside(bundle.path):
@@ -67,7 +82,24 @@ def _evaluated(found: dict[str, Any]) -> list[str]:
     return ["", f"Measured by cfgdiff eval ({how}; features: {used['features']}):", "", *lines]
 
 
+def _graph(bundle: Bundle) -> list[str]:
+    """The graph's contract, and how to draw with it alone."""
+    described = inputs(len(bundle.class_names), bundle.schedule.T)
+    how = recipe(bundle.schedule, bundle.defaults.steps, bundle.defaults.guidance)
+    lines = [f"- {name}: {text}" for name, text in described.items()]
+    return ["", "The graphs take and give, with any B and G:", "", *lines, "", "To draw with a graph alone (DDIM):", "",
+            *(f"{i}. {line}" for i, line in enumerate(how, 1))]  # fmt: skip
+
+
 FOUND = ["prediction", "x0", "dB", "features"]
+
+
+def _of_graph(variant: Variant) -> list[str]:
+    """What was found of a variant. Float32 is not held against itself, but its rows are checked as all others' are."""
+    passed = (variant.certificate or {}).get("passed")
+    if variant.precision == "float32" and passed:
+        return ["-"] * len(FOUND) + ["the reference; its rows passed"]
+    return [*_found(variant.certificate), _verdict(variant.certificate)]
 
 
 def _found(certificate: dict[str, Any] | None) -> list[str]:

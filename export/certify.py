@@ -28,6 +28,8 @@ class Candidate:
 
     name: str
     kind: str  # the engine's name
+    precision: str
+    own: bool  # a variant or engine of the bundle's, and not another way to compute one
     sha256: str
     open: Callable[[], Engine]
     store: Callable[[Certificate], None]
@@ -48,12 +50,17 @@ def _of_graph(bundle: Bundle, engine: str, precision: str, threads: int | None) 
             store_certificate(bundle, precision, certificate)
 
     digest = graph_digest(bundle.variants.get(precision, bundle.variants["float32"]))  # bfloat16 is float32's graph
-    return Candidate(f"{engine} {precision}", engine, digest, partial(open_engine, bundle, engine, precision, threads), store)
+    own = precision in bundle.variants
+    return Candidate(
+        f"{engine} {precision}", engine, precision, own, digest, partial(open_engine, bundle, engine, precision, threads), store
+    )
 
 
 def _of_engine(bundle: Bundle, built: BuiltEngine) -> Candidate:
+    key = built.key
     return Candidate(
-        built.path.name, "tensorrt", built.sha256, lambda: TensorRTEngine(bundle, built.key.precision, uncertified=True, built=built),
+        built.path.name, "tensorrt", key.precision, True, built.sha256,
+        lambda: TensorRTEngine(bundle, key.precision, uncertified=True, built=built),
         lambda certificate: write_sidecar(replace(built, certificate=certificate)),
     )  # fmt: skip
 

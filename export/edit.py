@@ -9,6 +9,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from cfgdiff.runtime.bundle import FORMAT_VERSION
+from cfgdiff.runtime.schedule import Schedule
+
+from .recipe import inputs, recipe
+
 SMALL = 1024  # weights with fewer elements stay float32
 
 
@@ -26,10 +31,14 @@ def store_half(model: onnx.ModelProto) -> None:
 
 
 def with_description(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> onnx.ModelProto:
-    """A copy with what bundle.json says of the model in its metadata, for those who meet the graph without its bundle."""
+    """A copy with what bundle.json says of the model in its metadata, and how to draw with it, for those who meet the graph alone."""
+    schedule, defaults, classes = Schedule(**description["schedule"]), description["defaults"], len(description["class_names"])
+    described = inputs(classes, schedule.T)
     told = {"model": description["name"], "precision": precision}
     told |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
     told["guidance"] = "inside: the first G rows are uncond + w (cond - uncond)"
+    told["null_class"] = str(classes)
+    told["sampling"] = "\n".join(recipe(schedule, defaults.get("steps", 20), defaults.get("guidance", 1.0)))
     kept = [entry for entry in model.metadata_props if entry.key not in told]
     found = onnx.ModelProto()
     found.CopyFrom(model)
@@ -37,6 +46,10 @@ def with_description(model: onnx.ModelProto, description: dict[str, Any], precis
     entries += [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
     del found.metadata_props[:]
     found.metadata_props.extend(entries)
+    found.model_version = FORMAT_VERSION
+    found.doc_string = f"{description['name']}: a class-conditional diffusion model; metadata 'sampling' says how to draw with it."
+    for value in (*found.graph.input, *found.graph.output):
+        value.doc_string = described.get(value.name, "")
     return found
 
 

@@ -1,6 +1,7 @@
 """The ONNX graph: written by PyTorch's exporter, weights stored as float16, nothing of the training left in it."""
 
 import copy
+import json
 import logging
 import warnings
 
@@ -91,10 +92,18 @@ def _tidy(model: onnx.ModelProto) -> None:
 
 
 def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
-    """Equal weights are merged by the exporter; the metadata keeps the lost names, as `same as:<lost>` = `<kept>`."""
+    """The metadata keeps what the exporter drops, so that training can start from the graph (see `trainer.checkpoint.initial_weights`).
+
+    Equal weights are merged: `same as:<lost>` = `<kept>`. Those of one value, as biases that are still zero, are computed away:
+    `constant:<lost>` = the value and the shape. What is left is no part of the guided network, as a head that only training uses.
+    """
     stored = {i.name: numpy_helper.to_array(i).ravel() for i in model.graph.initializer}
     for name, p in network.named_parameters():
-        if name not in stored:
-            values = p.detach().numpy().ravel()
-            entry = model.metadata_props.add()
-            entry.key, entry.value = f"same as:{name}", next(kept for kept, array in stored.items() if np.array_equal(array, values))
+        if name in stored:
+            continue
+        values = p.detach().numpy().ravel()
+        kept = next((other for other, array in stored.items() if np.array_equal(array, values)), None)
+        if kept is not None:
+            model.metadata_props.add(key=f"same as:{name}", value=kept)
+        elif len(values) and (values == values[0]).all():
+            model.metadata_props.add(key=f"constant:{name}", value=json.dumps({"value": float(values[0]), "shape": list(p.shape)}))

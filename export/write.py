@@ -1,10 +1,11 @@
 """Writes a bundle: whole or not at all."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from onnx import ModelProto
 
 from cfgdiff.runtime import Bundle, load_bundle, open_engine
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.sidecar import engines_beside, graph_digest, sidecar_of
+from cfgdiff.runtime.folders import replace_folder, restore_folder
+from cfgdiff.runtime.sidecar import SUFFIX, engines_beside, graph_digest, sidecar_of
 
-from .card import write_card
+from .card import SAMPLES, write_card
 from .description import write_description
 from .edit import save_graph, with_description
 from .precision import half
@@ -38,10 +40,15 @@ class Report:
 
 def check_target(target: Path, force: bool) -> None:
     """Raises `Failure` where `target` cannot become a bundle."""
+    with suppress(OSError):  # writing will fail, too, and say why
+        restore_folder(target)
     if target.exists() and not (target / "bundle.json").is_file():
         raise Failure(f"--out {target}: exists and is no bundle; choose another folder")
     if target.exists() and not force:
         raise Failure(f"--out {target}: a bundle is already there; --force replaces it")
+    if target.exists() and (others := _others(target)):
+        names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        raise Failure(f"--out {target}: --force would delete what is not the bundle's ({names}); move it, or choose another folder")
     existing = next(p for p in target.absolute().parents if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise Failure(f"--out {target}: cannot write in {existing}; choose another place")
@@ -88,24 +95,27 @@ def write_bundle(source: Source, target: Path, precisions: tuple[str, ...] = (),
     return Report(load_bundle(target), compared.get("errors", {}), size, build_error)
 
 
+def _others(folder: Path) -> list[str]:
+    """What lies in a bundle's folder and is not the bundle's."""
+    try:
+        variants = json.loads((folder / "bundle.json").read_bytes())["variants"].values()
+        listed = {str(name) for variant in variants for name in variant["files"]}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):  # damaged, and to be replaced for that
+        listed = {"model.onnx", "model-float16.onnx", "model-int8.onnx"}
+    own = {"bundle.json", ".bundle.json.partial", "README.md", SAMPLES, *listed}
+    return sorted(
+        path.name for path in folder.iterdir() if path.name not in own and SUFFIX not in path.suffixes[-2:] and not path.match(".*.partial")
+    )
+
+
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the block ends well."""
-    temporary = target.parent / f".{target.name}.partial"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        with replace_folder(target) as folder:
+            yield folder
     except OSError as error:
         raise Failure(f"--out {target}: cannot write the bundle ({error.strerror or error}); nothing was left behind") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _add_variant(tree: dict[str, Any], folder: Path, graph: ModelProto, precision: str) -> None:

@@ -54,7 +54,7 @@ class OpenVinoEngine:
         self._queues, self._lock = dict[tuple[int, int, int], Any](), threading.Lock()
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
+        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types, `Failure` where it fails."""
         inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
         (b, g), answer, queues, held = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), [], []
         parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]  # each is guided, or not, as a whole
@@ -89,7 +89,9 @@ class OpenVinoEngine:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:  # its own, and what its binding makes of them
+            if isinstance(error, Failure):
+                raise
             raise Failure(f"{self._graph}: OpenVINO cannot run it ({_last_line(error)}); export the model again") from None
 
     def close(self) -> None:
@@ -151,4 +153,4 @@ def import_openvino() -> Any:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__)

@@ -34,13 +34,17 @@ class OrtEngine:
         self.precision, self._shape = precision, bundle.image_shape
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types."""
+        """See `Engine.predict`. Raises `BadInput` for inputs that are not of the graph's shapes and types, `Failure` where it fails."""
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
         parts = shares(0, len(sample), self._threads)
         session = self._session(max(1, self._threads // len(parts)))
 
         def run(rows: slice) -> np.ndarray:  # G - first of the rows that are left are guided
-            return session.run(["prediction"], {name: array[rows] for name, array in inputs.items()})[0]
+            try:
+                return session.run(["prediction"], {name: array[rows] for name, array in inputs.items()})[0]
+            except Exception as error:  # onnxruntime has no common base class for its errors
+                what = f"{self._graph}: ONNX Runtime fails for a batch of {len(sample)} ({_first_line(error)})"
+                raise Failure(f"{what}; a smaller batch needs less memory, or export the model again") from None
 
         return run(parts[0]) if len(parts) == 1 else np.concatenate(list(self._pool.map(run, parts)))
 
@@ -62,7 +66,7 @@ def open_session(graph: Path, threads: int | None, provider: tuple[str, dict[str
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed, too
     if threads:
         options.intra_op_num_threads = threads
     try:
@@ -133,7 +137,7 @@ class CudaEngine:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _load_cuda() -> None:

@@ -9,9 +9,14 @@ def check_inputs(
     sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray, image_shape: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
     """The inputs of `Engine.predict` by the graph's names for them. Raises `BadInput` for other shapes and types than the graph's."""
+    for name, array in (("sample", sample), ("timestep", timestep), ("class_label", class_label), ("guidance", guidance)):
+        if not isinstance(array, np.ndarray) or not array.ndim:
+            raise BadInput(f"Expected a NumPy array with a row for each picture, got {type(array).__name__} for input: {name}")
     b = len(sample)
+    if b < 1:
+        raise BadInput("Expected at least 1 row, got 0 for input: sample")
     if not len(guidance) <= b:
-        raise BadInput(f"Expected at most {b} rows of guidance, got {len(guidance)}")
+        raise BadInput(f"Expected at most {b} rows of guidance, one for each picture, got {len(guidance)} for input: guidance")
     expected = {
         "sample": (sample, (b, *image_shape), np.float32), "timestep": (timestep, (b,), np.float32),
         "class_label": (class_label, (b,), np.int64), "guidance": (guidance, (len(guidance),), np.float32),

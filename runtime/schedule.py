@@ -22,6 +22,7 @@ from .errors import Failure
 
 OFFSET = 0.008  # s in equation 17 of Nichol & Dhariwal
 MAX_BETA = 0.999
+MOST_T, MOST_STD = 1_000_000, 1_000  # the linear schedule is a table of T + 1 entries
 KINDS, PREDICTIONS = ["cosine", "linear"], ["eps", "v", "x0"]
 
 
@@ -48,8 +49,9 @@ class Schedule:
         for name, value, known in (("kind", self.kind, KINDS), ("prediction", self.prediction, PREDICTIONS)):
             if value not in known:
                 raise Failure(f"schedule {name} is {value!r}, expected one of {', '.join(known)}: update cfgdiff, or correct bundle.json")
-        if self.T < 1 or not self.data_std > 0:
-            raise Failure(f"schedule needs T >= 1 and data_std > 0, found T={self.T} and data_std={self.data_std}")
+        if not (isinstance(self.T, int) and 1 <= self.T <= MOST_T and 0 < self.data_std <= MOST_STD):
+            raise Failure(f"schedule needs a whole T from 1 to {MOST_T} and data_std above 0, up to {MOST_STD}, "
+                          f"found T={self.T} and data_std={self.data_std}")  # fmt: skip
 
     def alpha_bar(self, t: Any) -> np.ndarray:
         """Cosine: equation 17 in closed form, with beta_T clipped at 0.999; linear: the product of 1 - beta, geometric in between.

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle, Variant
+from .bundle import DAMAGE, Bundle, Variant
 from .errors import Failure
 
 SUFFIX = ".engine"
@@ -84,18 +84,25 @@ def write_sidecar(engine: BuiltEngine) -> None:
 def read_sidecar(path: Path) -> BuiltEngine:
     """Raises `Failure` naming the file and the part that is not as it must be."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError
         tree = json.loads(path.read_bytes())
+        json.dumps(tree, ensure_ascii=False).encode()  # fails for what cannot be printed
         parts = {field.name: tree["key"][field.name] for field in fields(EngineKey)}
         key = EngineKey(**parts | {"sm": tuple(map(str, parts["sm"])), "profile": tuple(map(int, parts["profile"]))})
         certificate = tree["certificate"]
-        if not (key.module in MODULES and key.sm and len(key.profile) == 3):
+        if not (key.module in MODULES and key.sm and len(key.profile) == 3 and 1 <= min(key.profile) <= max(key.profile) < 2**31):
+            raise ValueError
+        if not all(isinstance(part, str) for part in (key.graph, key.version, key.driver, key.precision)):
             raise ValueError
         if not (certificate is None or isinstance(certificate["passed"], bool)):
+            raise ValueError
+        if certificate is not None and not all(isinstance(text, str) for text in certificate.get("failures", [])):
             raise ValueError
         return BuiltEngine(path.with_name(path.name.removesuffix(".json")), key, str(tree["sha256"]), certificate)
     except OSError as error:
         raise Failure(f"{path}: cannot be read ({error.strerror}); build the engine again") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (*DAMAGE, RecursionError):
         raise Failure(f"{path}: not the sidecar of an engine (JSON with key, sha256 and certificate); build the engine again") from None
 
 

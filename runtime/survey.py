@@ -1,4 +1,4 @@
-"""What works here: every engine is opened for a bundle at every precision, and closed again, and those for CPUs are timed.
+"""What works here: every engine is opened for a bundle at every precision, asked once, and closed again, and those for CPUs are timed.
 
 It decides nothing.
 """
@@ -8,10 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from .bundle import Bundle, SpeedRecord
 from .choose import open_engine
 from .engine import OPENERS, Engine, package, precisions
 from .errors import Failure
+from .noise import normals
 from .processor import processor
 from .sidecar import BuiltEngine, check_certificate, engines_beside
 from .speeds import REFERENCE, Speed, speeds
@@ -46,6 +49,7 @@ def survey(bundle: Bundle, threads: int | None = None, anew: bool = False) -> Su
     timed = speeds(bundle, threads, anew)
     try:
         with closing(open_engine(bundle, threads=threads)) as engine:
+            try_out(engine, bundle)
             taken = engine.name, engine.precision
     except Failure:
         taken = None
@@ -61,18 +65,28 @@ def records(timed: Iterable[Speed], threads: int | None) -> list[SpeedRecord]:
     return [SpeedRecord(here, threads or cores(), *way, round(base / many, 2)) for way, many in seconds.items()]
 
 
+def try_out(engine: Engine, bundle: Bundle) -> None:
+    """Raises `Failure` where an engine that opens does not answer for a guided row of the last class in the middle of the schedule."""
+    half, w = np.full(1, bundle.schedule.T / 2, np.float32), np.full(1, 2, np.float32)
+    answer = engine.predict(normals(0, np.arange(1), 0, bundle.image_shape), half, np.full(1, len(bundle.class_names) - 1), w)
+    if not np.isfinite(answer).all():
+        raise Failure(f"{bundle.path}: the {engine.precision} variant answers with {answer[~np.isfinite(answer)][0]} on {engine.name}; "
+                      "export the model again")  # fmt: skip
+
+
 def _row(name: str, bundle: Bundle) -> Row:
     works, remarks = dict[str, None](), dict[str, None]()  # as sets that keep their order
     try:
         for precision, built, opener in _trials(name, bundle):
             try:
-                opener().close()
+                with closing(opener()) as engine:
+                    try_out(engine, bundle)
                 works[precision], problem = None, ""
             except Failure as error:
                 problem = str(error)
             if remark := problem if built is None else _certificate(built, problem):
                 remarks[remark] = None
-    except Failure as error:  # a sidecar that cannot be read
+    except Failure as error:  # nothing to open, or a sidecar that cannot be read
         remarks[str(error)] = None
     installed = package(name)
     if not installed and (elsewhere := _elsewhere(name, bundle)):
@@ -100,6 +114,9 @@ def _trials(name: str, bundle: Bundle) -> list[tuple[str, BuiltEngine | None, Ca
     if name != "tensorrt":
         return [(precision, None, partial(open_engine, bundle, name, precision)) for precision in precisions(name, bundle)]
     beside = engines_beside(bundle.path)
+    if not beside and not package(name):
+        build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
+        raise Failure(f"TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: {build}")
     if not beside:
         return [("auto", None, partial(open_engine, bundle, name))]  # fails, and says how to get one
     return [(built.key.precision, built, partial(TensorRTEngine, bundle, built.key.precision, built=built)) for built in beside]

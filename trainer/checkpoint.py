@@ -4,8 +4,7 @@ RUN/checkpoints/NNNNNNNNN is the newest state after NNNNNNNNN pictures, RUN/chec
 """
 
 import json
-import os
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.folders import remove_folder, remove_partial, replace_folder, restore_folder, restore_folders
 from cfgdiff.runtime.schedule import Schedule
 
 from . import registry
@@ -50,6 +50,9 @@ def _newest_last(run: Path) -> list[Path]:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder meant by `path`: itself, or the newest of a run. Raises `Failure` where there is none."""
+    with suppress(OSError):  # where nothing can be renamed, what is there is taken
+        restore_folder(path)
+        restore_folders(path / "checkpoints")
     if (path / "state.json").is_file():
         return path
     if not (found := _newest_last(path)):
@@ -85,26 +88,18 @@ def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[
     if name.isdigit():
         found = sorted(root.glob("[0-9]*"))
         later = [folder for folder in found if folder.name > name]  # of a run that now goes on from before its decay
-        for old in later + found[: len(found) - len(later)][:-keep]:
-            shutil.rmtree(old)
+        for old in later[::-1] + found[: len(found) - len(later)][:-keep]:  # the newest first: after a kill the run goes on from it
+            remove_folder(old)
+        remove_partial(root)
 
 
 def write_folder(final: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write one checkpoint folder whole, or leave what was there. Raises `Failure`."""
-    temporary = final.with_name(f".{final.name}.partial")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"format": FORMAT} | state, indent=1))
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        with replace_folder(final) as folder:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
+            (folder / "state.json").write_text(json.dumps({"format": FORMAT} | state, indent=1))
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise Failure(f"{final}: cannot write the checkpoint ({error.strerror or error}); earlier checkpoints are untouched") from None
 
 
@@ -204,10 +199,15 @@ def initial_weights(path: Path) -> dict[str, Tensor]:
         model = onnx.load(str(graph))
         kept = [i for i in model.graph.initializer if i.data_type in (1, 10)]
         weights = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).float() for i in kept}
-        merged = {entry.key.removeprefix("same as:"): entry.value for entry in model.metadata_props if entry.key.startswith("same as:")}
-        weights |= {name: weights[same] for name, same in merged.items()}
+        for entry in model.metadata_props:  # what the exporter dropped, see `export.graph`
+            kind, _, name = entry.key.partition(":")
+            if kind == "same as":
+                weights[name] = weights[entry.value]
+            elif kind == "constant":
+                constant = json.loads(entry.value)
+                weights[name] = torch.full(constant["shape"], constant["value"])
     except Exception as error:  # onnx raises protobuf's own errors here
         raise Failure(f"--init {graph}: not a readable ONNX file ({type(error).__name__}); take another bundle") from None
-    if name := not_finite(weights):
-        raise Failure(f"--init {graph}: {name} holds values that are not finite; take another bundle")
+    if broken := not_finite(weights):
+        raise Failure(f"--init {graph}: {broken} holds values that are not finite; take another bundle")
     return weights

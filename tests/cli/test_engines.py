@@ -1,5 +1,6 @@
 """`cfgdiff engines` as a user calls it."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -80,3 +81,18 @@ def test_speeds_are_stored_and_told_where_openvino_is_missing(copied: Path, fake
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     result = call(ENTRY, "engines", tmp_path / "nowhere")
     assert result.returncode == 1 and "no bundle there" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_info_and_engines_do_not_call_a_bundle_whole_that_cannot_draw(copied: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs ONNX: pip install onnx")
+    model, tree = onnx.load(str(copied / "model.onnx")), json.loads((copied / "bundle.json").read_bytes())
+    model.graph.node[-1].op_type = "Unknown"
+    (copied / "model.onnx").write_bytes(model.SerializeToString())
+    tree["variants"]["float32"]["files"]["model.onnx"] = hashlib.sha256((copied / "model.onnx").read_bytes()).hexdigest()
+    (copied / "bundle.json").write_text(json.dumps(tree))
+    result = call(ENTRY, "info", copied)
+    assert result.returncode == 1 and "model.onnx: ONNX Runtime cannot load it" in result.stderr and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    result = call(ENTRY, "engines", copied)
+    assert result.returncode == 1 and result.stdout.count("does not work here") == 4 and "works:" not in result.stdout
+    assert "Traceback" not in result.stderr and "no engine works here" in result.stderr

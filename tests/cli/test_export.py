@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cfgdiff.cli.export import verify
 from cfgdiff.runtime import load_bundle
 from cfgdiff.runtime.sidecar import engines_beside
 
@@ -77,9 +80,35 @@ def test_verify_certifies_what_works_here(engines: Path) -> None:
     assert sum("-tensorrt_rtx-" in line for line in said) <= 3 and all(": passed;" in line or ": not verified: " in line for line in said)
     assert {v.certificate["found"]["pictures"] for v in load_bundle(engines).variants.values() if v.certificate} == {8}
     shown = call(ENTRY, "info", engines)
-    assert shown.stdout.count("passed, 8 pictures") == 3 and "TensorRT engine" in shown.stdout
+    assert (
+        shown.stdout.count("passed, 8 pictures") == 2
+        and shown.stdout.count("the reference; its rows passed") == 1
+        and "TensorRT engine" in shown.stdout
+    )
     only = call(ENTRY, "verify", engines, "--engine", "tensorrt", "--n", 8)
     assert only.returncode == 1 and "Traceback" not in only.stderr
+
+
+@pytest.mark.parametrize(("asked", "code"), [([], 0), (["--engine", "openvino"], 1)])
+def test_a_way_of_openvinos_own_that_fails_is_told_and_fails_verify_only_where_asked_for(
+    asked: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Nothing takes bfloat16 on OpenVINO uncertified, unless it is named."""
+    from cfgdiff.export import certify
+
+    def fake(chosen: list, *_: object) -> Iterator[tuple]:
+        found = {"prediction": {"+0": 1e-6}, "x0": {"+0": 1e-6}, "pictures": 8, "psnr_db": 99.0, "features": 0.0}
+        for candidate in chosen:
+            wrong = candidate.precision == "bfloat16"
+            yield candidate, {"passed": not wrong, "failures": ["x0 is off"] * wrong, "found": found}
+
+    monkeypatch.setattr(certify, "certify", fake)
+    monkeypatch.setattr("cfgdiff.export.verify.reference", lambda *_: None)
+    made = CliRunner().invoke(verify, ["--n", "8", "--no-store", *asked])
+    assert made.exit_code == code, made.output
+    assert "openvino bfloat16: FAILED: x0 is off" in made.output and ("taken by name only" in made.output) == (not asked)
+    said = "cpu float32: passed; its rows agree with each other and with the guidance equation, and the others are compared with it"
+    assert (said in made.output) == (not asked)
 
 
 @pytest.mark.parametrize("file", ["model-int8.onnx", "float16-*.engine"])

@@ -35,10 +35,18 @@ def test_a_description_replaces_an_older_one_and_leaves_the_rest() -> None:
     model = chain()
     entry = model.metadata_props.add()
     entry.key, entry.value = "same as:b.weight", "a.weight"
-    told = {"name": "first", "class_names": ["a"], "image_shape": [3, 2, 2], "schedule": {}, "defaults": {}}
+    told = {
+        "name": "first",
+        "class_names": ["a"],
+        "image_shape": [3, 2, 2],
+        "schedule": {"kind": "linear", "prediction": "eps"},
+        "defaults": {"steps": 7},
+    }
     first = with_description(model, told, "float32")
     second = with_description(first, told | {"name": "second"}, "int8")
     assert [entry.key for entry in model.metadata_props] == ["same as:b.weight"]
     found = [(entry.key, entry.value) for entry in second.metadata_props]
-    assert len(found) == len(dict(found)) == 8
+    assert len(found) == len(dict(found)) == 10
+    assert dict(found)["null_class"] == "1" and "as 7 or 20" in dict(found)["sampling"] and "eps = P" in dict(found)["sampling"]
+    assert "beta_i = 1e-4 .. 0.02" in dict(found)["sampling"] and second.model_version == 1 and second.doc_string.startswith("second: ")
     assert dict(found)["model"] == "second" and dict(found)["precision"] == "int8" and dict(found)["same as:b.weight"] == "a.weight"

@@ -55,6 +55,30 @@ def test_merged_weights_keep_both_names(model: LoadedModel, tmp_path) -> None:
     assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in network.state_dict().items())
 
 
+class Untrained(torch.nn.Module):
+    """A network whose bias is still zero, with a head that only its training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.label, self.head = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Embedding(4, 3), torch.nn.Linear(40, 2)
+        torch.nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), (B,), (B,) -> (B, 3, H, W)."""
+        return self.conv(x) + self.label(label)[:, :, None, None] + t[:, None, None, None]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_computed_away_or_not_used(tmp_path: Path) -> None:
+    network = Untrained().eval().requires_grad_(False)
+    graph = build_graph(network, 3, (3, 8, 8))
+    assert "conv.bias" not in {i.name for i in graph.graph.initializer}
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    weights, expected = initial_weights(tmp_path), network.state_dict()
+    assert {name for name in expected if name not in weights} == {"head.weight", "head.bias"}
+    assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in expected.items() if name in weights)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_same_weights_give_the_same_bytes_without_traces(graph: onnx.ModelProto, model: LoadedModel) -> None:
     again = build_graph(rounded(model.network), 3, model.image_shape)

@@ -4,15 +4,18 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper, shape_inference
 
 from cfgdiff.export.edit import unpacked
+from cfgdiff.export.graph import build_graph, rounded
 from cfgdiff.export.parity import CASES, example
 from cfgdiff.export.quantise import OUTSIDE, WEIGHT_MOST, _balance, channel_peaks, guided_trajectories, int8, symmetric, tensor_ranges
 from cfgdiff.runtime import Bundle, open_engine
 from cfgdiff.runtime.engine_openvino import _unrounded, import_openvino
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.checkpoint import LoadedModel
+from cfgdiff.trainer.unet import UNet
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +140,37 @@ def test_openvino_computes_these_convolutions_in_integers(graph: onnx.ModelProto
             kinds |= dict.fromkeys(told["originalLayersNames"].split(","), told["runtimePrecision"])
     assert {kinds[f"Mul.{name}"] for name in chosen(graph)} <= {"u8", "i8"}
     assert not any("Quantize" in name for name in kinds)  # no result is rounded
+
+
+class Plain(torch.nn.Module):
+    """A network as a plugin may bring it: its first convolution reads the doubled batch itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 8), (8, 8), (8, 3)))
+        self.label = torch.nn.Embedding(4, 8)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), (B,), (B,) -> (B, 3, H, W)."""
+        first, middle, last = self.convs
+        x = torch.nn.functional.silu(first(x) + self.label(label)[:, :, None, None] + t[:, None, None, None] / 1000)
+        return last(torch.nn.functional.silu(middle(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("which", ["patch=1", "plugin"])
+def test_a_first_convolution_that_reads_the_doubled_batch(which: str, model: LoadedModel) -> None:
+    part = model.config.network.model_copy(update={"patch": 1, "multipliers": (1,), "channels": 8, "attention": (), "head_channels": 8})
+    torch.manual_seed(0)
+    network = (Plain() if which == "plugin" else UNet(part, (3, 8, 8), 3)).eval().requires_grad_(False)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    full = build_graph(rounded(network), 3, (3, 8, 8))
+    first = next(node for node in full.graph.node if node.op_type == "Conv")
+    assert next(node for node in full.graph.node if node.output[0] == first.input[0]).op_type == "Concat"
+    low = int8(full, [example(32, 16, (3, 8, 8), 3)])
+    assert sum(node.op_type == "QuantizeLinear" for node in low.graph.node) >= 2
+    for b, g in CASES[:4]:
+        inputs = example(b, g, (3, 8, 8), 3)
+        expected = run(full, inputs)
+        assert 0 < np.linalg.norm(run(low, inputs) - expected) / np.linalg.norm(expected) < 0.1

@@ -1,6 +1,9 @@
 """A bundle is written whole or not at all."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -9,7 +12,7 @@ import pytest
 from cfgdiff.export import write
 from cfgdiff.export.source import Source, from_bundle
 from cfgdiff.export.tensorrt import build_engines
-from cfgdiff.export.write import write_bundle
+from cfgdiff.export.write import check_target, write_bundle
 from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.errors import Failure
@@ -58,6 +61,8 @@ def test_the_graphs_say_what_they_are_and_others_can_read_them(small_bundle: Bun
         told = {entry.key: entry.value for entry in graph.metadata_props}
         assert told["precision"] == precision and json.loads(told["class_names"]) == ["a", "b", "c"] and "uncond + w" in told["guidance"]
         assert json.loads(told["schedule"])["prediction"] == small_bundle.schedule.prediction
+        assert all(value.doc_string for value in (*graph.graph.input, *graph.graph.output)) and "0 <= G <= B" in str(graph.graph.input[3])
+        assert told["null_class"] == "3" and "cos((t / T + 0.008) / 1.008 * pi / 2)^2" in told["sampling"]
         onnx.checker.check_model(graph, full_check=True)
         assert {o.domain: o.version for o in graph.opset_import} == {"": 18}
 
@@ -114,3 +119,88 @@ def test_a_target_is_never_lost(source: Source, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "other").mkdir()
     with pytest.raises(Failure, match="is no bundle"):
         write_bundle(source, tmp_path / "other", force=True)
+
+
+def test_force_deletes_nothing_that_is_not_the_bundles(source: Source, small_bundle: Bundle, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(small_bundle.path, tmp_path / "b"))
+    for name in ("x.engine", "x.engine.json", ".bundle.json.partial", ".README.md.abc.partial"):
+        (target / name).write_text("{}")
+    check_target(target, force=True)
+    (target / "notes.txt").write_text("mine")
+    (target / "pictures").mkdir()
+    with pytest.raises(Failure, match=r"--force would delete what is not the bundle's \(notes.txt, pictures\); move it"):
+        check_target(target, force=True)
+    assert (target / "notes.txt").read_text() == "mine"
+    (target / "notes.txt").unlink()
+    (target / "pictures").rmdir()
+    (target / "bundle.json").write_text("{damaged")
+    check_target(target, force=True)
+
+
+KILLED = """
+import json, shutil, sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, {tests!r})
+from kills import every_kill
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from cfgdiff.export import write
+from cfgdiff.export.description import store_certificate, store_fitted
+from cfgdiff.export.source import Source
+from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.fitted import Fitted
+
+root = Path({root!r})
+target = root / "b"
+values = [helper.make_tensor_value_info(n, k, ["B", *s]) for n, k, s in (
+    ("sample", 1, [3, 4, 4]), ("timestep", 1, []), ("class_label", 7, []), ("guidance", 1, []), ("prediction", 1, [3, 4, 4]))]
+graph = helper.make_graph([helper.make_node("Identity", ["sample"], ["prediction"])], "g", values[:4], values[4:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+description = {{
+    "format_version": 1, "class_names": ["a", "b"], "image_shape": [3, 4, 4], "provenance": {{}},
+    "schedule": {{"kind": "cosine", "T": 1000, "prediction": "v", "data_std": 1.0}},
+    "defaults": {{"sampler": "ddim", "steps": 2, "guidance": 1.0, "interval": None}},
+}}
+found = {{"prediction": {{"+0": 0.0}}, "x0": {{"+0": 0.0}}, "pictures": 1}}
+write.open_engine = lambda *_: None  # engines have threads, which do not survive a fork
+write.reference = lambda *_: None
+write.verify = lambda *_: {{"passed": True, "failures": [], "found": found}}
+write.write_card = lambda bundle, engine: (bundle.path / "README.md").write_text("card")
+
+def export(name):
+    return lambda: write.write_bundle(Source(model, description | {{"name": name}}), target, force=True)
+
+def whole(names):
+    bundle = load_bundle(target)
+    assert bundle.name in names and sorted(p.name for p in target.iterdir() if p.suffix != ".partial") == [
+        "README.md", "bundle.json", "model.onnx"], list(target.iterdir())
+    return bundle
+
+def after():
+    whole(["new"])
+    assert [p.name for p in root.iterdir()] == ["b"], list(root.iterdir())
+
+kills = [every_kill(export("old"), export("new"), lambda: whole(["old", "new"]), after)]
+fitted = {{1: Fitted((900.0, 0.0), ((1.0, 0.0, 0.0, 0.0),), 1.0)}}
+
+def fitted_or_not():
+    assert whole(["old"]).fitted in ({{}}, fitted)
+
+def stored():
+    assert whole(["old"]).fitted == fitted and not list(target.glob(".*"))
+
+kills.append(every_kill(export("old"), lambda: store_fitted(load_bundle(target), fitted), fitted_or_not, stored))
+print(*kills)
+"""
+
+
+def test_a_kill_before_any_file_operation_loses_no_bundle(tmp_path: Path) -> None:
+    """Of export --force, and of what fit-steps stores."""
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    export, fit = map(int, done.stdout.split())
+    assert export >= 12 and fit == 2

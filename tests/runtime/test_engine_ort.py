@@ -73,7 +73,10 @@ def test_many_rows_are_shared_out_among_the_threads(packaged: Bundle, monkeypatc
             r"Expected float32 \(2, 3, 32, 32\), got .* for input: sample",
         ),
         ("timestep", np.zeros(2), "got float64"),
-        ("guidance", np.ones(3, np.float32), "at most 2 rows"),
+        ("guidance", np.ones(3, np.float32), "at most 2 rows of guidance, one for each picture, got 3 for input: guidance"),
+        ("sample", np.zeros((0, 3, 32, 32), np.float32), "at least 1 row, got 0 for input: sample"),
+        ("timestep", [1.0, 1.0], "a NumPy array with a row for each picture, got list for input: timestep"),
+        ("guidance", np.float32(1), "a NumPy array with a row for each picture, got float32 for input: guidance"),
     ],
 )
 def test_wrong_inputs_are_named(engine: Engine, name: str, value: np.ndarray, expected: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -90,6 +91,11 @@ def test_the_digest_of_a_graph_is_of_all_its_files_in_any_order() -> None:
         lambda t: t.update(certificate={}),
         lambda t: t.update(certificate={"passed": "yes"}),
         lambda t: t.update(certificate="passed"),
+        lambda t: t.update(certificate={"passed": False, "failures": [1]}),
+        lambda t: t["key"].update(profile=[1, 2, float("inf")]),
+        lambda t: t["key"].update(profile=[0, 2, 4]),
+        lambda t: t["key"].update(precision=8),
+        lambda t: t["key"].update(driver="\ud800"),
     ],
 )
 def test_a_wrong_sidecar_is_named(engine: BuiltEngine, change: Callable[[dict], None]) -> None:
@@ -102,11 +108,17 @@ def test_a_wrong_sidecar_is_named(engine: BuiltEngine, change: Callable[[dict], 
     assert str(error.value).startswith(f"{sidecar}: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", [b"", b"{no json", b"[]", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize("text", [b"", b"{no json", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_a_sidecar_that_is_no_json_object_is_named(engine: BuiltEngine, text: bytes) -> None:
     sidecar_of(engine.path).write_bytes(text)
     with pytest.raises(Failure, match=r"not the sidecar of an engine .* build the engine again"):
         read_sidecar(sidecar_of(engine.path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.engine.json")
+    with pytest.raises(Failure, match="not the sidecar of an engine"):
+        engines_beside(tmp_path)
 
 
 def test_a_sidecar_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from cfgdiff.runtime import Bundle, load_bundle, survey
 from cfgdiff.runtime.bundle import SpeedRecord
+from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.processor import Processor
 from cfgdiff.runtime.speeds import Speed
 
@@ -101,3 +102,19 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(packaged: Bundle,
     assert "build one with: cfgdiff export --from-bundle" in rows["tensorrt"].remarks[0]
     for row in rows.values():
         assert row.precisions or "pip install" in row.remarks[0] or row.engine == "tensorrt"
+
+
+def test_an_engine_that_opens_and_does_not_answer_does_not_work(packaged: Bundle, fake_cpu: Any) -> None:
+    opener = fake_cpu.opener("openvino")
+    survey.try_out(opener(packaged, "float32", 1, False), packaged)
+    fake_cpu.kinds["openvino", "float32"]["noise"] = float("nan")
+    with pytest.raises(Failure, match="the float32 variant answers with nan on openvino; export the model again"):
+        survey.try_out(opener(packaged, "float32", 1, False), packaged)
+
+
+def test_tensorrt_that_is_not_installed_comes_with_its_extra(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "OPENERS", {"tensorrt": None})
+    monkeypatch.setattr(survey, "package", lambda name: "")
+    (row,) = survey.survey(packaged, 2).rows
+    assert row.precisions == () and len(row.remarks) == 1
+    assert row.remarks[0].startswith("TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: cfgdiff")

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +231,46 @@ def test_data_of_other_classes_or_shape_are_not_gone_on_with(small_run: Path) ->
     ):
         with pytest.raises(Failure, match=message):
             resume(small_run, make_config, lambda _, change=change: dataclasses.replace(noise(), **change), "more", None)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from kills import every_kill
+import shutil, torch
+from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, read_checkpoint, write_checkpoint
+run = Path({root!r})
+root, state = run / "checkpoints", {state!r}
+
+def prepare():
+    shutil.rmtree(run, ignore_errors=True)
+    for name in ("000000064", "000000192", BEFORE_DECAY):
+        write_checkpoint(run, name, state | {{"step": 1}}, {{"a": torch.ones(2)}}, keep=5)
+
+def work():
+    for name in (BEFORE_DECAY, "000000128"):
+        write_checkpoint(run, name, state | {{"step": 2}}, {{"a": torch.full((2,), 2.0)}}, keep=1)
+
+def check():
+    newest = find_checkpoint(run)
+    for folder in (newest, root / BEFORE_DECAY):
+        found, tensors = read_checkpoint(folder)
+        assert tensors["a"].tolist() == [found["step"]] * 2
+    assert newest.name in ("000000192", "000000128", "000000064")
+
+def after():
+    check()
+    write_checkpoint(run, "000000256", state | {{"step": 3}}, {{"a": torch.full((2,), 3.0)}}, keep=1)
+    assert sorted(p.name for p in root.iterdir()) == ["000000256", BEFORE_DECAY], list(root.iterdir())
+
+prepare(), check()  # once, so that what they import is there before the forks
+print(every_kill(prepare, work, check, after))
+"""
+
+
+def test_a_kill_before_any_file_operation_loses_no_checkpoint(tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path / "run"), state=STATE)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 15  # two folders written, one of them in the place of another, two removed
