@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cfgdiff.runtime.errors import Failure
 
 from .data import PictureSet
 
+ABANDONED = 3600.0  # seconds
 ARRAYS = ("pictures", "labels", "test_pictures", "test_labels")
 
 
@@ -45,6 +47,9 @@ def _store(folder: Path, found: PictureSet) -> None:
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(".*"):  # by a process that was killed; what is written now changes within seconds
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         for name in ARRAYS:
             np.save(temporary / f"{name}.npy", getattr(found, name))

@@ -81,16 +81,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[str, Tensor], keep: int = 1) -> None:
     """Write RUN/checkpoints/`name` whole, then remove all but the `keep` newest. Raises `Failure` where it cannot be written."""
     root = run / "checkpoints"
+    remove_partial(root)  # of a process that was killed
     if name.isdigit() and (root / name).exists():  # the same pictures seen, so the same tensors: only the state is new
         replace_text(root / name / "state.json", json.dumps({"format": FORMAT} | state, indent=1))
-        return
-    write_folder(root / name, state, tensors)
+    else:
+        write_folder(root / name, state, tensors)
     if name.isdigit():
         found = sorted(root.glob("[0-9]*"))
         later = [folder for folder in found if folder.name > name]  # of a run that now goes on from before its decay
         for old in later[::-1] + found[: len(found) - len(later)][:-keep]:  # the newest first: after a kill the run goes on from it
             remove_folder(old)
-        remove_partial(root)
 
 
 def write_folder(final: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
