@@ -97,6 +97,7 @@ class Run:
         self.step, self.pictures_seen, self.seconds = 0, 0, 0.0
         self.initialised_from: dict[str, Any] | None = None  # the provenance of the weights it started from
         self.test_loss: float | None = None  # of the averaged weights, once the run is done
+        self._decaying = False
         self._restored, self._restored_from = dict[str, Tensor](), self.out
         self._measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None  # the step of the last `test_errors`, and what it found
 
@@ -108,8 +109,8 @@ class Run:
 
     @property
     def decaying(self) -> bool:
-        """Whether the learning rate has begun to fall."""
-        return self.progress > 1 - self.config.optimiser.decay_share
+        """Whether the learning rate has begun to fall, and the checkpoint from before that is there."""
+        return self._decaying and self.progress > 1 - self.config.optimiser.decay_share
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
@@ -176,9 +177,10 @@ class Run:
         except ValueError as error:
             raise damaged(folder, error) from None
         self.step, self.pictures_seen, self.seconds = state["step"], state["pictures_seen"], state["hours"] * 3600
-        self.initialised_from = state["initialised_from"]
+        self.initialised_from, self._decaying = state["initialised_from"], state["decaying"]
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        self._decaying = False
         self._restored, self._restored_from = tensors, folder
 
     def save(self, name: str | None = None) -> None:
@@ -201,6 +203,7 @@ class Run:
             "data": self.data_path,
         }  # fmt: skip
         write_checkpoint(self.out, name or f"{self.pictures_seen:09d}", state, tensors, self.config.train.keep)
+        self._decaying |= name == BEFORE_DECAY  # last, so that a run which is killed before it writes that one anew
 
     def add_callbacks(self) -> None:
         """The callbacks that the config asks for: the usual ones unless set to null, then the others, in order."""
