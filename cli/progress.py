@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cfgdiff.trainer.callbacks import Callback
-from cfgdiff.trainer.folders import counted
+from cfgdiff.trainer.data import counted
 from cfgdiff.trainer.loop import train as train_loop
 
 if TYPE_CHECKING:

@@ -106,6 +106,11 @@ def with_test(name: str, class_names: list[str], pictures: np.ndarray, labels: n
     return PictureSet(name, class_names, pictures, labels, test_pictures[order], test_labels[order])
 
 
+def counted(n: int, thing: str, things: str = "") -> str:
+    """``"1 picture"``, ``"1,200 pictures"``."""
+    return f"{n:,} {thing if n == 1 else things or thing + 's'}"
+
+
 @lru_cache(maxsize=2)
 def _epoch(n: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from cfgdiff.runtime.images import grid
 
-from .data import PictureSet, load_data, reader_of
-from .folders import counted, scan
+from .data import PictureSet, counted, load_data, reader_of
+from .picture_folder import scan
 
 KINDS = {
     "cifar10": "CIFAR-10 in its python layout", "folder": "a folder with one sub-folder of pictures for each class",

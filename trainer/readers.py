@@ -12,9 +12,9 @@ from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
 
 from .cache import cached, content_key
-from .data import PictureSet, cifar10_root, hold_out, with_test
+from .data import PictureSet, cifar10_root, counted, hold_out, with_test
 from .download import MD5, URL, fetch_cifar10
-from .folders import DECODING, counted, square
+from .picture_folder import DECODING, square
 
 MOST_CLASSES = 65_536
 

@@ -34,7 +34,7 @@ KINDS = {  # what each kind of part is called with
 }
 BUILT_IN = {  # imported when used
     ("data", "cifar10"): "readers:cifar10",
-    ("data", "folder"): "folders:folder",
+    ("data", "folder"): "picture_folder:folder",
     ("data", "huggingface"): "readers:huggingface",
     ("data", "npz"): "readers:npz",
     ("network", "augmented-unet"): "augment:AugmentedUNet",

@@ -10,15 +10,15 @@ from PIL import Image
 
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer import folders
+from cfgdiff.trainer import picture_folder as reader
 from cfgdiff.trainer.cache import cached
 from cfgdiff.trainer.data import load_data
 
 
 def test_a_folder_is_decoded_once_and_again_when_it_changes(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[Path] = []
-    decode = folders._decode
-    monkeypatch.setattr(folders, "_decode", lambda path, *more: (decoded.append(path), decode(path, *more))[1])
+    decode = reader._decode
+    monkeypatch.setattr(reader, "_decode", lambda path, *more: (decoded.append(path), decode(path, *more))[1])
     first = load_data(picture_folder, 16)
     again = load_data(picture_folder, 16)
     assert len(decoded) == 1 and isinstance(again.pictures, np.memmap)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.data import load_data
-from cfgdiff.trainer.folders import scan
+from cfgdiff.trainer.picture_folder import scan
 
 
 def fill(folder: Path, grey: int, n: int = 4, name: str = "") -> None:

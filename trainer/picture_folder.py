@@ -12,7 +12,7 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import cropped
 
 from .cache import cached, content_key
-from .data import PictureSet, hold_out, with_test
+from .data import PictureSet, counted, hold_out, with_test
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # names of a split, the first found is taken
@@ -129,11 +129,6 @@ def _left_out(path: Path, searched: list[Path], read: set[Path]) -> tuple[str, .
     known = ", ".join(sorted(SUFFIXES))
     notes += [f"{counted(len(strange), 'file')} of other kinds than {known}: left out{_as(path, strange)}"] if strange else []
     return tuple(notes)
-
-
-def counted(n: int, thing: str, things: str = "") -> str:
-    """``"1 picture"``, ``"1,200 pictures"``."""
-    return f"{n:,} {thing if n == 1 else things or thing + 's'}"
 
 
 def _as(path: Path, files: list[Path]) -> str:
