@@ -16,6 +16,7 @@ from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
+    from cfgdiff.trainer.data import PictureSet
 
 
 @click.group(
@@ -40,12 +41,20 @@ for part in (train, export, verify, fit_steps, evaluate, bench, engines):
     epilog="""\b
 Examples:
   cfgdiff info
+  cfgdiff info --data DATA --grid seen.png
   cfgdiff info exported/smoke --data DATA"""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--data", type=PATH, help="Measure the test loss and the bound's rate on the held-out pictures of this data folder, too.")
-def info(bundle: Path | None, data: Path | None) -> None:
+@click.option("--data", type=PATH, help="Show what training on this data set would read, hold out and leave out. Where its classes are "
+              "those of the bundle, measure the test loss and the bound's rate on the held-out pictures, too.")  # fmt: skip
+@click.option("--image-size", type=click.IntRange(8, 4096), metavar="N", help="Read --data in this size. Default: the bundle's.")
+@click.option("--grid", type=PATH, metavar="FILE.png", help="Write training pictures of --data as the network sees them, a column a class.")
+def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: Path | None) -> None:
     """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file and every graph."""
+    if data is None and (image_size or grid):
+        raise click.UsageError(f"{'--image-size' if image_size else '--grid'}: is about a data set, found no --data")
+    if grid and grid.suffix.lower() != ".png":
+        raise click.UsageError(f"--grid {grid}: expected a name that ends in .png")
     from contextlib import closing
 
     from cfgdiff.export.card import card
@@ -53,22 +62,39 @@ def info(bundle: Path | None, data: Path | None) -> None:
     from cfgdiff.runtime.survey import try_out
 
     found = load_bundle(bundle)
-    for precision in found.variants:
+    if bundle and image_size and image_size != found.image_shape[1]:
+        raise click.UsageError(
+            f"--image-size {image_size}: the pictures of the bundle {bundle} are {found.image_shape[1]} high; leave it out"
+        )
+    for precision in found.variants if bundle or data is None else ():
         with closing(open_engine(found, "cpu", precision)) as engine:
             try_out(engine, found)
-    measured = {} if data is None else _measured(found, data)
-    click.echo(card(found))
-    if measured:
+    if data is None:
+        click.echo(card(found))
+        return
+    from cfgdiff.runtime.images import save_png
+    from cfgdiff.trainer.data import check_held_out
+    from cfgdiff.trainer.describe import describe, sheet
+
+    pictures, text = describe(data, image_size or found.image_shape[1])
+    if bundle is not None:
+        check_held_out(pictures, data, found.class_names, "bundle")
+    same = pictures.class_names == found.class_names and pictures.pictures.shape[1:] == found.image_shape
+    if same and len(pictures.test_labels):
+        measured = _measured(found, pictures)
+        click.echo(card(found))
         click.echo(f"\n- test_loss, measured: {measured['test_loss']:.4f}")
-        click.echo(f"- rate, measured: {measured['rate']:.3f} bits a dimension at DDPM's schedule (Ho et al. 2020: 1.78 for CIFAR-10)")
+        click.echo(f"- rate, measured: {measured['rate']:.3f} bits a dimension at DDPM's schedule (Ho et al. 2020: 1.78 for CIFAR-10)\n")
+    click.echo(text)
+    if grid:
+        save_png(grid, sheet(pictures))
+        click.echo(f"- written: {grid}")
 
 
-def _measured(bundle: "Bundle", data: Path) -> dict[str, float]:
+def _measured(bundle: "Bundle", held_out: "PictureSet") -> dict[str, float]:
     from cfgdiff.export.parity import bundle_measures
     from cfgdiff.runtime import open_engine
-    from cfgdiff.trainer.data import load_held_out
 
-    held_out = load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
     return bundle_measures(open_engine(bundle, precision="float32"), bundle, held_out.test_pictures, held_out.test_labels)
 
 

@@ -1,7 +1,6 @@
 """`cfgdiff train`: reads the flags, hands over to cfgdiff.trainer, shows progress."""
 
 import os
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ Examples:
   cfgdiff train --preset smoke --data DATA --out runs/smoke
   cfgdiff train --preset cifar10-small --data DATA --out runs/small --max-minutes 120
   cfgdiff train --preset cifar10-small --processes auto --out runs/small
-  cfgdiff train --resume runs/small --data DATA --set train.pictures=2000000
+  cfgdiff train --resume runs/small --set train.pictures=2000000
   cfgdiff train --preset cifar10-small --init runs/small --data DATA --out runs/more
   cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine
   torchrun --nproc-per-node 8 --no-python cfgdiff train --preset cifar10-paper --out runs/paper
@@ -52,11 +51,10 @@ train.batch; pictures, order and noise are those of one process."""
 @click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-paper or smoke (see --list-presets).")
 @click.option(
     "--data",
-    default="cifar10",
-    show_default=True,
     type=PATH,
-    help="CIFAR-10 (python layout; the word cifar10 downloads it), a folder with one sub-folder of pictures a class, an .npz "
-    "(pictures, labels), or a data set of Hugging Face with --set data.name=huggingface.",
+    help="CIFAR-10 (python layout; the word cifar10 downloads it), a folder with one sub-folder of pictures a class (or train/ and test/ "
+    "with these), an .npz (pictures, labels), or a data set of Hugging Face with --set data.name=huggingface. Default: the one of the "
+    "run with --resume, else cifar10. cfgdiff info --data shows what is read.",
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping.")
 @click.option("--out", type=PATH, help="Folder of the new run.")
@@ -77,7 +75,7 @@ train.batch; pictures, order and noise are those of one process."""
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--profile", is_flag=True, help="Train a few steps, print where their time goes, write nothing and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets, help="List the presets and stop.")
-def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, resumed: Path | None, init: Path | None,
+def train(preset: str | None, data: Path | None, skip_broken: bool, out: Path | None, resumed: Path | None, init: Path | None,
           overrides: tuple[str, ...], plugins: tuple[Path, ...], max_minutes: float | None, threads: int | None,
           processes: int | None, dry_run: bool, profile: bool) -> None:  # fmt: skip
     """Train a class-conditional diffusion model with classifier-free guidance."""
@@ -88,20 +86,25 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
     if preset and not out and not (dry_run or profile):
         raise click.UsageError("--out RUN is missing: the folder of the new run")
     from cfgdiff.trainer.config import load_preset, make_config
-    from cfgdiff.trainer.registry import check_name, load_plugins
+    from cfgdiff.trainer.registry import bound, check_name, load_plugins
 
     load_plugins(plugins)
     if skip_broken:
         overrides += ("data.options={skip_broken: true}",)
-    config = make_config(load_preset(str(preset)) if resumed is None else _settings_of(resumed), overrides)
-    for kind, name in config.parts:
+    state = {} if resumed is None else _state_of(resumed)
+    config = make_config(load_preset(str(preset)) if resumed is None else state["config"], overrides)
+    for kind, name, options in config.parts:
         check_name(kind, name)
+        if options:
+            bound(kind, name, options)
     if dry_run:
         click.echo(config.model_dump_json(indent=2))
         return
+    from cfgdiff.trainer.checkpoint import has_checkpoint
     from cfgdiff.trainer.distributed import restarted
 
-    if out and (out / "checkpoints").exists():
+    data = data or _remembered(state, resumed)
+    if out and has_checkpoint(out):
         if not restarted():
             raise click.UsageError(f"--out {out}: a run is already there; go on with --resume {out}, or choose another folder")
         resumed = out  # torchrun starts the same command again after a failure
@@ -109,7 +112,7 @@ def train(preset: str | None, data: Path, skip_broken: bool, out: Path | None, r
     work = partial(
         _work, config=None if resumed else config, overrides=overrides, plugins=plugins, data=data, folder=resumed or out or Path(),
         init=None if resumed else init, command=command, max_minutes=max_minutes, profile=profile,
-        again=_again(data, plugins, max_minutes, count),
+        again=_again(plugins, max_minutes, count),
     )  # fmt: skip
     _start(work, count, threads)
 
@@ -149,6 +152,8 @@ def _work(processes: "Processes", config: "Config | None", overrides: tuple[str,
     """What each process does."""
     from cfgdiff.trainer.registry import load_plugins
 
+    from .progress import train_with_progress
+
     load_plugins(plugins)
     run = _open_run(config, overrides, data, folder, command, max_minutes, processes)
     if init:
@@ -159,20 +164,30 @@ def _work(processes: "Processes", config: "Config | None", overrides: tuple[str,
     if processes.main:
         _make_folder(run.out)
     run.add_callbacks()
-    _train_with_progress(run, again)
+    train_with_progress(run, again)
 
 
-def _again(data: Path, plugins: tuple[Path, ...], max_minutes: float | None, count: int) -> list[str]:
+def _again(plugins: tuple[Path, ...], max_minutes: float | None, count: int) -> list[str]:
     """The words after `cfgdiff train --resume RUN` that go on with a run."""
-    words = ["--data", str(data)] + [word for file in plugins for word in ("--plugin", str(file))]
+    words = [word for file in plugins for word in ("--plugin", str(file))]
     words += ["--max-minutes", f"{max_minutes:g}"] if max_minutes else []
     return words + (["--processes", str(count)] if count > 1 else [])
 
 
-def _settings_of(run: Path) -> dict[str, Any]:
+def _state_of(run: Path) -> dict[str, Any]:
     from cfgdiff.trainer.checkpoint import read_checkpoint
 
-    return read_checkpoint(run)[0]["config"]
+    return read_checkpoint(run)[0]
+
+
+def _remembered(state: dict[str, Any], run: Path | None) -> Path:
+    """The data of a run. Raises `Failure` where they are no longer there."""
+    kept = state.get("data") or "cifar10"
+    if os.path.isabs(kept) and not os.path.exists(kept):
+        from cfgdiff.runtime.errors import Failure
+
+        raise Failure(f"--resume {run}: its data {kept} are no longer there; give them with --data")
+    return Path(kept)
 
 
 def _make_folder(out: Path) -> None:
@@ -198,9 +213,10 @@ def _open_run(config: "Config | None", overrides: tuple[str, ...], data: Path, f
         with processes.main_first():
             return load_data(data, settings.train.image_size, settings.data.name, settings.data.options)
 
+    kept = os.path.abspath(data) if data.exists() else str(data)  # a name on a hub, or the word cifar10
     if config is None:
-        return resume(folder, lambda tree: make_config(tree, overrides), load, command, max_minutes, processes)
-    return Run(config, load(config), folder, command, max_minutes, processes)
+        return resume(folder, lambda tree: make_config(tree, overrides), load, command, max_minutes, processes, kept)
+    return Run(config, load(config), folder, command, max_minutes, processes, kept)
 
 
 def _profile(run: "Run") -> None:
@@ -221,40 +237,3 @@ def _recorded_command(preset: str | None, overrides: tuple[str, ...], plugins: t
     words = ["cfgdiff train", f"--preset {preset}" if preset else "--resume RUN"]
     words += [f"--plugin {file.name}" for file in plugins] + [f"--set {o}" for o in overrides]
     return " ".join([*words, f"--max-minutes {max_minutes:g}"] if max_minutes else words)
-
-
-def _train_with_progress(run: "Run", again: list[str]) -> None:
-    from tqdm import tqdm
-
-    from cfgdiff.trainer.callbacks import Callback
-    from cfgdiff.trainer.loop import train as train_loop
-
-    class Bar(Callback):
-        """Shows every step and its smoothed loss."""
-
-        average = 0.0
-
-        def step(self, run: "Run", loss: float) -> None:
-            self.average = 0.98 * self.average + 0.02 * loss if self.average else loss
-            bar.set_postfix(loss=f"{self.average:.4f}", refresh=False)
-            bar.update(run.config.train.batch)
-
-    parameters, main = sum(p.numel() for p in run.network.parameters()), run.processes.main
-    if main:
-        click.echo(
-            f"{len(run.data.labels):,} pictures in {len(run.data.class_names)} classes; {parameters:,} parameters; "
-            f"{run.processes.size} x {run.device.type}, {run.precision}; run {run.out}",
-            err=True,
-        )
-    length, seen = run.config.train.pictures, run.pictures_seen
-    with tqdm(total=length, initial=seen, unit="pictures", smoothing=0.05, mininterval=1, disable=not main) as bar:
-        run.callbacks.append(Bar())
-        done = train_loop(run)
-    if not main:
-        return
-    if not done:
-        words = shlex.join(["cfgdiff", "train", "--resume", str(run.out), *again])
-        click.echo(f"stopped; go on with: {words}", err=True)
-        return
-    loss = "" if run.test_loss is None else f", test loss {run.test_loss:.4f}"
-    click.echo(f"done: {run.pictures_seen:,} pictures{loss}; export with: {shlex.join(['cfgdiff', 'export', str(run.out)])}", err=True)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cfgdiff.runtime.errors import Failure
 
 from .data import PictureSet
 
+ABANDONED = 3600.0  # seconds
 ARRAYS = ("pictures", "labels", "test_pictures", "test_labels")
 
 
@@ -36,19 +38,22 @@ def cached(key: str, decode: Callable[[], PictureSet]) -> PictureSet:
     try:
         described = json.loads((folder / "set.json").read_text())
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (OSError, ValueError) as error:
+        return PictureSet(described["name"], described["class_names"], **arrays, notes=tuple(described["notes"]))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise Failure(f"{folder}: damaged cache of decoded pictures ({str(error).splitlines()[0]}); remove the folder") from None
-    return PictureSet(described["name"], described["class_names"], **arrays)
 
 
 def _store(folder: Path, found: PictureSet) -> None:
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(".*"):  # by a process that was killed; what is written now changes within seconds
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         for name in ARRAYS:
             np.save(temporary / f"{name}.npy", getattr(found, name))
-        (temporary / "set.json").write_text(json.dumps({"name": found.name, "class_names": found.class_names}))
+        (temporary / "set.json").write_text(json.dumps({"name": found.name, "class_names": found.class_names, "notes": found.notes}))
         if not folder.exists():  # another process may have been faster
             os.rename(temporary, folder)
     except OSError as error:

@@ -7,9 +7,10 @@ changes what a step computes.
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat
 
 from cfgdiff.runtime.errors import Failure
 
@@ -61,7 +62,7 @@ class Meter(Callback):
 
     everywhere = True
 
-    def __init__(self, run: "Run", *, seconds: float = 10.0) -> None:
+    def __init__(self, run: "Run", *, seconds: NonNegativeFloat = 10.0) -> None:
         self._every, self._losses = Every(run, seconds), list[float]()
         self._pictures, self._spent = run.pictures_seen, run.seconds
         self._flops = training_flops(run)
@@ -103,7 +104,7 @@ class Validation(Callback):
 
     everywhere = True
 
-    def __init__(self, run: "Run", *, seconds: float = 600.0) -> None:
+    def __init__(self, run: "Run", *, seconds: NonNegativeFloat = 600.0) -> None:
         self._every = Every(run, seconds)
 
     def step(self, run: "Run", loss: float) -> None:
@@ -145,7 +146,7 @@ class Best(Callback):
 
     def restore(self, tensors: dict[str, "Tensor"]) -> None:
         """See `tensors`."""
-        self._lowest = tensors["lowest"].item() if tensors else math.inf
+        self._lowest = tensors["lowest"].item() if "lowest" in tensors else math.inf
 
     def metrics(self, run: "Run", values: dict[str, float]) -> None:
         """Saves where the test loss is lower than ever."""
@@ -159,7 +160,10 @@ class Preview(Callback):
 
     everywhere = True
 
-    def __init__(self, run: "Run", *, seconds: float = 600.0, rows: int = 4, steps: int = 12, guidance: float = 2.0) -> None:
+    def __init__(
+        self, run: "Run", *, seconds: NonNegativeFloat = 600.0, rows: Annotated[int, Field(ge=1, le=1000)] = 4,
+        steps: Annotated[int, Field(ge=1, le=1000)] = 12, guidance: float = 2.0,
+    ) -> None:  # fmt: skip
         self._every, self._rows, self._steps, self._guidance = Every(run, seconds), rows, steps, guidance
 
     def step(self, run: "Run", loss: float) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,9 +19,10 @@ from cfgdiff.runtime.folders import remove_folder, remove_partial, replace_folde
 from cfgdiff.runtime.schedule import Schedule
 
 from . import registry
-from .config import Config, make_config
+from .config import OWN_NETWORKS, Config, make_config
 from .distributed import cut_like
 from .objective import LearnedWeight
+from .state import check_state, check_tensors, damaged, not_finite, optimiser_states
 
 FORMAT = 1
 BEFORE_DECAY = "before-decay"
@@ -40,6 +40,15 @@ class LoadedModel:
     provenance: dict[str, Any]
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run lies there that can be gone on with."""
+    return bool(_newest_last(run))
+
+
+def _newest_last(run: Path) -> list[Path]:
+    return sorted(p for p in (run / "checkpoints").glob("[0-9]*") if (p / "state.json").is_file())
+
+
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder meant by `path`: itself, or the newest of a run. Raises `Failure` where there is none."""
     with suppress(OSError):  # where nothing can be renamed, what is there is taken
@@ -47,8 +56,7 @@ def find_checkpoint(path: Path) -> Path:
         restore_folders(path / "checkpoints")
     if (path / "state.json").is_file():
         return path
-    found = sorted(p for p in (path / "checkpoints").glob("[0-9]*") if (p / "state.json").is_file())
-    if not found:
+    if not (found := _newest_last(path)):
         raise Failure(f"{path}: no checkpoint there; expected a run folder or a checkpoint folder as written by cfgdiff train")
     return found[-1]
 
@@ -58,27 +66,32 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = find_checkpoint(path)
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        if state["format"] != FORMAT:
-            raise Failure(f"{folder}: checkpoint format {state['format']}, expected {FORMAT}: update cfgdiff")
-        return state, load_file(folder / "tensors.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        message = str(error).splitlines()[0]
-        raise Failure(f"{folder}: damaged checkpoint ({message}); remove this folder to go on from an earlier one") from None
+        if (found := state["format"]) != FORMAT:
+            raise Failure(f"{folder}: checkpoint format {found!r:.20}, expected {FORMAT}: update cfgdiff")
+        check_state(state)
+        tensors = load_file(folder / "tensors.safetensors")
+        if name := not_finite(tensors):
+            raise ValueError(f"{name} holds values that are not finite")
+        return state, tensors
+    except Failure:
+        raise
+    except Exception as error:  # json, safetensors and PyTorch raise a dozen kinds for what is damaged
+        raise damaged(folder, error) from None
 
 
 def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[str, Tensor], keep: int = 1) -> None:
     """Write RUN/checkpoints/`name` whole, then remove all but the `keep` newest. Raises `Failure` where it cannot be written."""
     root = run / "checkpoints"
+    remove_partial(root)  # of a process that was killed
     if name.isdigit() and (root / name).exists():  # the same pictures seen, so the same tensors: only the state is new
         replace_text(root / name / "state.json", json.dumps({"format": FORMAT} | state, indent=1))
-        return
-    write_folder(root / name, state, tensors)
+    else:
+        write_folder(root / name, state, tensors)
     if name.isdigit():
         found = sorted(root.glob("[0-9]*"))
         later = [folder for folder in found if folder.name > name]  # of a run that now goes on from before its decay
         for old in later[::-1] + found[: len(found) - len(later)][:-keep]:  # the newest first: after a kill the run goes on from it
             remove_folder(old)
-        remove_partial(root)
 
 
 def write_folder(final: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -112,13 +125,9 @@ def optimiser_tensors(optimisers: list[torch.optim.Optimizer]) -> dict[str, Tens
 
 
 def restore_optimisers(optimisers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimiser_tensors`, in place."""
+    """The inverse of `optimiser_tensors`, in place. Raises `ValueError` for tensors that are not theirs."""
     for i, optimiser in enumerate(optimisers):
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(f"optimiser.{i}."):
-                _, _, which, key = name.split(".", 3)
-                states.setdefault(int(which), {})[key] = value
+        states = optimiser_states(optimiser, network_tensors(tensors, f"optimiser.{i}"))
         params = [p for group in optimiser.param_groups for p in group["params"]]
         for p, entries in states.items():
             entries |= {
@@ -135,8 +144,12 @@ def network_tensors(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def make_network(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The untrained network of a config. Raises `BadInput` for an unknown name or option."""
+    """The untrained network of a config. Raises `BadInput` for an unknown name or option, `Failure` for pictures that do not fit it."""
     part = config.network
+    factor = part.patch * 2 ** (len(part.multipliers) - 1)
+    if part.name in OWN_NETWORKS and (image_shape[1] % factor or image_shape[2] % factor):
+        wanted, found = f"sides that are multiples of {factor}", f"{image_shape[2]}x{image_shape[1]}"
+        raise Failure(f"this network takes pictures with {wanted}, found {found}; change train.image_size or network.multipliers")
     network: nn.Module = registry.bound("network", part.name, part.options)(part, image_shape, num_classes)
     if config.objective.weighting == "learned":
         network.loss_weight = LearnedWeight()
@@ -149,7 +162,12 @@ def load_model(path: Path) -> LoadedModel:
     config = make_config(state["config"])
     shape: tuple[int, int, int] = tuple(state["image_shape"])
     network = make_network(config, shape, len(state["class_names"]))
-    network.load_state_dict(network_tensors(tensors, "ema"))
+    averaged = network_tensors(tensors, "ema")
+    try:
+        check_tensors(averaged, network.state_dict(), "ema.")
+    except ValueError as error:
+        raise damaged(find_checkpoint(path), error) from None
+    network.load_state_dict(averaged)
     network.eval().requires_grad_(False)
     return LoadedModel(network, config, state["class_names"], shape, config.schedule, _provenance(state))
 
@@ -166,7 +184,7 @@ def origin(path: Path) -> dict[str, Any]:
         return _provenance(read_checkpoint(path)[0])
     try:
         return {key: value for key, value in json.loads(described.read_bytes())["provenance"].items() if key != "errors"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Failure(f"--init {described}: does not say where the weights come from; take a bundle that cfgdiff export wrote") from None
 
 
@@ -182,14 +200,17 @@ def initial_weights(path: Path) -> dict[str, Tensor]:
         load_bundle(path)  # checks the hashes, and that all weights have one
     try:
         model = onnx.load(str(graph))
+        kept = [i for i in model.graph.initializer if i.data_type in (1, 10)]
+        weights = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).float() for i in kept}
+        for entry in model.metadata_props:  # what the exporter dropped, see `export.graph`
+            kind, _, name = entry.key.partition(":")
+            if kind == "same as":
+                weights[name] = weights[entry.value]
+            elif kind == "constant":
+                constant = json.loads(entry.value)
+                weights[name] = torch.full(constant["shape"], constant["value"])
     except Exception as error:  # onnx raises protobuf's own errors here
         raise Failure(f"--init {graph}: not a readable ONNX file ({type(error).__name__}); take another bundle") from None
-    weights = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()).float() for i in model.graph.initializer if i.data_type in (1, 10)}
-    for entry in model.metadata_props:  # what the exporter dropped, see `export.graph`
-        kind, _, name = entry.key.partition(":")
-        if kind == "same as":
-            weights[name] = weights[entry.value]
-        elif kind == "constant":
-            constant = json.loads(entry.value)
-            weights[name] = torch.full(constant["shape"], constant["value"])
+    if broken := not_finite(weights):
+        raise Failure(f"--init {graph}: {broken} holds values that are not finite; take another bundle")
     return weights

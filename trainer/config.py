@@ -1,7 +1,7 @@
 """What a training run is made of: frozen pydantic models, presets in YAML, and `--set key=value` overrides."""
 
 from importlib import resources
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -9,9 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cfgdiff.runtime.errors import BadInput, nearest
 from cfgdiff.runtime.schedule import Schedule
 
+LARGEST = 2**53  # of counts: what a float holds exactly
+OWN_NETWORKS = ("unet", "augmented-unet")
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Part(_Section):
@@ -31,13 +34,13 @@ class NetworkConfig(_Part):
 
     name: str = "unet"
     norm: Literal["group", "affine"] = "group"  # group normalisation (ADM), or none: the modulation's scale and shift alone
-    channels: int = Field(64, ge=8, multiple_of=4)
-    multipliers: tuple[int, ...] = Field((1, 2, 2), min_length=1)
-    blocks: int = Field(1, ge=1)  # residual blocks a level going down; one more going up
+    channels: int = Field(64, ge=8, le=4096, multiple_of=4)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 2), min_length=1, max_length=10)
+    blocks: int = Field(1, ge=1, le=64)  # residual blocks a level going down; one more going up
     attention: tuple[int, ...] = (8,)  # resolutions (as the network sees them) with attention
-    head_channels: int = Field(64, ge=1)
+    head_channels: int = Field(64, ge=1, le=4096)
     dropout: float = Field(0.0, ge=0, lt=1)
-    patch: int = Field(1, ge=1)  # pixel-unshuffle factor of the stem
+    patch: int = Field(1, ge=1, le=64)  # pixel-unshuffle factor of the stem
     narrow_up: bool = False  # going up, take the next level's width and convolve before upsampling: a quarter less work than ADM's way
 
 
@@ -58,7 +61,9 @@ class ObjectiveConfig(_Part):
     @model_validator(mode="after")
     def _bound_needs_steps(self) -> "ObjectiveConfig":
         if self.weighting == "bound" and self.timesteps != "uniform":
-            raise ValueError("weighting=bound is defined on the steps 1 .. T: set objective.timesteps=uniform")
+            raise ValueError(
+                f"objective.weighting=bound is defined on the steps 1 .. T, found {self.timesteps}: set objective.timesteps=uniform"
+            )
         return self
 
 
@@ -71,26 +76,26 @@ class OptimiserConfig(_Part):
     weight_decay: float = Field(0.0, ge=0)
     muon_lr: float = Field(0.02, gt=0)
     muon_momentum: float = Field(0.95, ge=0, lt=1)
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(100, ge=0, le=LARGEST)
     decay_share: float = Field(0.3, ge=0, lt=1)  # the last share of the pictures, over which the rate falls linearly to 0
 
 
 class TrainConfig(_Section):
     """Length, batch, precision and bookkeeping of a run."""
 
-    pictures: int = Field(1_000_000, ge=1)  # pictures to train on in all, repeats counted
-    batch: int = Field(128, ge=1)
-    image_size: int = Field(32, ge=8)  # for folders of pictures
+    pictures: int = Field(1_000_000, ge=1, le=LARGEST)  # pictures to train on in all, repeats counted
+    batch: int = Field(128, ge=1, le=2**20)
+    image_size: int = Field(32, ge=8, le=4096)  # for folders of pictures
     flip: bool = True
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the products; auto is bfloat16 where the device has it
-    accumulate: int = Field(1, ge=1)  # parts that a process cuts its rows into, one after the other, to save memory
+    accumulate: int = Field(1, ge=1, le=2**20)  # parts that a process cuts its rows into, one after the other, to save memory
     clip: float | None = Field(None, gt=0)  # largest norm of all gradients together
     shard: bool = False  # with several processes: FSDP2, each holds its share of weights, averages and optimiser, for large networks
     compile: bool = False  # torch.compile: worth its minutes on a GPU
     ema_decay: float = Field(0.9999, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_seconds: float = Field(60.0, gt=0)
-    keep: int = Field(1, ge=1)  # newest checkpoints to keep
+    keep: int = Field(1, ge=1, le=LARGEST)  # newest checkpoints to keep
 
     @model_validator(mode="after")
     def _sharded_is_not_scaled(self) -> "TrainConfig":
@@ -112,16 +117,17 @@ class Config(_Section):
     @model_validator(mode="after")
     def _sizes_divide(self) -> "Config":
         factor = self.network.patch * 2 ** (len(self.network.multipliers) - 1)
-        if self.network.name in ("unet", "augmented-unet") and self.train.image_size % factor:
+        if self.network.name in OWN_NETWORKS and self.train.image_size % factor:
             raise ValueError(f"train.image_size must be a multiple of {factor} for this network, found {self.train.image_size}")
         return self
 
     @property
-    def parts(self) -> list[tuple[str, str]]:
-        """(kind, name) of every part that is looked up in the registry; the data set only where it is named."""
-        chosen = [("network", self.network.name), ("objective", self.objective.name), ("optimiser", self.optimiser.name)]
-        chosen += [("data", self.data.name)] if self.data.name != "auto" else []
-        return chosen + [("callback", name) for name in self.callbacks]
+    def parts(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(kind, name, options) of every part that is looked up in the registry; the data set only where it is named."""
+        sections: list[tuple[str, Any]] = [("network", self.network), ("objective", self.objective), ("optimiser", self.optimiser)]
+        sections += [("data", self.data)] if self.data.name != "auto" else []
+        chosen = [(kind, part.name, part.options) for kind, part in sections]
+        return chosen + [("callback", name, options or {}) for name, options in self.callbacks.items()]
 
     @property
     def schedule(self) -> Schedule:
@@ -144,26 +150,29 @@ def load_preset(name: str) -> dict[str, Any]:
 
 def make_config(tree: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
     """A checked config from nested dictionaries and `section.key=value` overrides. Raises `BadInput` naming the key."""
-    tree = {section: dict(values) for section, values in tree.items()}
+    tree = {section: dict(values) if isinstance(values, dict) else values for section, values in tree.items()}
     for override in overrides:
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
-        if not (equals and dot):
-            raise BadInput(f"--set {override}: expected section.key=value, as in train.batch=64")
-        tree.setdefault(section, {})[name] = _parse(override, value)
+        if not (equals and dot) or "\n" in override or "\r" in override:
+            shown = override if override.isprintable() else repr(override)
+            raise BadInput(f"--set {shown}: expected section.key=value on one line, as in train.batch=64")
+        tree.setdefault(section, {})[name] = _parse(key, value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "value_error":  # a check of ours, which names the keys
+            raise BadInput(f"--set {first['ctx']['error']}") from None
         raise BadInput(f"--set {where or 'config'}: {first['msg']}, found {first['input']!r:.60}" + _choices(first)) from None
 
 
-def _parse(override: str, text: str) -> Any:
+def _parse(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadInput(f"--set {override}: the value is not readable as YAML") from None
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError, OverflowError):  # dates and numbers that are none, deep nesting
+        raise BadInput(f"--set {key}={text!r:.60}: the value is not readable as YAML") from None
 
 
 def _choices(error: Any) -> str:

@@ -16,7 +16,10 @@ HELD_OUT_MOST = 1024
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures (N, C, H, W) uint8 with labels (N,) int64; `test_*` are held out of training."""
+    """Pictures (N, C, H, W) uint8 with labels (N,) int64; `test_*` are held out of training.
+
+    `notes` say what a user may not expect of how they were read, a line each.
+    """
 
     name: str
     class_names: list[str]
@@ -24,12 +27,16 @@ class PictureSet:
     labels: np.ndarray
     test_pictures: np.ndarray
     test_labels: np.ndarray
+    notes: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises `Failure` where shapes, types or labels are not as described; for data sets of plugins."""
+        names = self.class_names
+        if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+            raise Failure(f"data set '{self.name}': class_names must be different words, one at least, found {names!r:.80}")
         for what, pictures, labels in (("", self.pictures, self.labels), ("test_", self.test_pictures, self.test_labels)):
             shape, kind, where = np.shape(pictures), getattr(pictures, "dtype", None), f"data set '{self.name}': {what}"
-            if kind != np.uint8 or len(shape) != 4 or shape[1:] != self.pictures.shape[1:]:
+            if kind != np.uint8 or len(shape) != 4 or shape[1:] != np.shape(self.pictures)[1:]:
                 raise Failure(f"{where}pictures must be (N, C, H, W) uint8, found {shape} {kind}")
             if np.shape(labels) != shape[:1] or getattr(labels, "dtype", None) != np.int64:
                 raise Failure(f"{where}labels must be ({shape[0]},) int64, found {np.shape(labels)} {getattr(labels, 'dtype', None)}")
@@ -53,11 +60,16 @@ def load_data(path: Path, image_size: int, name: str = "auto", options: dict[str
 def load_held_out(path: Path, image_size: int, class_names: list[str], what: str) -> PictureSet:
     """The data set to measure a model of these classes on. Raises `Failure` where it holds nothing out, or is of other classes."""
     pictures = load_data(path, image_size)
+    check_held_out(pictures, path, class_names, what)
+    return pictures
+
+
+def check_held_out(pictures: PictureSet, path: Path, class_names: list[str], what: str) -> None:
+    """Raises `Failure` where a model of these classes cannot be measured on the data set."""
     if not len(pictures.test_pictures):
         raise Failure(f"--data {path}: holds out no pictures (20 or more are needed); take a larger data set")
     if pictures.class_names != class_names:
         raise Failure(f"--data {path}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}")
-    return pictures
 
 
 def reader_of(path: Path) -> str:
@@ -85,6 +97,18 @@ def hold_out(name: str, class_names: list[str], pictures: np.ndarray, labels: np
     count = min(len(labels) // 20, HELD_OUT_MOST)
     test, train = order[:count], np.sort(order[count:])
     return PictureSet(name, class_names, pictures[train], labels[train], pictures[test], labels[test])
+
+
+def with_test(name: str, class_names: list[str], pictures: np.ndarray, labels: np.ndarray, test_pictures: np.ndarray,
+              test_labels: np.ndarray) -> PictureSet:  # fmt: skip
+    """A set that comes with its held-out part, here in a random order: of that the first are measured on, and files lie sorted by class."""
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(test_labels))
+    return PictureSet(name, class_names, pictures, labels, test_pictures[order], test_labels[order])
+
+
+def counted(n: int, thing: str, things: str = "") -> str:
+    """``"1 picture"``, ``"1,200 pictures"``."""
+    return f"{n:,} {thing if n == 1 else things or thing + 's'}"
 
 
 @lru_cache(maxsize=2)

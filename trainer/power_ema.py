@@ -5,10 +5,11 @@ at any t. Snapshots of two such averages, taken along the run, are combined afte
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,11 +19,13 @@ from cfgdiff.runtime.errors import BadInput, Failure
 from .callbacks import Callback
 from .checkpoint import network_tensors, read_checkpoint, write_folder
 from .distributed import copy_whole, local, whole
+from .state import check_tensors, not_finite
 
 if TYPE_CHECKING:
     from .run import Run
 
 WIDEST = 0.28  # gamma = 0.06; the limit of all widths, at gamma = 0, is 12^-1/2
+Width = Annotated[float, Field(ge=0.005, le=WIDEST)]
 
 
 def gamma_of_width(width: float) -> float:
@@ -38,15 +41,17 @@ class PowerEMA(Callback):
 
     everywhere = True
 
-    def __init__(self, run: "Run", *, widths: tuple[float, ...] = (0.05, 0.1), snapshots: int = 16) -> None:
-        if snapshots < 1 or not widths:
-            raise BadInput(f"--set callbacks.ema: expected a width and a snapshot at least, found {list(widths)} and {snapshots}")
+    def __init__(
+        self, run: "Run", *, widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (0.05, 0.1),
+        snapshots: Annotated[int, Field(ge=1, le=10_000)] = 16,
+    ) -> None:  # fmt: skip
         self._gammas, self._folder, self._share = [gamma_of_width(width) for width in widths], run.out / "ema", 1 / snapshots
         self._names = [name for name, _ in run.network.named_parameters()]
         self._tracks = [[p.detach().clone() for p in run.network.parameters()] for _ in self._gammas]
         self._next = self._share
-        for file in self._folder.glob("*.safetensors") if run.processes.main else ():
-            if int(file.stem.split("-")[0]) > run.step:  # of a run that now goes on from an earlier checkpoint
+        for file in self._folder.glob("[0-9]*") if run.processes.main else ():
+            later = file.stem.partition("-")[0]  # of a run that now goes on from an earlier checkpoint
+            if file.suffix == ".partial" or (later.isdecimal() and int(later) > run.step):
                 file.unlink()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -116,14 +121,27 @@ def reconstruct(run: Path, width: float) -> dict[str, Tensor]:
                 metadata = opened.metadata()
             steps.append(float(metadata["step"]))
             gammas.append(float(metadata["gamma"]))
+            if not (0 < steps[-1] < np.inf and 0 < gammas[-1] < np.inf):
+                raise ValueError(f"step {steps[-1]} and gamma {gammas[-1]}")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise Failure(f"{file}: damaged snapshot ({str(error).splitlines()[0]}); remove it and try again") from None
+            raise _damaged(file, error) from None
     weights = coefficients(np.array(steps), np.array(gammas), max(steps), gamma)
-    total: dict[str, Tensor] = {}
+    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in load_file(files[-1]).items()}
     for file, weight in zip(files, weights.tolist(), strict=True):
-        for name, value in load_file(file).items():
-            total[name] = total.get(name, torch.zeros(value.shape, dtype=torch.float64)).add(value.double(), alpha=weight)
+        found = load_file(file)
+        try:
+            check_tensors(found, total)
+            if broken := not_finite(found):
+                raise ValueError(f"{broken} holds values that are not finite")
+        except ValueError as error:
+            raise _damaged(file, error) from None
+        for name, value in found.items():
+            total[name].add_(value.double(), alpha=weight)
     return {name: value.float() for name, value in total.items()}
+
+
+def _damaged(file: Path, error: Exception) -> Failure:
+    return Failure(f"{file}: damaged snapshot ({str(error).splitlines()[0]}); remove it and try again")
 
 
 def write_reconstructed(run: Path, width: float, out: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

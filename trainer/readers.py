@@ -1,23 +1,22 @@
-"""The built-in data sets: CIFAR-10 in its official python layout, a folder with one sub-folder of pictures a class, an .npz of arrays."""
+"""The built-in data sets but for folders of pictures: CIFAR-10 in its official python layout, an .npz of arrays, Hugging Face's."""
 
 import pickle
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import cropped
 
 from .cache import cached, content_key
-from .data import PictureSet, cifar10_root, hold_out
+from .data import PictureSet, cifar10_root, counted, hold_out, with_test
 from .download import MD5, URL, fetch_cifar10
+from .picture_folder import DECODING, square
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MOST_CLASSES = 65_536
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -29,15 +28,32 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
-def _unpickle(path: Path) -> dict[bytes, Any]:
+def _unpickle(path: Path, *keys: bytes) -> list[Any]:
+    """What a file of CIFAR-10 holds under these keys."""
+    unpack = "unpack the archive (python version) again"
     try:
         with path.open("rb") as file:
-            tree: dict[bytes, Any] = _ArraysOnly(file, encoding="bytes").load()
-            return tree
+            tree = _ArraysOnly(file, encoding="bytes").load()
     except FileNotFoundError:
         raise Failure(f"--data: {path} is missing; unpack the CIFAR-10 archive (python version) again") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
-        raise Failure(f"--data: {path} is not a CIFAR-10 batch ({error}); unpack the archive (python version) again") from None
+    except Exception as error:  # a damaged pickle raises what it likes
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise Failure(f"--data: {path} is not a CIFAR-10 batch ({line:.80}); {unpack}") from None
+    if not isinstance(tree, dict) or not set(keys) <= tree.keys():
+        named = " and ".join(f"'{key.decode()}'" for key in keys)
+        raise Failure(f"--data: {path}: expected a dictionary with {named}, found {type(tree).__name__}; {unpack}")
+    return [tree[key] for key in keys]
+
+
+def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3072) uint8, channel by channel, and (N,) int64."""
+    rows, labels = _unpickle(path, b"data", b"labels")
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
+        found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise Failure(f"--data: {path}: data must be (N, 3072) uint8, 32x32 pictures, found {found}; unpack the archive again")
+    if not isinstance(labels, list) or len(labels) != len(rows) or not all(isinstance(k, int) and 0 <= k < 10 for k in labels):
+        raise Failure(f"--data: {path}: labels must be {len(rows)} whole numbers of 0 .. 9, found {labels!r:.60}; unpack the archive again")
+    return rows, np.array(labels, np.int64)
 
 
 def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> PictureSet:
@@ -49,83 +65,59 @@ def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> P
         raise Failure(f"--data {root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
 
     def read(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        batches = [_unpickle(root / name) for name in names]
-        try:
-            rows = np.concatenate([batch[b"data"] for batch in batches])  # (N, 3072) uint8, channel by channel
-            labels = np.concatenate([batch[b"labels"] for batch in batches]).astype(np.int64)
-            return rows.reshape(-1, 3, 32, 32), labels
-        except (KeyError, ValueError, TypeError):
-            raise Failure(f"--data {root}: expected batches of 32x32 pictures with labels; unpack the archive again") from None
+        batches = [_batch(root / name) for name in names]
+        return np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, 32, 32), np.concatenate([labels for _, labels in batches])
 
-    names = [name.decode() for name in _unpickle(root / "batches.meta")[b"label_names"]]
+    (found,) = _unpickle(root / "batches.meta", b"label_names")
+    if not isinstance(found, list) or len(found) != 10 or not all(isinstance(name, bytes) and name.isascii() for name in found):
+        raise Failure(f"--data: {root / 'batches.meta'}: label_names must be ten words, found {found!r:.60}; unpack the archive again")
     pictures, labels = read([f"data_batch_{i}" for i in range(1, 6)])
     test_pictures, test_labels = read(["test_batch"])
-    return PictureSet("cifar10", names, pictures, labels, test_pictures, test_labels)
-
-
-def folder(path: Path, image_size: int, *, skip_broken: bool = False) -> PictureSet:
-    """One sub-folder of pictures for each class, in any size, mode and format that Pillow reads."""
-    if not path.is_dir():
-        raise Failure(f"--data {path}: no such folder; expected one sub-folder of pictures for each class")
-    classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [(file, k) for k, inside in enumerate(classes) for file in sorted(inside.rglob("*")) if file.suffix.lower() in SUFFIXES]
-    if not files:
-        raise Failure(f"--data {path}: no pictures found; expected a sub-folder for each class, with {', '.join(sorted(SUFFIXES))} files")
-    key = content_key((file for file, _ in files), "folder", image_size, skip_broken, [c.name for c in classes])
-    return cached(key, lambda: _decode(path, files, [c.name for c in classes], image_size, skip_broken))
-
-
-def _decode(path: Path, files: list[tuple[Path, int]], classes: list[str], image_size: int, skip_broken: bool) -> PictureSet:
-    from tqdm import tqdm
-
-    def read(file: Path) -> np.ndarray | str:
-        try:
-            with Image.open(file) as picture:
-                return _square(picture, image_size)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"{file} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-
-    with ThreadPoolExecutor() as pool:
-        found = list(
-            tqdm(pool.map(read, (file for file, _ in files)), total=len(files), desc="decoding", unit="pictures", leave=False, disable=None)
-        )
-    broken = [answer for answer in found if isinstance(answer, str)]
-    if broken and not skip_broken:
-        named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-        raise Failure(f"--data: cannot read {named}; replace or remove what is broken, or leave it out with --skip-broken")
-    read_well = [(picture, label) for picture, (_, label) in zip(found, files, strict=True) if not isinstance(picture, str)]
-    pictures, labels = [picture for picture, _ in read_well], np.array([label for _, label in read_well], np.int64)
-    if empty := [name for k, name in enumerate(classes) if k not in labels]:
-        raise Failure(f"--data {path}: no readable pictures in class folder '{empty[0]}'; fill or remove it")
-    return hold_out(path.resolve().name, classes, np.stack(pictures), labels)
-
-
-def _square(picture: Image.Image, size: int) -> np.ndarray:
-    """(3, size, size) uint8: centre crop, then antialiased resize."""
-    return cropped(picture, size, size).transpose(2, 0, 1)
+    return PictureSet("cifar10", [name.decode() for name in found], pictures, labels, test_pictures, test_labels)
 
 
 def npz(path: Path, image_size: int) -> PictureSet:
     """An .npz with `pictures` (N, H, W, 3) uint8 and `labels` (N,), and `class_names` where they have names; as cfgdiff-run writes it."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise Failure(f"--data {path}: not readable as .npz ({str(error).splitlines()[0]}); write it with numpy.savez") from None
+    found = _arrays(path, ("pictures", "labels", "class_names"))
     if missing := {"pictures", "labels"} - found.keys():
         expected = f"expected pictures (N, H, W, 3) uint8 and labels (N,), found {sorted(found)}"
         raise Failure(f"--data {path}: has no array '{min(missing)}'; {expected}")
     pictures, labels = found["pictures"], found["labels"]
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not len(pictures):
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
         raise Failure(f"--data {path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
     if labels.dtype.kind not in "iu" or labels.shape != pictures.shape[:1] or labels.min() < 0:
         raise Failure(f"--data {path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}")
-    names = [str(name) for name in found["class_names"]] if "class_names" in found else [str(k) for k in range(int(labels.max()) + 1)]
+    names, most = _names(path, found.get("class_names")), int(labels.max())
+    if most >= (limit := len(names) or MOST_CLASSES):
+        raise Failure(f"--data {path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
+    names, notes = names or [str(k) for k in range(most + 1)], []
+    if absent := sorted(set(range(len(names))) - set(labels.tolist())):
+        notes.append(f"{counted(len(absent), 'class', 'classes')} without a picture: {', '.join(names[k] for k in absent[:5])}")
     if pictures.shape[1:3] == (image_size, image_size):
         planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
     else:
-        planes = np.stack([_square(Image.fromarray(picture), image_size) for picture in pictures])
-    return hold_out(path.stem, names, planes, labels.astype(np.int64))
+        planes = np.stack([square(Image.fromarray(picture), image_size) for picture in pictures])
+        (height, width), cut = pictures.shape[1:3], ", cropped to their middle"
+        notes.append(f"pictures of {width}x{height} become {image_size}x{image_size}{cut if height != width else ''}")
+    return replace(hold_out(path.stem, names, planes, labels.astype(np.int64)), notes=tuple(notes))
+
+
+def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Those of the arrays of an .npz that are there."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in names if name in arrays.files}
+    except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds for what is damaged, and MemoryError
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise Failure(f"--data {path}: not readable as .npz ({line:.80}); write it with numpy.savez") from None
+
+
+def _names(path: Path, found: np.ndarray | None) -> list[str]:
+    if found is None:
+        return []
+    if found.ndim != 1 or found.dtype.kind not in "US" or not len(found):
+        raise Failure(f"--data {path}: class_names must be (K,) words, found {found.shape} {found.dtype}; leave them out")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found.tolist()]
 
 
 def huggingface(path: Path, image_size: int, *, split: str = "train", test_split: str | None = None) -> PictureSet:
@@ -153,13 +145,13 @@ def huggingface(path: Path, image_size: int, *, split: str = "train", test_split
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
         rows = tqdm(parts[name], desc=f"decoding {name}", unit="pictures", leave=False, disable=None)
-        pictures = [(_square(row[image], image_size), row[label]) for row in rows]
+        pictures = [(square(row[image], image_size, f"--data {path}"), row[label]) for row in rows]
         return np.stack([picture for picture, _ in pictures]), np.array([k for _, k in pictures], np.int64)
 
     def decode() -> PictureSet:
         if test_split is None:
             return hold_out(path.name, columns[label].names, *read(split))
-        return PictureSet(path.name, columns[label].names, *read(split), *read(test_split))
+        return with_test(path.name, columns[label].names, *read(split), *read(test_split))
 
     prints = [parts[name]._fingerprint for name in (split, test_split) if name]
-    return cached(content_key([], "huggingface", image_size, split, test_split, prints), decode)
+    return cached(content_key([], "huggingface", DECODING, image_size, split, test_split, prints), decode)

@@ -34,7 +34,7 @@ KINDS = {  # what each kind of part is called with
 }
 BUILT_IN = {  # imported when used
     ("data", "cifar10"): "readers:cifar10",
-    ("data", "folder"): "readers:folder",
+    ("data", "folder"): "picture_folder:folder",
     ("data", "huggingface"): "readers:huggingface",
     ("data", "npz"): "readers:npz",
     ("network", "augmented-unet"): "augment:AugmentedUNet",
@@ -165,14 +165,32 @@ def find(kind: str, name: str) -> Part:
 
 
 def bound(kind: str, name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """What makes the part of this name, with its options filled in. Raises `BadInput` for an unknown name or option."""
-    part = find(kind, name)
-    known = [p.name for p in inspect.signature(part.make).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
+    """What makes the part of this name, with its options filled in. Raises `BadInput` for an unknown name or option, or a wrong value."""
+    part, checked = find(kind, name), {}
+    known = {p.name: p.annotation for p in inspect.signature(part.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for option, value in options.items():
         if option not in known:
-            choices = f"known options: {', '.join(known)}{nearest(option, known)}" if known else "it has none"
+            choices = f"known options: {', '.join(known)}{nearest(option, list(known))}" if known else "it has none"
             raise BadInput(f"--set: the {kind} '{name}' has no option '{option}'; {choices}")
-    return functools.partial(part.make, **options)
+        checked[option] = _checked(f"option '{option}' of the {kind} '{name}'", value, known[option])
+    return functools.partial(part.make, **checked)
+
+
+def _checked(what: str, value: Any, annotation: Any) -> Any:
+    """The value as the annotated type. Raises `BadInput` where it is none; what pydantic does not understand is taken as it is."""
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return value
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+    except (PydanticUserError, NameError):
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"--set: {what}: {first['msg']}, found {first['input']!r:.60}") from None
 
 
 def all_parts() -> list[Part]:

@@ -17,6 +17,7 @@ from . import registry
 from .callbacks import Callback
 from .checkpoint import (
     BEFORE_DECAY,
+    find_checkpoint,
     initial_weights,
     make_network,
     network_tensors,
@@ -33,6 +34,7 @@ from .draws import Draws
 from .ema import EMA
 from .objective import test_errors
 from .optim import fast_bfloat16, make_optimisers
+from .state import check_tensors, damaged, not_finite
 
 DEFAULT_CALLBACKS = ("meter", "ema", "validation", "preview", "log", "tensorboard")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,7 +57,10 @@ class _Loss(nn.Module):
 
 @dataclass
 class Run:
-    """The state of one training run: network, average, optimisers, callbacks and counters. `out` is its folder."""
+    """The state of one training run: network, average, optimisers, callbacks and counters. `out` is its folder.
+
+    `data_path` is where `data` was read from, for going on without being told again.
+    """
 
     config: Config
     data: PictureSet
@@ -63,6 +68,7 @@ class Run:
     command: str
     max_minutes: float | None = None
     processes: Processes = field(default_factory=lambda: Processes(here()))
+    data_path: str | None = None
     callbacks: list[Callback] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +97,8 @@ class Run:
         self.step, self.pictures_seen, self.seconds = 0, 0, 0.0
         self.initialised_from: dict[str, Any] | None = None  # the provenance of the weights it started from
         self.test_loss: float | None = None  # of the averaged weights, once the run is done
-        self._restored: dict[str, Tensor] = {}
+        self._decaying = False
+        self._restored, self._restored_from = dict[str, Tensor](), self.out
         self._measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None  # the step of the last `test_errors`, and what it found
 
     @property
@@ -102,8 +109,8 @@ class Run:
 
     @property
     def decaying(self) -> bool:
-        """Whether the learning rate has begun to fall."""
-        return self.progress > 1 - self.config.optimiser.decay_share
+        """Whether the learning rate has begun to fall, and the checkpoint from before that is there."""
+        return self._decaying and self.progress > 1 - self.config.optimiser.decay_share
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
@@ -160,16 +167,21 @@ class Run:
             copy_whole(network.state_dict(), {name: found[name].reshape(value.shape) for name, value in own.items()})
         self.initialised_from = started_from
 
-    def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Continue exactly where the checkpoint was written."""
-        copy_whole(self.network.state_dict(), network_tensors(tensors, "network"))
-        copy_whole(self.ema.network.state_dict(), network_tensors(tensors, "ema"))
-        restore_optimisers(self.optimisers, tensors)
+    def restore(self, state: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
+        """Continue exactly where the checkpoint in `folder` was written. Raises `Failure` for tensors of another network."""
+        try:
+            for prefix, network in (("network", self.network), ("ema", self.ema.network)):
+                check_tensors(network_tensors(tensors, prefix), network.state_dict(), f"{prefix}.")
+                copy_whole(network.state_dict(), network_tensors(tensors, prefix))
+            restore_optimisers(self.optimisers, tensors)
+        except ValueError as error:
+            raise damaged(folder, error) from None
         self.step, self.pictures_seen, self.seconds = state["step"], state["pictures_seen"], state["hours"] * 3600
-        self.initialised_from = state["initialised_from"]
+        self.initialised_from, self._decaying = state["initialised_from"], state["decaying"]
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self._restored = tensors
+        self._decaying = False
+        self._restored, self._restored_from = tensors, folder
 
     def save(self, name: str | None = None) -> None:
         """Write a checkpoint (the main process; but all must call this), by default under the number of pictures seen."""
@@ -178,6 +190,9 @@ class Run:
         tensors |= {f"ema.{k}": v for k, v in self.ema.network.state_dict().items()}
         tensors |= {f"callback.{c.name}.{k}": v for c in self.callbacks for k, v in c.tensors().items()}
         tensors = {name: whole(value) for name, value in sorted(tensors.items())}
+        if broken := not_finite(tensors):
+            again = f"lower optimiser.lr and resume from {self.out}"
+            raise Failure(f"{broken} is no longer finite after {self.pictures_seen} pictures: no checkpoint written; {again}")
         if not self.processes.main:
             return
         state = {
@@ -185,8 +200,10 @@ class Run:
             "image_shape": list(self.image_shape), "data_set": self.data.name, "command": self.command,
             "step": self.step, "pictures_seen": self.pictures_seen, "hours": self.seconds / 3600, "test_loss": self.test_loss,
             "initialised_from": self.initialised_from, "decaying": self.decaying, "scaler": self.scaler.state_dict(),
+            "data": self.data_path,
         }  # fmt: skip
         write_checkpoint(self.out, name or f"{self.pictures_seen:09d}", state, tensors, self.config.train.keep)
+        self._decaying |= name == BEFORE_DECAY  # last, so that a run which is killed before it writes that one anew
 
     def add_callbacks(self) -> None:
         """The callbacks that the config asks for: the usual ones unless set to null, then the others, in order."""
@@ -198,8 +215,16 @@ class Run:
                 if not isinstance(made, Callback):
                     raise Failure(f"the callback '{name}' gave {type(made).__name__}; expected a cfgdiff.trainer.callbacks.Callback")
                 made.name = name
-                made.restore(network_tensors(self._restored, f"callback.{name}"))
+                self._restore_callback(made)
                 self.callbacks.append(made)
+
+    def _restore_callback(self, made: Callback) -> None:
+        kept, own = network_tensors(self._restored, f"callback.{made.name}"), made.tensors()
+        for name in kept.keys() & own.keys():
+            if kept[name].shape != own[name].shape:
+                expected, found = tuple(own[name].shape), tuple(kept[name].shape)
+                raise damaged(self._restored_from, f"callback.{made.name}.{name}: expected {expected}, found {found}")
+        made.restore(kept)
 
     def report(self, values: dict[str, float]) -> None:
         """Hand measured values to every callback."""
@@ -208,15 +233,26 @@ class Run:
 
 
 def resume(out: Path, overrides: Callable[[dict[str, Any]], Config], load: Callable[[Config], PictureSet], command: str,
-           max_minutes: float | None, processes: Processes | None = None) -> Run:  # fmt: skip
+           max_minutes: float | None, processes: Processes | None = None, data_path: str | None = None) -> Run:  # fmt: skip
     """A run as its newest checkpoint left it; from before the decay where more pictures are asked for than it was made for."""
-    state, tensors = read_checkpoint(out)
-    before = out / "checkpoints" / BEFORE_DECAY
-    config = overrides(state["config"])
-    if config.network != Config.model_validate(state["config"]).network:
+    folder, before = find_checkpoint(out), out / "checkpoints" / BEFORE_DECAY
+    state, tensors = read_checkpoint(folder)
+    config, made_for = overrides(state["config"]), Config.model_validate(state["config"])
+    if config.network != made_for.network:
         raise BadInput("--set network.…: the network of a run cannot change on --resume; start a new run")
-    if config.train.pictures > state["config"]["train"]["pictures"] and state["decaying"] and before.is_dir():
-        state, tensors = read_checkpoint(before)
-    run = Run(config, load(config), out, f"{state['command']}; {command}", max_minutes, processes or Processes(here()))
-    run.restore(state, tensors)
+    if config.train.pictures > made_for.train.pictures and state["decaying"] and before.is_dir():
+        folder, (state, tensors) = before, read_checkpoint(before)
+    data, origin_of_data = load(config), data_path or state.get("data")
+    _check_same(data, state, out)
+    run = Run(config, data, out, f"{state['command']}; {command}", max_minutes, processes or Processes(here()), origin_of_data)
+    run.restore(state, tensors, folder)
     return run
+
+
+def _check_same(data: PictureSet, state: dict[str, Any], out: Path) -> None:
+    """Raises `Failure` where the data are not of the classes and shape that the run was trained on."""
+    pairs = [("classes", data.class_names, state["class_names"]), ("shape", list(data.pictures.shape[1:]), state["image_shape"])]
+    for what, found, wanted in pairs:
+        if found != wanted:
+            has, had = (", ".join(map(str, value)) for value in (found, wanted))
+            raise Failure(f"--data: has the {what} {has:.200}; the run {out} has {had:.200}; give the data it was trained on")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+from cfgdiff.runtime import Bundle
 from cfgdiff.trainer.checkpoint import load_model
 
 MAIN, RUN = ("from cfgdiff.cli.main import main; main()", "from cfgdiff.cli.run import main; main()")
@@ -74,6 +75,11 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
         (["ema", "R", "--width", "0.1"], 1, "no checkpoint there"),
         (["ema", "R", "--width", "0.5"], 2, "--width 0.5: expected 0.005 .. 0.28"),
         (["info", "--data", "D"], 1, "no such file or folder"),
+        (["info", "--grid", "seen.png"], 2, "--grid: is about a data set, found no --data"),
+        (["info", "--data", "D", "--grid", "seen.jpg"], 2, "--grid seen.jpg: expected a name that ends in .png"),
+        (["train", "--preset", "smoke", "--data", "D", "--out", "O", "--set", "callbacks.ema={widths: [a]}"], 2, "option 'widths'"),
+        (["train", "--preset", "smoke", "--data", "D", "--out", "O", "--set", "train.batch=1\n2"], 2, "on one line"),
+        (["train", "--preset", "smoke", "--data", "D", "--out", "O", "--set", "train.image_size=65"], 2, "multiple of 4 for this network"),
     ],
 )
 def test_every_mistake_is_one_line(args: list, code: int, expected: str, tmp_path: Path) -> None:
@@ -91,8 +97,32 @@ def test_a_broken_picture_is_named_before_training(pictures: Path, tmp_path: Pat
     assert result.returncode == 0 and (tmp_path / "run" / "checkpoints").is_dir()
 
 
-def test_info_refuses_data_of_other_classes(pictures: Path) -> None:
-    result = call(MAIN, "info", "--data", pictures)
+def test_info_shows_what_training_on_a_data_set_would_read(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "cat" / "bad.jpg").write_bytes(b"no picture")
+    (pictures / "dog" / "notes.txt").write_text("a dog")
+    Image.new("L", (64, 64), 200).save(pictures / "dog" / "20.png")
+    result = call(MAIN, "info", "--data", pictures, "--image-size", 16, "--grid", tmp_path / "seen.png")
+    assert result.returncode == 0, result.stderr
+    assert "39 pictures in 2 classes to train on; 2 more are held out, the same ones every time" in result.stdout
+    counts = {name: (int(n), int(held)) for name, n, held in re.findall(r"^(cat|dog) +(\d+) +(\d+)$", result.stdout, re.MULTILINE)}
+    assert {name: n + held for name, (n, held) in counts.items()} == {"cat": 20, "dog": 21}
+    for line in (
+        "- sizes: 24x20 (40), 64x64 (1)",
+        "- modes: RGB (40), L (1)",
+        "- 1 picture that cannot be read, left out: ",
+        "left out, for example dog/notes.txt",
+        "- 40 pictures not square: cropped to the middle, for example cat/0.jpg",
+        "- the network sees 16x16 in 3 channels",
+    ):
+        assert line in result.stdout
+    assert "test_loss" not in result.stdout and "cifar10-small" not in result.stdout
+    with Image.open(tmp_path / "seen.png") as seen:
+        assert seen.size == (2 * 18 + 2, 8 * 18 + 2)
+        assert any(np.asarray(seen)[2:18, 20:36].any(axis=(0, 1)))
+
+
+def test_info_of_a_bundle_refuses_data_of_other_classes(pictures: Path, packaged: Bundle) -> None:
+    result = call(MAIN, "info", packaged.path, "--data", pictures)
     assert result.returncode == 1 and "has the classes cat, dog" in result.stderr and "Traceback" not in result.stderr
 
 

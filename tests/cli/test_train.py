@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff
 
 from cfgdiff.cli.train import train
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.trainer.checkpoint import find_checkpoint, load_model
 
 
 def test_dry_run_prints_the_settings() -> None:
@@ -134,3 +136,57 @@ def test_a_profile_shows_the_phases_and_writes_nothing(tmp_path: Path, monkeypat
     assert found.exit_code == 0, found.output
     assert re.search(r"^backward +[0-9.]+ s +[0-9.]+%$", found.output, re.MULTILINE) and "pictures/s" in found.output
     assert [p.name for p in tmp_path.iterdir()] == ["data.npz"]
+
+
+LITTLE = ["network.channels=8", "network.head_channels=8", "network.multipliers=[1]", "network.attention=[]", "train.image_size=8"]
+LITTLE += ["train.pictures=16", "train.batch=8", *(f"callbacks.{name}=null" for name in ("preview", "tensorboard", "validation"))]
+
+
+def little(*words: str) -> str:
+    """`cfgdiff train` in this process; what it printed."""
+    result = CliRunner().invoke(train, [*words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def little_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with data.npz and the run of two steps that was trained on it, from there."""
+    monkeypatch.chdir(tmp_path)
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.savez("data.npz", pictures=pictures, labels=np.arange(20) % 2)
+    little("--preset", "smoke", "--data", "data.npz", "--out", "run", *(word for setting in LITTLE for word in ("--set", setting)))
+    return tmp_path
+
+
+def test_a_run_remembers_its_data(little_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = find_checkpoint(little_run / "run") / "state.json"
+    assert json.loads(newest.read_text())["data"] == str(little_run / "data.npz")
+    assert str(little_run) not in json.dumps(load_model(little_run / "run").provenance), "bundles hold no paths of this machine"
+    (little_run / "elsewhere").mkdir()
+    monkeypatch.chdir(little_run / "elsewhere")
+    assert "done: 24 pictures" in little("--resume", str(little_run / "run"), "--set", "train.pictures=24")
+    assert "done: 32 pictures" in little("--resume", str(little_run / "run"), "--set", "train.pictures=32")
+    (little_run / "data.npz").rename(little_run / "moved.npz")
+    with pytest.raises(Failure, match=r"--resume .*run: its data .*data\.npz are no longer there; give them with --data"):
+        little("--resume", str(little_run / "run"), "--set", "train.pictures=40")
+    assert "done: 40 pictures" in little("--resume", "../run", "--set", "train.pictures=40", "--data", "../moved.npz")
+    assert json.loads((find_checkpoint(little_run / "run") / "state.json").read_text())["data"] == str(little_run / "moved.npz")
+
+
+def test_a_checkpoint_from_before_runs_remembered_their_data_is_gone_on_with(little_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (little_run / "run" / "checkpoints").glob("*/state.json"):
+        state = json.loads(file.read_text())
+        del state["data"]
+        file.write_text(json.dumps(state))
+    assert "done: 24 pictures" in little("--resume", "run", "--set", "train.pictures=24", "--data", "data.npz")
+    assert json.loads((find_checkpoint(little_run / "run") / "state.json").read_text())["data"] == str(little_run / "data.npz")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(little_run: Path) -> None:
+    shutil.rmtree(little_run / "run" / "checkpoints")
+    (little_run / "run" / "checkpoints" / ".000000008.partial").mkdir(parents=True)
+    settings = [word for setting in LITTLE for word in ("--set", setting)]
+    assert "done: 16 pictures" in little("--preset", "smoke", "--data", "data.npz", "--out", "run", *settings)

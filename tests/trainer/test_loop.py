@@ -115,6 +115,16 @@ def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_fold
     assert later.pictures_seen == 240
 
 
+def test_a_kill_on_the_threshold_of_the_decay_does_not_lose_the_checkpoint_from_before_it(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    run.step, run.pictures_seen = 9, 72  # of 96: past the threshold, and no step at a lower rate was done
+    run.save()
+    assert train(resume(tmp_path / "run", make_config, lambda _: run.data, "again", None))
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)[0]["pictures_seen"] == 72
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_precision_auto_is_what_the_device_computes_in(fast: bool, tiny_tree: dict, picture_folder: Path, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

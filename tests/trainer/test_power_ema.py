@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.trainer.checkpoint import load_model
@@ -96,3 +97,34 @@ def test_no_snapshots_and_damaged_ones_are_named(tmp_path: Path) -> None:
     (tmp_path / "ema" / "000000008-0.safetensors").write_bytes(b"nothing")
     with pytest.raises(Failure, match=r"000000008-0.safetensors: damaged snapshot"):
         reconstruct(tmp_path, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "message"),
+    [
+        (None, {"weight": torch.ones(2)}, r"08-0\.safetensors: damaged snapshot"),
+        ({"step": "8"}, {"weight": torch.ones(2)}, r"08-0\.safetensors: damaged snapshot \('gamma'\)"),
+        ({"step": "nan", "gamma": "1"}, {"weight": torch.ones(2)}, "step nan and gamma 1"),
+        ({"step": "0", "gamma": "1"}, {"weight": torch.ones(2)}, "step 0.0 and gamma 1"),
+        ({"step": "8", "gamma": "1"}, {"weight": torch.ones(3)}, r"weight: expected \(2,\)"),
+        ({"step": "8", "gamma": "1"}, {"weights": torch.ones(2)}, "weight is missing"),
+        ({"step": "8", "gamma": "1"}, {"weight": torch.tensor([1, torch.nan])}, "weight holds values that are not finite"),
+    ],
+)
+def test_a_snapshot_that_does_not_fit_is_named(metadata: dict | None, tensors: dict, message: str, tmp_path: Path) -> None:
+    (tmp_path / "ema").mkdir()
+    save_file({"weight": torch.ones(2)}, tmp_path / "ema" / "000000009-0.safetensors", metadata={"step": "9", "gamma": "2.0"})
+    save_file(tensors, tmp_path / "ema" / "000000008-0.safetensors", metadata=metadata)
+    with pytest.raises(Failure, match=message) as error:
+        reconstruct(tmp_path, 0.1)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_kill_left_is_removed_and_other_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "ema").mkdir()
+    for name in ("000000009-0.safetensors", "000000002-0.partial", "000000001-0.safetensors", "notes.safetensors"):
+        (tmp_path / "ema" / name).touch()
+    run = _Weights(tmp_path, 10)
+    run.step = 5
+    PowerEMA(run)
+    assert sorted(file.name for file in (tmp_path / "ema").iterdir()) == ["000000001-0.safetensors", "notes.safetensors"]

@@ -12,6 +12,8 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.data import load_data
 
 WriteCifar = Callable[..., np.ndarray]
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+NAMES = b"airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def test_cifar_is_read_from_its_folder_or_the_one_above(write_cifar: WriteCifar, tmp_path: Path) -> None:
@@ -40,6 +42,49 @@ def test_damaged_cifar_is_named(write_cifar: WriteCifar, tmp_path: Path, damage:
     with pytest.raises(Failure, match="image_size" if damage == "size" else "data_batch_3"):
         load_data(tmp_path, 64 if damage == "size" else 32)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "tree", "message"),
+    [
+        ("batches.meta", [b"label_names"], "expected a dictionary with 'label_names', found list"),
+        ("batches.meta", {b"names": NAMES}, "expected a dictionary with 'label_names', found dict"),
+        ("batches.meta", {b"label_names": NAMES[:9]}, "label_names must be ten words"),
+        ("batches.meta", {b"label_names": 5}, "label_names must be ten words, found 5"),
+        ("batches.meta", {b"label_names": [b"\xff"] * 10}, "label_names must be ten words"),
+        ("batches.meta", {b"label_names": [b"cat"] * 10}, "class_names must be different words"),
+        ("data_batch_3", 5, "expected a dictionary with 'data' and 'labels', found int"),
+        ("data_batch_3", {b"data": np.zeros((2, 3072), np.uint8)}, "expected a dictionary with 'data' and 'labels'"),
+        ("data_batch_3", {b"data": [1, 2], b"labels": [1, 2]}, r"data must be \(N, 3072\) uint8, 32x32 pictures, found list"),
+        ("data_batch_3", {b"data": np.zeros((2, 1024), np.uint8), b"labels": [1, 2]}, r"data must be \(N, 3072\).*found \(2, 1024\) uint8"),
+        ("data_batch_3", {b"data": np.zeros((3072,), np.uint8), b"labels": [1]}, r"data must be \(N, 3072\)"),
+        ("data_batch_3", {b"data": np.zeros((2, 3072)), b"labels": [1, 2]}, r"data must be .*found \(2, 3072\) float64"),
+        (
+            "test_batch",
+            {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]},
+            r"labels must be 2 whole numbers of 0 \.\. 9, found \[1\]",
+        ),
+        ("test_batch", {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 10**30]}, "labels must be 2 whole numbers"),
+        ("test_batch", {b"data": np.zeros((2, 3072), np.uint8), b"labels": ["a", None]}, "labels must be 2 whole numbers"),
+    ],
+)
+def test_a_cifar_file_of_other_contents_is_named(file: str, tree: object, message: str, write_cifar: WriteCifar, tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / file).write_bytes(pickle.dumps(tree, protocol=2))
+    with pytest.raises(Failure, match=message) as error:
+        load_data(tmp_path, 32)
+    assert "\n" not in str(error.value) and (file in str(error.value) or "class_names" in message)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"nothing", b"\x80\x02(", b"\x80\x02]q\x00(K\x01R.", b"\x80\x02K\x01b.", bytes(50), b"\x80\x02h\x63."]
+)
+def test_a_poisoned_pickle_is_one_line(data: bytes, write_cifar: WriteCifar, tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(data)
+    with pytest.raises(Failure, match=r"data_batch_2 is not a CIFAR-10 batch \(.+\); unpack the archive") as error:
+        load_data(tmp_path, 32)
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_of_any_sizes_and_modes(picture_folder: Path) -> None:
@@ -90,6 +135,37 @@ def test_an_npz_is_read_at_its_size_or_another(tmp_path: Path) -> None:
     assert load_data(tmp_path / "mine.npz", 16).pictures.shape == (38, 3, 16, 16)
 
 
+def test_classes_of_an_npz_without_a_picture_are_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", pictures=PICTURES, labels=[0, 3, 3, 0])
+    data = load_data(tmp_path / "mine.npz", 8)
+    assert data.class_names == ["0", "1", "2", "3"] and data.notes == ("2 classes without a picture: 1, 2",)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:60] + bytes(40) + data[100:],  # the header's text
+        lambda data: data.replace(b"(4, 8, 8, 3)", b"(4, 8,((((((("),
+        lambda data: data.replace(b"'shape': (4, 8, 8, 3)", b"'shape': (9**9,)+(3,)"),
+        lambda data: data.replace(b"(4, 8, 8, 3), }      ", b"(99999999999, 999), }"),
+        lambda data: data[: len(data) // 2],
+        lambda data: b"PK\x03\x04" + bytes(300),
+        lambda data: b"\x93NUMPY\x01\x00" + bytes(300),
+    ],
+)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_one_line(damage: Callable[[bytes], bytes], save: Callable[..., None], tmp_path: Path) -> None:
+    save(tmp_path / "mine.npz", pictures=PICTURES, labels=np.arange(4))
+    before = (tmp_path / "mine.npz").read_bytes()
+    damaged = damage(before)
+    if damaged == before:  # the text is not there where all is compressed
+        damaged = before[:70] + bytes([before[70] ^ 255]) + before[71:]
+    (tmp_path / "mine.npz").write_bytes(damaged)
+    with pytest.raises(Failure, match=r"mine\.npz: not readable as \.npz \(.+\); write it with numpy\.savez$") as error:
+        load_data(tmp_path / "mine.npz", 8)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -97,6 +173,16 @@ def test_an_npz_is_read_at_its_size_or_another(tmp_path: Path) -> None:
         ({"pictures": np.zeros((4, 3, 8, 8), np.uint8), "labels": np.zeros(4, int)}, r"pictures must be \(N, H, W, 3\) uint8"),
         ({"pictures": np.zeros((4, 8, 8, 3), np.uint8), "labels": np.zeros(4)}, r"labels must be \(4,\) whole numbers"),
         ({"pictures": np.array([{}]), "labels": np.zeros(1, int)}, "not readable as .npz"),
+        ({"pictures": PICTURES, "labels": np.array([0, 1, 10**15, 2])}, r"labels must lie in 0 \.\. 65535, found 1000000000000000"),
+        ({"pictures": PICTURES, "labels": np.array([2**64 - 1] * 4, np.uint64)}, "labels must lie in"),
+        ({"pictures": PICTURES, "labels": np.arange(4), "class_names": ["a", "b"]}, r"labels must lie in 0 \.\. 1, found 3"),
+        (
+            {"pictures": PICTURES, "labels": np.zeros(4, int), "class_names": np.array("cat")},
+            r"class_names must be \(K,\) words, found \(\)",
+        ),
+        ({"pictures": PICTURES, "labels": np.zeros(4, int), "class_names": np.array([1.5])}, r"class_names must be \(K,\) words"),
+        ({"pictures": PICTURES, "labels": np.zeros(4, int), "class_names": ["a", "a"]}, "class_names must be different words"),
+        ({"pictures": PICTURES[:, :0], "labels": np.zeros(4, int)}, r"pictures must be \(N, H, W, 3\) uint8"),
         (None, "not readable as .npz"),
     ],
 )

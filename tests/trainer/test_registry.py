@@ -79,6 +79,49 @@ def test_missing_files_and_unknown_names_are_told(tmp_path: Path) -> None:
         bound("data", "npz", {"x": 3})
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "options", "message"),
+    [
+        ("callback", "ema", {"widths": ["a"]}, "option 'widths' of the callback 'ema': Input should be a valid number, .*found 'a'"),
+        (
+            "callback",
+            "ema",
+            {"widths": [5]},
+            r"option 'widths' of the callback 'ema': .* less than or equal to 0\.28, found 5",
+        ),
+        ("callback", "ema", {"widths": []}, "at least 1 item"),
+        (
+            "callback",
+            "ema",
+            {"snapshots": 10**400},
+            "option 'snapshots' of the callback 'ema': Input .* less than or equal to 10000",
+        ),
+        (
+            "callback",
+            "preview",
+            {"rows": 0},
+            "option 'rows' of the callback 'preview': Input .* greater than or equal to 1, found 0",
+        ),
+        ("callback", "preview", {"guidance": float("nan")}, "option 'guidance' of the callback 'preview': Input should be a finite number"),
+        ("callback", "validation", {"seconds": -1}, "option 'seconds' .* greater than or equal to 0"),
+        ("data", "folder", {"skip_broken": "perhaps"}, "option 'skip_broken' of the data 'folder': Input should be a valid boolean"),
+        ("data", "shapes", {"count": "many"}, "option 'count' of the data 'shapes': Input should be a valid integer"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_named(kind: str, name: str, options: dict, message: str) -> None:
+    load_plugins((SHAPES,))
+    with pytest.raises(BadInput, match=f"^--set: .*{message}") as error:
+        bound(kind, name, options)
+    assert "\n" not in str(error.value)
+
+
+def test_options_become_what_they_are_annotated_as(tmp_path: Path) -> None:
+    assert bound("callback", "ema", {"widths": [0.05]}).keywords == {"widths": (0.05,)}  # type: ignore[attr-defined]
+    text = "@register('data', 'odd')\ndef f(path, image_size, *, a: 'later' = 1, b=2, c: list[object] = []): return a, b, c"
+    load_plugins((plugin(tmp_path, text),))
+    assert bound("data", "odd", {"a": "x", "b": "y", "c": [3]})(Path(), 8) == ("x", "y", [3])
+
+
 def installed(folder: Path, text: str) -> dict[str, str]:
     """An installed distribution `shapes-for-cfgdiff`, as pip leaves it behind, and the environment that sees it."""
     (folder / "shapes_for_cfgdiff.py").write_text(text)

@@ -1,0 +1,79 @@
+"""What a data set is before a run is started on it: counts, sizes, what is held out or left out, and what the network will see."""
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cfgdiff.runtime.images import grid
+
+from .data import PictureSet, counted, load_data, reader_of
+from .picture_folder import scan
+
+KINDS = {
+    "cifar10": "CIFAR-10 in its python layout", "folder": "a folder with one sub-folder of pictures for each class",
+    "huggingface": "a data set of Hugging Face", "npz": "an .npz of arrays",
+}  # fmt: skip
+COLUMNS, ROWS, SHOWN = 10, 8, 5
+
+
+def describe(path: Path, image_size: int) -> tuple[PictureSet, str]:
+    """The data set, without pictures that cannot be read, and a text about it. Raises `Failure` where it is none."""
+    kind = reader_of(path)
+    data = load_data(path, image_size, kind, {"skip_broken": True} if kind == "folder" else {})
+    lines = [f"# {data.name}: {KINDS[kind]}", "", *_counts(data), "", *(f"- {note}" for note in (*_sizes(path, kind), *data.notes))]
+    c, h, w = data.pictures.shape[1:]
+    made = f": turned as EXIF says, cropped to the middle, resized (train.image_size={h})" if kind in ("folder", "huggingface") else ""
+    lines += [
+        f"- the network sees {w}x{h} in {c} channels{made}",
+        "- half of them are mirrored, at random (train.flip)",
+    ]
+    return data, "\n".join(lines)
+
+
+def _counts(data: PictureSet) -> list[str]:
+    """A row a class."""
+    train, test = (np.bincount(labels, minlength=len(data.class_names)) for labels in (data.labels, data.test_labels))
+    rows = [("class", "to train on", "held out"), *zip(data.class_names, (f"{n:,}" for n in train), (f"{n:,}" for n in test), strict=True)]
+    total = counted(len(data.labels), "picture"), counted(len(data.class_names), "class", "classes")
+    held = f"{len(data.test_labels):,} more are held out, the same ones every time" if len(data.test_labels) else ""
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    table = [f"{row[0].ljust(widths[0])}  {row[1].rjust(widths[1])}  {row[2].rjust(widths[2])}" for row in rows]
+    return [f"{total[0]} in {total[1]} to train on; {held or 'none is held out (20 are needed): no test loss'}", "", *table]
+
+
+def _sizes(path: Path, kind: str) -> Iterable[str]:
+    """The sizes and modes of the files of a folder."""
+    if kind != "folder":
+        return []
+    layout = scan(path)
+
+    def head(file: Path) -> tuple[str, str] | None:
+        try:
+            with Image.open(file) as picture:
+                return f"{picture.width}x{picture.height}", picture.mode
+        except Exception:  # damaged in one of Pillow's many ways: the notes say so
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        heads = [found for found in pool.map(head, (file for file, _ in (*layout.train, *(layout.test or ())))) if found]
+    return [f"{what}: {_most(Counter(found))}" for what, found in zip(("sizes", "modes"), zip(*heads, strict=True), strict=True)]
+
+
+def _most(counts: "Counter[str]") -> str:
+    rest = len(counts) - SHOWN
+    return ", ".join(f"{name} ({n:,})" for name, n in counts.most_common(SHOWN)) + (f" and {rest} others" if rest > 0 else "")
+
+
+def sheet(data: PictureSet) -> np.ndarray:
+    """The first training pictures of the first ten classes as the network sees them, a column a class. (H, W, C) uint8."""
+    labels = range(min(COLUMNS, len(data.class_names)))
+    columns = [np.flatnonzero(np.asarray(data.labels) == k)[:ROWS] for k in labels]
+    rows = max(len(column) for column in columns)
+    shown = np.full((rows, len(columns), *data.pictures.shape[1:]), 255, np.uint8)
+    for k, column in enumerate(columns):
+        shown[: len(column), k] = data.pictures[column]
+    return grid(shown.reshape(-1, *data.pictures.shape[1:]).transpose(0, 2, 3, 1), columns=len(columns))

@@ -1,0 +1,110 @@
+"""What a checkpoint must hold: state.json's keys, and tensors of the right names, shapes and finite values. It reads and writes no file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor
+
+from cfgdiff.runtime.errors import BadInput, Failure
+
+from .config import LARGEST, make_config
+from .optim import Muon
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # of torch.amp.GradScaler
+# what each keeps for a parameter; optimisers of plugins are not looked at
+OPTIMISER_KEYS: dict[type, set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    Muon: {"momentum"},
+}  # those of plugins are their own affair
+
+
+class State(BaseModel):
+    """state.json. `data` is the folder or name of the data set, as an absolute path; runs from before it was kept have none."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    config: dict[str, Any]
+    class_names: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    image_shape: Annotated[list[Annotated[int, Field(ge=1, le=65_536)]], Field(min_length=3, max_length=3)]
+    data_set: str
+    command: str
+    step: Count
+    pictures_seen: Count
+    hours: Annotated[float, Field(ge=0, le=1e9)]
+    test_loss: float | None
+    initialised_from: dict[str, Any] | None
+    decaying: bool
+    scaler: dict[str, float]
+    data: str | None = None
+
+    @field_validator("config")
+    @classmethod
+    def _config_is_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            make_config(value)
+        except BadInput as error:
+            raise ValueError(str(error).removeprefix("--set ")) from None
+        return value
+
+    @field_validator("scaler")
+    @classmethod
+    def _scaler_is_whole(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and value.keys() != SCALER:
+            raise ValueError(f"must have {', '.join(sorted(SCALER))}")
+        return value
+
+
+def damaged(folder: Path, reason: object) -> Failure:
+    """The line about a checkpoint folder that cannot be used."""
+    line = " ".join(str(reason).split()) or type(reason).__name__
+    return Failure(f"{folder}: damaged checkpoint ({line:.200}); remove this folder to go on from an earlier one")
+
+
+def check_state(tree: Any) -> None:
+    """Raises `ValueError` with one line where this is not what state.json must hold."""
+    try:
+        State.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        what = f"{first['ctx']['error']}" if first["type"] == "value_error" else f"{first['msg']}, found {first['input']!r:.60}"
+        raise ValueError(f"state.json: {where}: {what if first['type'] != 'missing' else 'is missing'}") from None
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinity, if there is one; callbacks may keep an infinity."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not (~value.isnan() if name.startswith("callback.") else value.isfinite()).all():
+            return name
+    return None
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Raises `ValueError` where names, shapes or kinds of numbers differ."""
+    if strange := sorted(found.keys() ^ expected.keys()):
+        raise ValueError(f"{prefix}{strange[0]} {'is missing' if strange[0] in expected else 'is of another network'}")
+    for name, value in expected.items():
+        if found[name].shape != value.shape or found[name].is_floating_point() != value.is_floating_point():
+            was, wanted = f"{tuple(found[name].shape)} {found[name].dtype}", f"{tuple(value.shape)} {value.dtype}"
+            raise ValueError(f"{prefix}{name}: expected {wanted}, found {was}")
+
+
+def optimiser_states(optimiser: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """`<parameter>.<key>` -> {parameter: {key: value}}. Raises `ValueError` for what is not a state of this optimiser."""
+    params = [p for group in optimiser.param_groups for p in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in found.items():
+        which, _, key = name.partition(".")
+        if not which.isdecimal() or int(which) >= len(params):
+            raise ValueError(f"{name}: the optimiser has no such parameter")
+        states.setdefault(int(which), {})[key] = value
+    if (keys := OPTIMISER_KEYS.get(type(optimiser))) is None:
+        return states
+    for p, entries in states.items():
+        wanted = {key: torch.zeros(()) if key == "step" else params[p] for key in keys}
+        check_tensors(entries, wanted, f"parameter {p} of the optimiser: ")
+    return states
