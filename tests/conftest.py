@@ -192,6 +192,12 @@ def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(path)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many cases of each kind tests/fuzz tries, and from which on."""
+    parser.addoption("--fuzz-n", type=int, default=500, help="cases of each kind in tests/fuzz")
+    parser.addoption("--fuzz-from", type=int, default=0, help="number of the first case")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The README's commands, by far the longest file, go first: files are shared out in order, and the last one is waited for."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
