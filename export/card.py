@@ -7,7 +7,8 @@ import numpy as np
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.bundle import DAMAGE, Variant
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.images import grid, save_png, write_whole
+from cfgdiff.runtime.files import write_whole
+from cfgdiff.runtime.images import grid, save_png
 from cfgdiff.runtime.sidecar import engines_beside
 
 from .recipe import inputs, recipe
