@@ -54,7 +54,8 @@ class Job:
         if blend:
             blend = Blend(blend.seed, [blend.classes[i] for i in positions], [blend.shares[i] for i in positions])
         guidance = None if self.guidance is None else [self.guidance[i] for i in positions]
-        return _acting(self.settings, guidance) | {
+        settings = _acting(self.settings, guidance) if self.guidance and set(self.guidance) != {1.0} else self.settings
+        return settings | {
             "classes": [self.classes[i] for i in positions], "indices": [self.indices[i] for i in positions],
             "guidance": guidance, "blend": blend, "edit": self.edit,
         }  # fmt: skip

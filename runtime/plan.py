@@ -72,7 +72,8 @@ def make_plan(bundle: Bundle, sampler: str | None = None, steps: int | None = No
         chosen = _shortened(timesteps_for(name, steps, bundle.schedule, spacing, timesteps), strength * bundle.schedule.T)
         spacing_name = "explicit" if timesteps is not None else spacing or DEFAULT_SPACINGS[name]
         plan = Plan(name, spacing_name, steps, len(chosen) - 1, spread, function, chosen)
-    _refuse_idle(plan, bundle.schedule, given is not None and given != bundle.defaults.interval)
+    own = [bundle.defaults.interval, *([fitted.interval] if fitted is not None and plan.sampler == FITTED else [])]
+    _refuse_idle(plan, bundle.schedule, given is not None and given not in own)
     return plan
 
 
@@ -99,7 +100,7 @@ def _refuse_idle(plan: Plan, schedule: Schedule, given: bool) -> None:
     """What would change nothing is a mistake, not silence. Raises `BadInput`.
 
     Args:
-        given: whether the caller gave an interval that is not the model's own.
+        given: whether the caller gave an interval that is neither the model's own nor that of the fitted steps, which it chooses.
     """
     guidance, levels = plan.guidance, schedule.ratio(plan.timesteps[:-1])
     lo, hi = guidance.interval or (0.0, np.inf)

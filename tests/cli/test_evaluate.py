@@ -125,7 +125,7 @@ main()"""
 
 
 def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
-    interval = ["--guidance-interval", "0.3,5"]
+    interval = ["--guidance", "2", "--guidance-interval", "0.3,5"]
     args = [small_bundle.path, "--n", "600", "--out", tmp_path / "out", *FAST, *interval, "--features", "classifier", "--classifier"]
     failed = call(*args, tmp_path / "absent.onnx")
     assert failed.returncode == 1 and "not readable as a classifier" in failed.stderr

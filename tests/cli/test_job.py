@@ -44,6 +44,8 @@ def test_a_picture_of_guidance_1_among_others_can_be_drawn_alone(packaged: Bundl
     again = from_note(job.note(0, job.plan(packaged)), None, None)
     assert again.plan(packaged).guidance.weights == (1.0,)
     assert not {"interval", "rescale"} & (again.arguments([0]).keys() | job.arguments([0]).keys())
+    unguided = Job(["cat"], [0], [1.0], {"seed": 5, "interval": (0.1, 9.0)})  # where the plan takes it, it chooses fitted steps
+    assert unguided.arguments([0])["interval"] == (0.1, 9.0)
     assert job.arguments([1])["interval"] == job.arguments([0, 1])["interval"] == (0.1, 9.0)
 
 

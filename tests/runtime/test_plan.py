@@ -106,6 +106,8 @@ def test_what_guides_nothing_at_guidance_1_is_refused(bundle: Bundle, settings: 
     assert make_plan(bundle, guidance=[1, 2], **settings).guidance.weights == (1.0, 2.0)
     own = dataclasses.replace(bundle, defaults=Defaults("ddim", 5, 4.0, (0.1, 3.0)))  # nobody asked for the model's own
     assert make_plan(own, guidance=1).guidance.interval == (0.1, 3.0)
+    fitted = dataclasses.replace(bundle, fitted={2: dataclasses.replace(FITTED, guidance=1.0, interval=(0.1, 3.0))})
+    assert make_plan(fitted, guidance=1, interval=(0.1, 3)).sampler == "fitted"  # it chooses them
     assert make_plan(own, guidance=1, interval=(0, np.inf)).guidance.interval == (0.0, np.inf)  # everywhere
 
 
