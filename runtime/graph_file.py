@@ -83,14 +83,21 @@ def _fields(message: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
     """(number, value) of each field; the value of a fixed-size number, which nobody here asks for, is 0."""
     at, end = 0, len(message)
     while at < end:
-        key, at = _varint(message, at)
+        key = message[at]
+        if key < 128:  # most keys and sizes are one byte: a third of the time
+            at += 1
+        else:
+            key, at = _varint(message, at)
         number, wire = key >> 3, key & 7
         if wire == VARINT:
             value, at = _varint(message, at)
             yield number, value
             continue
         if wire == BYTES:
-            size, at = _varint(message, at)
+            if at < end and (size := message[at]) < 128:
+                at += 1
+            else:
+                size, at = _varint(message, at)
         elif wire in (FIXED64, FIXED32):
             size = 8 if wire == FIXED64 else 4
         else:
