@@ -1,6 +1,6 @@
 """SIGKILL before the k-th operation on a file, for every k: an injected fault, not luck.
 
-It forks, so it belongs into a process without threads: the tests run it in one, see tests/cli/test_kills.py.
+It forks, so it belongs into a process without threads: the tests run it in one, as tests/cli/test_kills.py does.
 """
 
 import builtins
@@ -98,8 +98,8 @@ def outcome(work: Callable[[], object], k: int | None = None, below: Path = Path
     return True
 
 
-def every_kill(start: Callable[[], object], work: Callable[[], object], below: Path, check: Callable[[int], object]) -> int:
-    """For k = 1, 2, ...: `start`, `work` killed before its k-th operation on files `below`, `check`; until it comes to its end.
+def every_kill(start: Callable[[], object], work: Callable[[], object], below: Path, check: Callable[[int], object], every: int = 1) -> int:
+    """For k = 1, 1 + `every`, ...: `start`, `work` killed before its k-th operation on files `below`, `check`; until it comes to its end.
 
     Returns:
         how many kills there were.
@@ -108,6 +108,6 @@ def every_kill(start: Callable[[], object], work: Callable[[], object], below: P
     while True:
         start()
         if outcome(work, k, below):
-            return k - 1
+            return k // every
         check(k)
-        k += 1
+        k += every

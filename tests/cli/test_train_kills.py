@@ -16,7 +16,7 @@ SCRIPT = """
 import json, shutil, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from kills import forked
+from faults import every_kill, outcome
 import torch
 from safetensors.torch import load_file
 from cfgdiff.cli import progress
@@ -62,12 +62,8 @@ def after():
     assert names[0] == names[1], names
     assert reported(kept) == reported(run)
 
-forked(prepare, start, keep)
-at = 1
-while not forked(prepare, start, at=at):
-    forked(check, go_on, after)
-    at += {every}
-print(at // {every})
+outcome(lambda: (prepare(), start(), keep()))
+print(every_kill(prepare, start, folder, lambda k: outcome(lambda: (check(), go_on(), after())), every={every}))
 """
 SETTINGS = ["network.channels=8", "network.head_channels=8", "network.multipliers=[1]", "network.attention=[]", "train.image_size=8"]
 SETTINGS += ["train.pictures=32", "train.batch=8", "train.checkpoint_seconds=0.0001", "callbacks.ema={snapshots: 2}", "callbacks.best={}"]

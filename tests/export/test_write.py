@@ -143,7 +143,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, {tests!r})
-from kills import every_kill
+from faults import every_kill, outcome
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -183,7 +183,10 @@ def after():
     whole(["new"])
     assert [p.name for p in root.iterdir()] == ["b"], list(root.iterdir())
 
-kills = [every_kill(export("old"), export("new"), lambda: whole(["old", "new"]), after)]
+def killed(work, check, end):
+    return every_kill(export("old"), work, root, lambda k: outcome(lambda: (check(), work(), end())))
+
+kills = [killed(export("new"), lambda: whole(["old", "new"]), after)]
 fitted = {{1: Fitted((900.0, 0.0), ((1.0, 0.0, 0.0, 0.0),), 1.0)}}
 
 def fitted_or_not():
@@ -192,7 +195,7 @@ def fitted_or_not():
 def stored():
     assert whole(["old"]).fitted == fitted and not list(target.glob(".*"))
 
-kills.append(every_kill(export("old"), lambda: store_fitted(load_bundle(target), fitted), fitted_or_not, stored))
+kills.append(killed(lambda: store_fitted(load_bundle(target), fitted), fitted_or_not, stored))
 print(*kills)
 """
 
@@ -203,4 +206,4 @@ def test_a_kill_before_any_file_operation_loses_no_bundle(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     export, fit = map(int, done.stdout.split())
-    assert export >= 12 and fit == 2
+    assert export >= 12 and fit >= 2

@@ -74,7 +74,7 @@ def test_a_kill_before_any_file_operation_loses_nothing(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "runtime")!r}]
-from kills import every_kill
+from faults import every_kill, outcome
 from test_folders import texts, write
 from cfgdiff.runtime.folders import restore_folder
 target = Path({str(tmp_path)!r}) / "f"
@@ -86,7 +86,10 @@ def check():
 def after():
     assert texts(target) == ["new", "new"] and [p.name for p in target.parent.iterdir()] == ["f"]
 
-print(every_kill(lambda: write(target, "old"), lambda: write(target, "new"), check, after))
+def again(k):
+    outcome(lambda: (check(), write(target, "new"), after()))
+
+print(every_kill(lambda: write(target, "old"), lambda: write(target, "new"), target.parent, again))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -246,7 +246,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from kills import every_kill
+from faults import every_kill, outcome
 import shutil, torch
 from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, read_checkpoint, write_checkpoint
 run = Path({root!r})
@@ -274,7 +274,7 @@ def after():
     assert sorted(p.name for p in root.iterdir()) == ["000000256", BEFORE_DECAY], list(root.iterdir())
 
 prepare(), check()  # once, so that what they import is there before the forks
-print(every_kill(prepare, work, check, after))
+print(every_kill(prepare, work, run, lambda k: outcome(lambda: (check(), work(), after()))))
 """
 
 
