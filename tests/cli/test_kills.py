@@ -1,4 +1,4 @@
-"""`cfgdiff-run` killed before every operation on a file: nothing is lost or half-written, and the next call cleans up."""
+"""cfgdiff-run and eval killed before every operation on a file: nothing is lost or half-written, and the next call cleans up."""
 
 import subprocess
 import sys
@@ -80,3 +80,65 @@ def kills(tmp_path: Path, name: str, *flags: str) -> int:
 )
 def test_killed_anywhere_nothing_is_lost_and_the_next_call_cleans_up(tmp_path: Path, name: str, flags: list[str], least: int) -> None:
     assert kills(tmp_path, name, *flags) >= least
+
+
+EVALUATE = """
+import json, os, shutil, sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import faults
+from PIL import Image
+from cfgdiff import runtime
+from cfgdiff.benchmarks import blocks, features, figures, report
+from cfgdiff.cli import evaluate
+
+class Fast:
+    name, precision, max_batch = "cpu", "float32", 64
+    def predict(self, sample, timestep, class_label, guidance):
+        return np.tanh(sample[..., ::-1, :])
+    def close(self):
+        pass
+
+def means(pictures):
+    return pictures.mean((1, 2), dtype=np.float32), np.zeros((len(pictures), 0), np.float32)
+
+blocks.BLOCK = 16  # pictures in a block
+bundle = runtime.load_bundle()
+runtime.load_bundle, runtime.open_engine = lambda path: bundle, lambda *_, **__: Fast()
+features.choose_judges = lambda *_: (None, features.Extractor("means", "0" * 64, False, means), None, [])
+Image.init()
+folder = Path(sys.argv[2])
+words = ["--n", "32", "--steps", "1", "--no-sweep", "--best", "0", "--out", str(folder)]
+
+def measure():
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    evaluate.evaluate.main(words, standalone_mode=False)
+
+def samples():
+    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "samples").rglob("*") if p.is_file()}
+
+def start():
+    shutil.rmtree(folder, ignore_errors=True)
+
+start()
+assert faults.outcome(measure)
+whole = samples()
+
+def check(k):
+    for name, data in samples().items():
+        assert Path(name).name.startswith(".") or data == whole[name], f"kill {k}: {name} is half-written"
+    assert faults.outcome(measure)
+    assert samples() == whole, f"kill {k}: left {sorted(samples().keys() ^ whole.keys())}"
+    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "report.json", "samples"], f"kill {k}: {os.listdir(folder)}"
+    assert json.loads((folder / "report.json").read_text())["n"] == 32 and (folder / "report.html").read_text().endswith("</html>")
+
+print(faults.every_kill(start, measure, folder.parent, check))
+"""
+
+
+def test_eval_killed_anywhere_goes_on_with_the_samples_that_are_there(tmp_path: Path) -> None:
+    args = [str(Path(__file__).parents[1]), str(tmp_path / "out")]
+    result = subprocess.run([sys.executable, "-c", EVALUATE, *args], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 16  # protocol, two blocks, report.json and report.html: opened, written, renamed
