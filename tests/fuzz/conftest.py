@@ -1,5 +1,6 @@
 """Seeded mutations of what users hand in, and a judge: whatever it was, there is an answer or one line, soon and in little memory."""
 
+import copy
 import json
 import resource
 import signal
@@ -72,7 +73,7 @@ class Mutator:
                 other, name = self.choice(places)
                 holder[key] = json.loads(json.dumps(other[name]))
             else:
-                holder[key] = self.choice(HOSTILE)
+                holder[key] = copy.deepcopy(self.choice(HOSTILE))
         return found
 
     def text(self, tree: Any) -> bytes:
