@@ -21,6 +21,7 @@ from .inputs import check_inputs
 from .threads import LEAST, MOST, cores, shares
 
 BFLOAT16 = "bfloat16"  # a way to compute the float32 graph, of this engine alone
+Requests = tuple[Any, list[dict[str, np.ndarray]]]  # an AsyncInferQueue, and the inputs of each of its requests
 SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; those of others are filled up
 
 
@@ -52,12 +53,12 @@ class OpenVinoEngine(OpenedEngine):
             model = self._core.read_model(str(self._graph))
             self._model = _unrounded(model) if precision == "int8" else model
         self.precision, self._shape = precision, bundle.image_shape
-        self._queues, self._lock = dict[tuple[int, int, int], Any](), threading.Lock()
+        self._queues, self._lock = dict[tuple[int, int, int], Requests](), threading.Lock()
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where it fails or is closed."""
         inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
-        (b, g), answer, queues, held = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), [], []
+        (b, g), answer, queues = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), []
         parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]  # each is guided, or not, as a whole
         streams = min(self._threads, 1 << (len(parts).bit_length() - 1))  # each with its share of the threads
         with self._lock, self._explained():
@@ -65,26 +66,27 @@ class OpenVinoEngine(OpenedEngine):
             try:
                 for rows in parts:
                     size = next(size for size in SIZES if size >= rows.stop - rows.start)
-                    taken = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)  # the last one again, to fill up
-                    part = {name: array[taken] for name, array in inputs.items() if name != "guidance"}
-                    part["guidance"] = guidance[taken] if rows.stop <= g else guidance[:0]
-                    held.append(part)  # requests read from it until they are done
-                    queues.append(self._queue(streams, size, len(part["guidance"])))
-                    queues[-1].start_async(part, (answer, rows), share_inputs=True)
+                    queue, arrays = self._queue(streams, size, size if rows.stop <= g else 0)
+                    queues.append(queue)
+                    for name, array in arrays[queue.get_idle_request_id()].items():
+                        array[: rows.stop - rows.start] = inputs[name][rows]
+                        array[rows.stop - rows.start :] = inputs[name][rows.stop - 1]  # the last one again, to fill up
+                    queue.start_async(None, (answer, rows))
             finally:
                 for queue in queues:
                     queue.wait_all()
         return answer
 
-    def _queue(self, streams: int, b: int, g: int) -> Any:
-        """Requests that share the threads out among `streams`, for a graph of that shape alone."""
+    def _queue(self, streams: int, b: int, g: int) -> Requests:
+        """Requests that share the threads out among `streams`, for a graph of that shape alone, and the arrays that each reads."""
         if (streams, b, g) not in self._queues:
             model = self._model.clone()
             model.reshape({"sample": [b, *self._shape], "timestep": [b], "class_label": [b], "guidance": [g]})
             compiled = self._core.compile_model(model, "CPU", self._settings | {"NUM_STREAMS": streams})
             queue = import_openvino().AsyncInferQueue(compiled, streams)
             queue.set_callback(_keep)
-            self._queues[streams, b, g] = queue
+            names = ("sample", "timestep", "class_label", *(["guidance"] if g else []))
+            self._queues[streams, b, g] = queue, [{name: request.get_tensor(name).data for name in names} for request in queue]
         return self._queues[streams, b, g]
 
     @contextmanager

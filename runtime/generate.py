@@ -73,7 +73,7 @@ def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int] | np.n
     Args:
         classes: names or numbers, N of them. The case of names does not matter, nor does that of samplers and spacings.
         steps: network evaluations a picture; the bundle's default where None, as for guidance and sampler, or what `timesteps` are for.
-        guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional, at half the cost.
+        guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional, at half the cost where w acts.
         seed: 0 .. 2^64 - 1; or one for each picture, N of them, which then depends on its seed alone and not on its place.
         sampler: one of `SAMPLERS`, or "fitted"; where None, fitted where the bundle has it for these steps and this guidance.
         batch: pictures at a time.
