@@ -91,7 +91,7 @@ class TrainConfig(_Section):
     accumulate: int = Field(1, ge=1, le=2**20)  # parts that a process cuts its rows into, one after the other, to save memory
     clip: float | None = Field(None, gt=0)  # largest norm of all gradients together
     shard: bool = False  # with several processes: FSDP2, each holds its share of weights, averages and optimiser, for large networks
-    compile: bool = False  # torch.compile: worth its minutes on a GPU
+    compile: bool = False  # torch.compile: a sixth faster on a CPU with bfloat16, after 40 seconds of compiling; not tried on a GPU
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_seconds: float = Field(60.0, gt=0)

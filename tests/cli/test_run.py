@@ -24,12 +24,20 @@ def run(*args: object, code: str = RUN) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_folder_of_frogs_with_a_report(tmp_path: Path) -> None:
-    result = run("--class", "frog", "--n", 10, "--steps", 2, "--out", tmp_path / "frogs", "--json", "--seed", 3, "--batch", 4)
+    result = run(
+        "--class", "frog", "--n", 10, "--steps", 2, "--sampler", "ddim", "--out", tmp_path / "frogs", "--json", "--seed", 3, "--batch", 4
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert set(report) == {"n", "steps", "rows", "engine", "precision", "sampler", "spacing", "guidance", "seed", "seconds"}
-    assert (report["sampler"], report["spacing"]) == ("dpmpp-2m", "karras")  # nothing is fitted for 2
-    assert (report["n"], report["steps"], report["rows"], report["seed"], report["engine"]) == (10, 2, 40, 3, "cpu")
+    assert (report["sampler"], report["spacing"]) == ("ddim", "uniform")
+    assert (report["n"], report["steps"], report["rows"], report["seed"], report["engine"]) == (
+        10,
+        2,
+        30,
+        3,
+        "cpu",
+    )  # the first evaluation is outside the interval
     assert set(report["seconds"]) == {"load", "first", "total"}
     names = sorted(p.name for p in (tmp_path / "frogs").iterdir())
     assert names == [*(f"{i:04d}.png" for i in range(10)), "grid.png"]

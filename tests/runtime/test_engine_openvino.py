@@ -151,8 +151,18 @@ class FakeCore:
         self.asked.append((model.name, device, settings))
 
 
+class FakeQueue(list):
+    """No requests."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+    def set_callback(self, _: object) -> None:
+        """Nothing calls it."""
+
+
 def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = SimpleNamespace(Core=FakeCore, AsyncInferQueue=lambda *_: SimpleNamespace(set_callback=lambda _: None))
+    module = SimpleNamespace(Core=FakeCore, AsyncInferQueue=FakeQueue)
     monkeypatch.setitem(sys.modules, "openvino", module)  # type: ignore[arg-type]
     monkeypatch.setattr(FakeCore, "asked", [])
     for precision, threads, streams in (("float32", None, 1), ("float32", 3, 3), ("bfloat16", None, 1)):

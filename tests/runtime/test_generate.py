@@ -49,7 +49,7 @@ def test_guidance_one_costs_half(packaged: Bundle) -> None:
     rows = {}
     for w in (1.0, 2.0):
         engine = Recorder()
-        assert len(pictures(engine, packaged, 12, guidance=w)) == 12
+        assert len(pictures(engine, packaged, 12, guidance=w, interval=(0.0, 1e9))) == 12
         rows[w] = sum(b + g for b, g, _ in engine.calls)
         assert max(b for b, _, _ in engine.calls) == engine.max_batch
     assert rows == {1.0: 36, 2.0: 72}
@@ -115,10 +115,11 @@ def test_half_of_the_steps_guided_cost_one_and_a_half_rows_a_step(packaged: Bund
 
 
 def test_a_picture_can_be_drawn_by_its_number_and_with_its_own_guidance(engine: Engine, packaged: Bundle) -> None:
-    whole = pictures(engine, packaged, 6, guidance=[1.0, 2.0, 4.0, 1.0, 3.0, 2.0], batch=4).astype(int)
-    ((_, alone),) = generate(engine, packaged, ["deer"], 3, 3.0, seed=4, indices=[4])
+    everywhere = (0.0, 1e9)
+    whole = pictures(engine, packaged, 6, guidance=[1.0, 2.0, 4.0, 1.0, 3.0, 2.0], batch=4, interval=everywhere).astype(int)
+    ((_, alone),) = generate(engine, packaged, ["deer"], 3, 3.0, seed=4, indices=[4], interval=everywhere)
     assert np.abs(alone[0] - whole[4]).max() <= 1
-    ((_, other),) = generate(engine, packaged, ["deer"], 3, 2.0, seed=4, indices=[4])
+    ((_, other),) = generate(engine, packaged, ["deer"], 3, 2.0, seed=4, indices=[4], interval=everywhere)
     assert np.abs(other[0] - whole[4]).max() > 5
 
 
@@ -220,7 +221,7 @@ def test_with_a_seed_of_its_own_a_picture_depends_on_no_place(packaged: Bundle) 
 
 def test_guidance_may_be_an_array(packaged: Bundle) -> None:
     engine = Recorder()
-    pictures(engine, packaged, 3, guidance=np.array([1.0, 2.0, 4.0]))
+    pictures(engine, packaged, 3, guidance=np.array([1.0, 2.0, 4.0]), interval=(0.0, 1e9))
     assert [(b, g) for b, g, _ in engine.calls] == [(3, 2)] * 3
 
 
