@@ -65,7 +65,8 @@ Examples:
               help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
 @click.option("--guidance", metavar="W[,W...]", type=Numbers("numbers as in 4 or 1,2,4"),
-              help="Guidance w; 1 is none, at half the cost where w acts; a list goes round the pictures. Default: the model's.")  # fmt: skip
+              help="Guidance w; 1 is none, at half the cost where w acts; a list goes round the pictures. "
+                   "Default: the model's.")  # fmt: skip
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
               help="Of sigma / alpha, to guide inside; outside is conditional, at half the cost. Default: the model's.")  # fmt: skip
 @click.option(
