@@ -202,7 +202,7 @@ def kept(
 
 
 def no_features() -> Extractor:
-    """Where none can be had: samples, interpolations and class accuracy need none."""
+    """For want of any: samples, interpolations and class accuracy need none."""
 
     def extract(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((len(pictures), 0), np.float32), np.zeros((len(pictures), 0), np.float32)

@@ -1,7 +1,7 @@
 """Products that read the same values become one. It knows ONNX, and nothing of the network.
 
 Every residual block makes its scale and shift from the same embedding of timestep and class: a product of few rows each, which takes an
-engine longer to start than to compute. In one product they are a twentieth of one picture's time less on OpenVINO.
+engine longer to start than to compute. As one product they save a twentieth of a single picture's time on OpenVINO.
 """
 
 from collections import defaultdict

@@ -41,7 +41,7 @@ class LoadedModel:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run lies there that can be gone on with."""
+    """Whether a run that can be resumed is there."""
     return bool(_newest_last(run))
 
 

@@ -15,11 +15,11 @@ from .optim import Muon
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # of torch.amp.GradScaler
-# what each keeps for a parameter; optimisers of plugins are not looked at
+# What each keeps for a parameter; the states of plugins' optimisers are not checked.
 OPTIMISER_KEYS: dict[type, set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     Muon: {"momentum"},
-}  # those of plugins are their own affair
+}
 
 
 class State(BaseModel):

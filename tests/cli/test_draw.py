@@ -1,5 +1,7 @@
 """Jobs on an engine that is fast: what is written, gone on with, and made again."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,10 @@ def test_rows_are_counted() -> None:
     assert engine.rows == 10
 
 
-@pytest.mark.parametrize("after", [1, 11, 19])
-def test_an_interrupted_job_that_is_resumed_ends_with_the_files_of_an_undisturbed_one(
-    packaged: Bundle, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw(drawing(packaged, 20), tmp_path / "whole", "png", None, False, False)
-    write, written = module.Folder.add, []
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, kind: Any, after: int) -> Iterator[None]:
+    """Ctrl-C when `after` pictures are in the output, which is of this kind."""
+    write, written = kind.add, []
 
     def killed(self: Any, indices: np.ndarray, pictures: np.ndarray) -> None:
         for i in range(len(indices)):
@@ -65,7 +65,16 @@ def test_an_interrupted_job_that_is_resumed_ends_with_the_files_of_an_undisturbe
             written.append(i)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module.Folder, "add", killed)
+        patch.setattr(kind, "add", killed)
+        yield
+
+
+@pytest.mark.parametrize("after", [1, 11, 19])
+def test_an_interrupted_job_that_is_resumed_ends_with_the_files_of_an_undisturbed_one(
+    packaged: Bundle, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(drawing(packaged, 20), tmp_path / "whole", "png", None, False, False)
+    with interrupted(monkeypatch, module.Folder, after):
         draw(drawing(packaged, 20), tmp_path / "part", "png", None, False, False)
     assert len(files(tmp_path / "part")) == after
     engine = Fast()
@@ -80,17 +89,7 @@ def test_an_interrupted_tar_that_is_resumed_ends_with_the_bytes_of_an_undisturbe
     packaged: Bundle, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(drawing(packaged, 20), tmp_path / "whole.tar", "png", None, False, False)
-    write, written = module.Tar.add, []
-
-    def killed(self: Any, indices: np.ndarray, pictures: np.ndarray) -> None:
-        for i in range(len(indices)):
-            if len(written) == after:
-                raise KeyboardInterrupt
-            write(self, indices[i : i + 1], pictures[i : i + 1])
-            written.append(i)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module.Tar, "add", killed)
+    with interrupted(monkeypatch, module.Tar, after):
         draw(drawing(packaged, 20), tmp_path / "part.tar", "png", None, True, False)
     assert not (tmp_path / "part.tar").exists()
     engine = Fast()
