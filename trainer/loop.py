@@ -22,7 +22,7 @@ from .run import Run
 
 def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
     """One step of the run on this process's pictures (B, C, H, W) uint8 with labels (B,). Returns their loss."""
-    config, total = run.config, 0.0
+    config, total = run.config, torch.zeros((), device=run.device)
     torch.manual_seed((config.train.seed * 1_000_003 + run.step) * run.processes.size + run.processes.rank)  # dropout
     for part, draws, last in run.parts():  # one, unless gradients accumulate
         x = pictures[part].to(run.device, non_blocking=True).float() / 127.5 - 1
@@ -34,10 +34,10 @@ def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
                 value = run.loss(x, labels[part].to(run.device, non_blocking=True), draws) / config.train.accumulate
             with record_function("backward"):
                 run.scaler.scale(value).backward()
-        total += value.item()
+        total += value.detach()
     with record_function("update"):
         update(run)
-    return total
+    return total.item()  # last, for a GPU works behind: to read a value is to wait for it
 
 
 def update(run: Run) -> None:

@@ -84,6 +84,7 @@ class Run:
         self.network = make_network(config, self.image_shape, self.null_class)
         self.network = self.network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = EMA(self.network, config.train.ema_decay)
+        torch.backends.cudnn.benchmark = True  # batches are all of one size
         if config.train.compile:
             self.network.compile()
         if sharded:
@@ -127,7 +128,7 @@ class Run:
         train, parts = self.config.train, self.config.train.accumulate
         count = (self._rows.stop - self._rows.start) // parts
         for i in range(parts):
-            draws = Draws(train.seed, self.step, train.batch, self._rows.start + i * count, count)
+            draws = Draws(train.seed, self.step, train.batch, self._rows.start + i * count, count, str(self.device))
             yield slice(i * count, (i + 1) * count), draws, i == parts - 1
 
     def gradients_shared(self, now: bool) -> AbstractContextManager[None]:
