@@ -10,7 +10,7 @@ from cfgdiff.runtime.errors import BadInput, nearest
 from cfgdiff.runtime.schedule import Schedule
 
 LARGEST = 2**53  # of counts: what a float holds exactly
-OWN_NETWORKS = ("unet", "augmented-unet")
+OWN_NETWORKS = ("unet", "augmented-unet", "guided-unet")
 
 
 class _Section(BaseModel):

@@ -66,10 +66,11 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[p]["momentum"] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(local(averages), local(grads), 1 - momentum)
-        nesterov = torch.stack([whole(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)])  # (K, M, N)
+        nesterov = torch.stack([whole(g) for g in torch._foreach_lerp(grads, averages, momentum)]).flatten(2)  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
-        for p, update in zip(params, orthogonalise(nesterov), strict=True):
-            p.mul_(1 - lr * weight_decay).add_(cut_like(update.reshape(shape), p), alpha=-lr * scale)
+        updates = [cut_like(update.reshape(shape), p) for p, update in zip(params, orthogonalise(nesterov), strict=True)]
+        torch._foreach_mul_(local(params), 1 - lr * weight_decay)
+        torch._foreach_add_(local(params), local(updates), alpha=-lr * scale)
 
 
 def adamw(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:

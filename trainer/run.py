@@ -159,7 +159,7 @@ class Run:
             norm = "; add --set network.norm=group" if ".norm" in beside[0] else "; use its own preset"
             raise Failure(f"--init {path}: has {len(beside)} weights that this network lacks, as {beside[0]}{norm}")
         for name, value in own.items():
-            if name.startswith("loss_weight.") and name not in found:  # bundles leave out what only training uses
+            if name not in found and name.startswith(("loss_weight.", *getattr(self.network, "learned_later", ()))):  # bundles lack the first
                 found[name] = value
             if name not in found or found[name].squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
                 shape = tuple(found[name].shape) if name in found else "nothing"

@@ -1,0 +1,61 @@
+"""A distance of pictures as a trained network sees them, to train on: unlike squared errors it does not prefer what is blurred."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIZE = 64  # at 32x32, AlexNet's last three convolutions see one position
+# Of pictures in -1 .. 1: the scaling layer of LPIPS (Zhang et al. 2018), which is ImageNet's mean and deviation.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+class AlexNetFeatures(nn.Module):
+    """AlexNet's five convolutions, after each ReLU, divided by their length over the channels, as LPIPS compares them."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        from torchvision.models import alexnet
+
+        self.layers = alexnet(weights=None).features
+        self.layers.load_state_dict({name.removeprefix("features."): value for name, value in weights.items() if name.startswith("features.")})
+        for layer in self.layers:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> five tensors (B, C, H', W') whose vectors of C have length 1."""
+        x, seen = F.interpolate((pictures - self.shift) / self.scale, size=(SIZE, SIZE), mode="bilinear", align_corners=False), []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                seen.append(x.float() / (x.float().square().sum(1, keepdim=True) + 1e-8).sqrt())
+        return seen
+
+
+@cache
+def _alexnet(path: str, device: str) -> AlexNetFeatures:
+    if path:
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    else:
+        from torchvision.models import AlexNet_Weights
+
+        weights = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    return AlexNetFeatures(weights).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def feature_distance(path: str, pictures: Tensor, targets: Tensor) -> Tensor:
+    """The mean over pictures of |a - b|^2, over channels summed, over positions averaged and over AlexNet's layers summed: a scalar.
+
+    LPIPS with all of its channel weights 1. `path` holds AlexNet's convolutions as safetensors; without one torchvision fetches them.
+    """
+    network = _alexnet(path, str(pictures.device))
+    with torch.no_grad():
+        wanted = network(targets.clamp(-1, 1))
+    found = network(pictures.clamp(-1, 1) + (pictures - pictures.clamp(-1, 1)).detach())
+    return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).sum()
