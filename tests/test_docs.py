@@ -1,4 +1,4 @@
-"""The site builds without a warning and loads nothing from outside; versions in pages, workflow and hooks are the real ones."""
+"""The site builds without a warning and loads nothing from outside; versions in pages, workflow and hooks are right."""
 
 import os
 import re
