@@ -1,6 +1,6 @@
 """A tour of the library in six stops, which writes PNGs; `pip install .` is all it needs.
 
-    python examples/library_tour.py [FOLDER]
+python examples/library_tour.py [FOLDER]
 """
 
 import sys
