@@ -61,7 +61,7 @@ def test_presets_are_listed() -> None:
     assert CliRunner().invoke(train, ["--list-presets"]).stdout.split() == ["cifar10-paper", "cifar10-small", "smoke"]
 
 
-SHAPES = Path(__file__).parents[1] / "plugins" / "shapes.py"
+SHAPES = Path(__file__).parents[2] / "examples" / "shapes.py"
 TINY = [
     "network.channels=16",
     "network.head_channels=16",

@@ -12,7 +12,7 @@ from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.trainer import registry
 from cfgdiff.trainer.registry import KINDS, all_parts, bound, find, load_plugins, names
 
-SHAPES = Path(__file__).parents[1] / "plugins" / "shapes.py"
+SHAPES = Path(__file__).parents[2] / "examples" / "shapes.py"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """An example of a plugin: a data set of coloured shapes and a callback, in one file.
 
-cfgdiff train --preset smoke --plugin shapes.py --set data.name=shapes --set callbacks.norms='{steps: 5}' --data . --out runs/shapes
+    cfgdiff train --preset smoke --plugin examples/shapes.py --data . --out runs/shapes \\
+        --set data.name=shapes --set callbacks.norms='{steps: 5}'
 
 `register(KIND, NAME)` gives a function or class its name. What a part is called with is fixed for its kind (see
 `cfgdiff.trainer.registry.KINDS`); keyword-only parameters are options, set with --set data.options='{count: 200}'.
