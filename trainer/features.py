@@ -57,5 +57,5 @@ def feature_distance(path: str, pictures: Tensor, targets: Tensor) -> Tensor:
     network = _alexnet(path, str(pictures.device))
     with torch.no_grad():
         wanted = network(targets.clamp(-1, 1))
-    found = network(pictures.clamp(-1, 1) + (pictures - pictures.clamp(-1, 1)).detach())
+    found = network(pictures + (pictures.clamp(-1, 1) - pictures).detach())  # seen as drawn, and pulled back from outside
     return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).sum()
