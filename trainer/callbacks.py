@@ -118,7 +118,7 @@ class Validation(Callback):
             self._measure(run)
 
     def _measure(self, run: "Run") -> None:
-        found = run.test_errors()
+        found = run.held_out_errors()
         if found is None:
             return
         levels, errors = found

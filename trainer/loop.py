@@ -81,7 +81,7 @@ def train(run: Run) -> bool:
                 run.save()
                 saved = run.seconds
         done = run.progress >= 1
-        errors = run.test_errors() if done else None
+        errors = run.held_out_errors() if done else None
         run.test_loss = None if errors is None else float(errors[1].mean())
         run.save()
         for callback in run.callbacks:

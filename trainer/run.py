@@ -32,7 +32,7 @@ from .data import PictureSet, batch_indices
 from .distributed import Processes, copy_whole, here, shard, whole
 from .draws import Draws
 from .ema import EMA
-from .objective import test_errors
+from .objective import held_out_errors
 from .optim import fast_bfloat16, make_optimisers
 from .state import check_tensors, damaged, not_finite
 
@@ -100,7 +100,7 @@ class Run:
         self.test_loss: float | None = None  # of the averaged weights, once the run is done
         self._decaying = False
         self._restored, self._restored_from = dict[str, Tensor](), self.out
-        self._measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None  # the step of the last `test_errors`, and what it found
+        self._measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None  # the step of the last `held_out_errors`, and what it found
 
     @property
     def progress(self) -> float:
@@ -141,13 +141,13 @@ class Run:
             answer: Tensor = self.ema.network(x_t.to(self.device), t.to(self.device), label.to(self.device))
         return answer.float().cpu()
 
-    def test_errors(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """See `objective.test_errors`, of the averaged weights as they are now; None where nothing was held out."""
+    def held_out_errors(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """See `objective.held_out_errors`, of the averaged weights as they are now; None where nothing was held out."""
         data = self.data
         if not len(data.test_pictures):
             return None
         if self._measured is None or self._measured[0] != self.step:
-            self._measured = self.step, test_errors(self.predict, self.config.schedule, data.test_pictures, data.test_labels)
+            self._measured = self.step, held_out_errors(self.predict, self.config.schedule, data.test_pictures, data.test_labels)
         return self._measured[1]
 
     def start_from(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from cfgdiff.trainer.checkpoint import read_checkpoint
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.loop import train
-from cfgdiff.trainer.objective import test_errors as measured_errors
+from cfgdiff.trainer.objective import held_out_errors
 from cfgdiff.trainer.run import Run, resume
 
 
@@ -44,7 +44,7 @@ def test_the_log_holds_what_was_measured(tiny_tree: dict, picture_folder: Path, 
     assert [line["pictures"] for line in found if "loss" in line] == list(range(8, 97, 8)) and all(0 < v < 10 for v in losses)
     measured = next(line for line in found if "test_loss" in line)
     assert measured["pictures"] == 96 and measured["test_loss"] == pytest.approx(run.test_loss)
-    levels, errors = measured_errors(run.predict, run.config.schedule, run.data.test_pictures, run.data.test_labels)
+    levels, errors = held_out_errors(run.predict, run.config.schedule, run.data.test_pictures, run.data.test_labels)
     assert run.test_loss == pytest.approx(errors.mean())
     nearest = np.clip(np.rint(levels), -3, 2)
     for level in np.unique(nearest):

@@ -9,8 +9,7 @@ import torch
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.trainer.config import ObjectiveConfig
 from cfgdiff.trainer.draws import Draws
-from cfgdiff.trainer.objective import LearnedWeight, drop_labels, loss, loss_weights, noised, rate, sample_timesteps
-from cfgdiff.trainer.objective import test_loss as measured_loss
+from cfgdiff.trainer.objective import LearnedWeight, drop_labels, held_out_loss, loss, loss_weights, noised, rate, sample_timesteps
 
 
 def test_x_t_has_the_mean_and_variance_of_its_closed_form() -> None:
@@ -136,7 +135,7 @@ def test_a_network_that_answers_zero_has_the_loss_of_its_target() -> None:
         config = ObjectiveConfig(prediction=prediction, data_std=data_std, timesteps="lognormal", weighting=weighting)
         schedule = Schedule(prediction=prediction, data_std=data_std)
         assert loss(_Zero(), config, schedule, pictures, labels, 3, Draws(0, 0, 512)).item() == pytest.approx(1, abs=0.02)
-        assert measured_loss(lambda x, t, label: torch.zeros_like(x), schedule, stored.numpy(), labels.numpy()) == pytest.approx(
+        assert held_out_loss(lambda x, t, label: torch.zeros_like(x), schedule, stored.numpy(), labels.numpy()) == pytest.approx(
             1, abs=0.02
         )
 
