@@ -111,11 +111,11 @@ Examples:
 @plugin_option
 def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[Path, ...]) -> None:
     """Average a run's weights anew, with another width, from the snapshots it stored; writes RUN/ema-WIDTH, for cfgdiff export."""
-    from cfgdiff.trainer.checkpoint import load_model
     from cfgdiff.trainer.data import load_held_out
     from cfgdiff.trainer.objective import held_out_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
     from cfgdiff.trainer.registry import load_plugins
+    from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
     for value in widths:

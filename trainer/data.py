@@ -67,9 +67,9 @@ def load_held_out(path: Path, image_size: int, class_names: list[str], what: str
 def check_held_out(pictures: PictureSet, path: Path, class_names: list[str], what: str) -> None:
     """Raises `Failure` where a model of these classes cannot be measured on the data set."""
     if not len(pictures.test_pictures):
-        raise Failure(f"--data {path}: holds out no pictures (20 or more are needed); take a larger data set")
+        raise Failure(f"{path}: holds out no pictures (20 or more are needed); take a larger data set")
     if pictures.class_names != class_names:
-        raise Failure(f"--data {path}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}")
+        raise Failure(f"{path}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}")
 
 
 def reader_of(path: Path) -> str:
@@ -80,7 +80,7 @@ def reader_of(path: Path) -> str:
         return "cifar10"
     if not path.is_dir():
         expected = "cifar-10-batches-py, one sub-folder of pictures for each class, an .npz file, or the word cifar10 to download it"
-        raise Failure(f"--data {path}: no such file or folder; expected {expected}")
+        raise Failure(f"{path}: no such file or folder; expected {expected}")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return "huggingface"
     return "cifar10" if cifar10_root(path) else "folder"

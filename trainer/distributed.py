@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cfgdiff.runtime.errors import BadInput
+from .config import BadSetting
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Processes:
         return self.rank == 0
 
     def rows(self, batch: int, parts: int) -> slice:
-        """This process's rows of a batch. Raises `BadInput` where it cannot be shared out evenly, in `parts` a process."""
+        """This process's rows of a batch. Raises `BadSetting` where it cannot be shared out evenly, in `parts` a process."""
         if batch % (self.size * parts):
             shares = f"{self.size} process(es) times train.accumulate={parts}"
-            raise BadInput(f"--set train.batch={batch}: must be a multiple of {shares}; change one of them")
+            raise BadSetting(f"train.batch={batch}: must be a multiple of {shares}; change one of them")
         count = batch // self.size
         return slice(self.rank * count, (self.rank + 1) * count)
 

@@ -33,7 +33,7 @@ def fetch_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> Path:
         shutil.rmtree(unpacked)
     except (OSError, tarfile.TarError) as error:
         shutil.rmtree(unpacked, ignore_errors=True)
-        raise Failure(f"--data cifar10: cannot unpack {archive} ({error}); make room or remove it, and try again") from None
+        raise Failure(f"{archive}: cannot be unpacked ({error}); make room or remove it, and try again") from None
     return target
 
 
@@ -64,10 +64,10 @@ def _download(url: str, md5: str, archive: Path) -> None:
     found = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()  # 170 MB
     if found != md5:
         partial.unlink()
-        raise Failure(f"--data cifar10: the archive from {url} has md5 {found}, expected {md5}; try again, or check the address")
+        raise Failure(f"cifar10: the archive from {url} has md5 {found}, expected {md5}; try again, or check the address")
     partial.rename(archive)
 
 
 def _unreachable(url: str, reason: str) -> Failure:
     own = "or unpack the archive (python version) yourself and give its folder"
-    return Failure(f"--data cifar10: cannot download {url} ({reason}); try again to go on where it stopped, {own}")
+    return Failure(f"cifar10: cannot download {url} ({reason}); try again to continue where it stopped, {own}")

@@ -41,7 +41,7 @@ def how_many(wanted: int | None, batch: int, parts: int, on_gpus: int, on_cores:
     if wanted is None:
         return next((n for n in range(on_gpus or on_cores, 1, -1) if batch % (n * parts) == 0), 1)
     if on_gpus and wanted > on_gpus:
-        raise BadInput(f"--processes {wanted}: expected at most one for each GPU, of which there are {on_gpus}")
+        raise BadInput(f"processes: expected at most one for each GPU, of which there are {on_gpus}; found {wanted}")
     Processes(torch.device("cpu"), 0, wanted).rows(batch, parts)
     return wanted
 
@@ -102,7 +102,7 @@ def _raise_first(failures: "SimpleQueue[Any]", end: Any, count: int) -> None:
     if code != 1 or failures.empty():
         how = f"was killed by {end.signal_name}" if code < 0 else f"ended with exit code {code}"
         why = " (is there too little memory?)" if code == -signal.SIGKILL else ""
-        raise Failure(f"process {end.error_index + 1} of {count} {how}{why}; --resume goes on from the last checkpoint") from None
+        raise Failure(f"process {end.error_index + 1} of {count} {how}{why}; resume the run to continue from its last checkpoint") from None
     error, text = failures.get()
     if error is not None:
         raise error from None

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from cfgdiff.runtime.schedule import Schedule
 
-from .config import ObjectiveConfig
+from . import registry
+from .config import Config, ObjectiveConfig
 from .draws import Draws
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -103,6 +104,21 @@ def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictur
         u = network.get_submodule("loss_weight")(torch.from_numpy(t / schedule.T).float().to(x_t.device))
         return (errors * torch.exp(-u) + u).mean()
     return (errors * torch.from_numpy(loss_weights(config, schedule, t)).float().to(x_t.device)).mean()
+
+
+class Loss(nn.Module):
+    """The objective that a config names, as a module with one forward pass, as torch's wrappers want it."""
+
+    def __init__(self, network: nn.Module, config: Config, null_class: int) -> None:
+        super().__init__()
+        self.network, self._config, self._null_class = network, config, null_class
+        self._objective = registry.bound("objective", config.objective.name, config.objective.options)
+
+    def forward(self, pictures: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """(B, C, H, W) in [-1, 1], (B,) -> a scalar."""
+        config = self._config
+        value: Tensor = self._objective(self.network, config.objective, config.schedule, pictures, labels, self._null_class, draws)
+        return value
 
 
 def held_out_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

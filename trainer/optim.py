@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.errors import Failure
 
 from . import registry
-from .config import OptimiserConfig
+from .config import BadSetting, OptimiserConfig
 from .distributed import cut_like, local, whole
 
 
@@ -83,7 +83,7 @@ def muon(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimi
     inner = [p for name, p in named if p.ndim == 4 and not name.startswith(("stem", "head"))]
     rest = [p for name, p in named if p.ndim != 4 or name.startswith(("stem", "head"))]
     if not inner:
-        raise BadInput("optimiser.name=muon: this network has no convolutions between stem and head; set optimiser.name=adamw")
+        raise BadSetting("optimiser.name=muon: this network has no convolutions between stem and head; set optimiser.name=adamw")
     return [_adamw(rest, config), Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay)]
 
 

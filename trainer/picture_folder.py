@@ -55,7 +55,7 @@ def folder(path: Path, image_size: int, *, skip_broken: bool = False) -> Picture
 def scan(path: Path) -> Layout:
     """The layout of a folder, by names alone. Raises `Failure` where it is none of classes."""
     if not path.is_dir():
-        raise Failure(f"--data {path}: no such folder; expected one sub-folder of pictures for each class")
+        raise Failure(f"{path}: no such folder; expected one sub-folder of pictures for each class")
     inside = _folders(path)
     split, notes = _split(path, inside)
     root = split[0] if split else path
@@ -64,11 +64,11 @@ def scan(path: Path) -> Layout:
     test = _pictures(split[1], classes) if split and split[1] else None
     if not train:
         expected = f"expected a sub-folder for each class, with {', '.join(sorted(SUFFIXES))} files"
-        raise Failure(f"--data {path}: no pictures found{f' in {root.name}' if split else ''}; {expected}")
+        raise Failure(f"{path}: no pictures found{f' in {root.name}' if split else ''}; {expected}")
     deep = [file for file, k in train if len(file.relative_to(root).parts) > 2]
     if len(classes) == 1 and len(deep) == len(train):
         only = root / min(classes)
-        raise Failure(f"--data {path}: '{only.name}' alone is there and holds folders, no pictures; if these are the classes, give {only}")
+        raise Failure(f"{path}: '{only.name}' alone is there and holds folders, no pictures; if these are the classes, give {only}")
     if deep:
         notes += (f"{counted(len(deep), 'picture')} in folders inside a class folder: taken for that class{_as(path, deep)}",)
     read = {file for file, _ in (*train, *(test or ()))}
@@ -84,15 +84,15 @@ def _split(path: Path, inside: list[Path]) -> tuple[tuple[Path, Path | None] | N
     others = [folder.name for folder in inside if folder not in (train, test)]
     if train is None:
         if test and not others and _folders(test) and not any(_is_picture(file) for file in test.iterdir()):
-            raise Failure(f"--data {path}: holds '{test.name}' alone, with folders in it; expected 'train' beside it, or give {test}")
+            raise Failure(f"{path}: holds '{test.name}' alone, with folders in it; expected 'train' beside it, or give {test}")
         return None, ()
     classes = {folder.name for folder in _folders(train)}
     strange = sorted({folder.name for folder in _folders(test)} - classes) if test else []
     if test and not classes:
         expected = "expected class folders in both; if these are classes, rename them"
-        raise Failure(f"--data {path}: '{train.name}' and '{test.name}' look like a split, but hold no class folders; {expected}")
+        raise Failure(f"{path}: '{train.name}' and '{test.name}' look like a split, but hold no class folders; {expected}")
     if test and strange:
-        raise Failure(f"--data {path}: '{test.name}' has the class '{strange[0]}', which '{train.name}' lacks; add or remove it")
+        raise Failure(f"{path}: '{test.name}' has the class '{strange[0]}', which '{train.name}' lacks; add or remove it")
     if not classes or (others and not test):
         return None, ()  # a class that is called train
     held = f"'{test.name}' held out" if test else "a twentieth of it held out"
@@ -145,12 +145,12 @@ def _decode(path: Path, layout: Layout, image_size: int, skip_broken: bool) -> P
     broken = [answer for answer, _ in found if isinstance(answer, str)]
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
     if broken and not skip_broken:
-        raise Failure(f"--data: cannot read {named}; replace or remove what is broken, or leave it out with --skip-broken")
+        raise Failure(f"{path}: cannot read {named}; replace or remove what is broken, or leave it out with the option skip_broken")
     notes = [f"{counted(len(broken), 'picture')} that cannot be read, left out: {named}"] if broken else []
     notes += _traits(path, [(file, traits) for (file, _), (_, traits) in zip(files, found, strict=True)])
     train, test = _arrays(layout.train, found, image_size), _arrays(files[len(layout.train) :], found[len(layout.train) :], image_size)
     if empty := [name for k, name in enumerate(layout.classes) if k not in train[1]]:
-        raise Failure(f"--data {path}: no readable pictures in class folder '{empty[0]}'; fill or remove it")
+        raise Failure(f"{path}: no readable pictures in class folder '{empty[0]}'; fill or remove it")
     if all((part[:, 0] == part[:, c]).all() for part in (train[0], test[0]) for c in (1, 2)):
         notes.append("all pictures are gray; the model has three channels all the same")
     name = path.resolve().name

@@ -2,9 +2,9 @@
 
 import time
 
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
-from .loop import train_step
+from .loop import steps as training_steps
 from .run import Run
 
 PHASES = ("data", "forward", "backward", "update", "callbacks")  # as the loop marks them; `update` is optimisers and averages
@@ -12,25 +12,17 @@ PHASES = ("data", "forward", "backward", "update", "callbacks")  # as the loop m
 
 def profile_steps(run: Run, steps: int = 10, warm_up: int = 3) -> str:
     """Train `steps` steps after a few unmeasured ones, with the run's callbacks; returns a table of phases and of operators."""
-
-    def one() -> None:
-        with record_function("data"):
-            pictures, labels = run.batch(run.pictures_seen)
-        loss = train_step(run, pictures, labels)
-        run.step, run.pictures_seen = run.step + 1, run.pictures_seen + run.config.train.batch
-        with record_function("callbacks"):
-            for callback in run.callbacks:
-                callback.step(run, loss)
-
+    losses = training_steps(run)
     for _ in range(warm_up):
-        one()
+        next(losses)
     cuda = run.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as found:
+    with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as profiler:
         started = time.monotonic()
         for _ in range(steps):
-            one()
+            next(losses)
         spent = time.monotonic() - started
-    averages = found.key_averages()
+    losses.close()
+    averages = profiler.key_averages()
     lines = [f"{spent / steps:.3f} s a step, {steps * run.config.train.batch / spent:.1f} pictures/s over {steps} steps (profiling on)", ""]
     phases = {event.key: event.cpu_time_total / 1e6 for event in averages if event.key in PHASES}
     lines += [f"{name:<12}{phases.get(name, 0.0) / steps:9.4f} s{phases.get(name, 0.0) / spent:7.1%}" for name in PHASES]

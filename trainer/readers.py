@@ -35,13 +35,13 @@ def _unpickle(path: Path, *keys: bytes) -> list[Any]:
         with path.open("rb") as file:
             tree = _ArraysOnly(file, encoding="bytes").load()
     except FileNotFoundError:
-        raise Failure(f"--data: {path} is missing; unpack the CIFAR-10 archive (python version) again") from None
+        raise Failure(f"{path}: is missing; unpack the CIFAR-10 archive (python version) again") from None
     except Exception as error:  # a damaged pickle raises what it likes
         line = " ".join(str(error).split()) or type(error).__name__
-        raise Failure(f"--data: {path} is not a CIFAR-10 batch ({line:.80}); {unpack}") from None
+        raise Failure(f"{path}: is not a CIFAR-10 batch ({line:.80}); {unpack}") from None
     if not isinstance(tree, dict) or not set(keys) <= tree.keys():
         named = " and ".join(f"'{key.decode()}'" for key in keys)
-        raise Failure(f"--data: {path}: expected a dictionary with {named}, found {type(tree).__name__}; {unpack}")
+        raise Failure(f"{path}: expected a dictionary with {named}, found {type(tree).__name__}; {unpack}")
     return [tree[key] for key in keys]
 
 
@@ -50,9 +50,9 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     rows, labels = _unpickle(path, b"data", b"labels")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise Failure(f"--data: {path}: data must be (N, 3072) uint8, 32x32 pictures, found {found}; unpack the archive again")
+        raise Failure(f"{path}: data must be (N, 3072) uint8, 32x32 pictures, found {found}; unpack the archive again")
     if not isinstance(labels, list) or len(labels) != len(rows) or not all(isinstance(k, int) and 0 <= k < 10 for k in labels):
-        raise Failure(f"--data: {path}: labels must be {len(rows)} whole numbers of 0 .. 9, found {labels!r:.60}; unpack the archive again")
+        raise Failure(f"{path}: labels must be {len(rows)} whole numbers of 0 .. 9, found {labels!r:.60}; unpack the archive again")
     return rows, np.array(labels, np.int64)
 
 
@@ -60,9 +60,9 @@ def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> P
     """CIFAR-10 in its official python layout (cifar-10-batches-py); where `path` is the word cifar10, downloaded once."""
     root = fetch_cifar10(cache_folder(), url, md5) if str(path) == "cifar10" and not path.exists() else cifar10_root(path)
     if root is None:
-        raise Failure(f"--data {path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)")
+        raise Failure(f"{path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)")
     if image_size != 32:
-        raise Failure(f"--data {root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
+        raise Failure(f"{root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
 
     def read(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
         batches = [_batch(root / name) for name in names]
@@ -70,7 +70,7 @@ def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> P
 
     (found,) = _unpickle(root / "batches.meta", b"label_names")
     if not isinstance(found, list) or len(found) != 10 or not all(isinstance(name, bytes) and name.isascii() for name in found):
-        raise Failure(f"--data: {root / 'batches.meta'}: label_names must be ten words, found {found!r:.60}; unpack the archive again")
+        raise Failure(f"{root / 'batches.meta'}: label_names must be ten words, found {found!r:.60}; unpack the archive again")
     pictures, labels = read([f"data_batch_{i}" for i in range(1, 6)])
     test_pictures, test_labels = read(["test_batch"])
     return PictureSet("cifar10", [name.decode() for name in found], pictures, labels, test_pictures, test_labels)
@@ -81,15 +81,15 @@ def npz(path: Path, image_size: int) -> PictureSet:
     found = _arrays(path, ("pictures", "labels", "class_names"))
     if missing := {"pictures", "labels"} - found.keys():
         expected = f"expected pictures (N, H, W, 3) uint8 and labels (N,), found {sorted(found)}"
-        raise Failure(f"--data {path}: has no array '{min(missing)}'; {expected}")
+        raise Failure(f"{path}: has no array '{min(missing)}'; {expected}")
     pictures, labels = found["pictures"], found["labels"]
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
-        raise Failure(f"--data {path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
+        raise Failure(f"{path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
     if labels.dtype.kind not in "iu" or labels.shape != pictures.shape[:1] or labels.min() < 0:
-        raise Failure(f"--data {path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}")
+        raise Failure(f"{path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}")
     names, most = _names(path, found.get("class_names")), int(labels.max())
     if most >= (limit := len(names) or MOST_CLASSES):
-        raise Failure(f"--data {path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
+        raise Failure(f"{path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
     names, notes = names or [str(k) for k in range(most + 1)], []
     if absent := sorted(set(range(len(names))) - set(labels.tolist())):
         notes.append(f"{counted(len(absent), 'class', 'classes')} without a picture: {', '.join(names[k] for k in absent[:5])}")
@@ -109,14 +109,14 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             return {name: np.asarray(arrays[name]) for name in names if name in arrays.files}
     except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds for what is damaged, and MemoryError
         line = " ".join(str(error).split()) or type(error).__name__
-        raise Failure(f"--data {path}: not readable as .npz ({line:.80}); write it with numpy.savez") from None
+        raise Failure(f"{path}: not readable as .npz ({line:.80}); write it with numpy.savez") from None
 
 
 def _names(path: Path, found: np.ndarray | None) -> list[str]:
     if found is None:
         return []
     if found.ndim != 1 or found.dtype.kind not in "US" or not len(found):
-        raise Failure(f"--data {path}: class_names must be (K,) words, found {found.shape} {found.dtype}; leave them out")
+        raise Failure(f"{path}: class_names must be (K,) words, found {found.shape} {found.dtype}; leave them out")
     return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found.tolist()]
 
 
@@ -132,20 +132,20 @@ def huggingface(path: Path, image_size: int, *, split: str = "train", test_split
     try:
         whole = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise Failure(f"--data {path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder") from None
+        raise Failure(f"{path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder") from None
     parts = whole if isinstance(whole, dict) else {split: whole}
     for wanted in (split, *([test_split] if test_split else [])):
         if wanted not in parts:
-            raise Failure(f"--data {path}: no split '{wanted}'; choose from {', '.join(parts)} with data.options={{split: NAME}}")
+            raise Failure(f"{path}: no split '{wanted}'; choose from {', '.join(parts)} with data.options={{split: NAME}}")
     columns = parts[split].features
     image = next((name for name, kind in columns.items() if isinstance(kind, datasets.Image)), None)
     label = next((name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)
     if image is None or label is None:
-        raise Failure(f"--data {path}: expected a column of type Image and one of type ClassLabel, found {', '.join(columns)}")
+        raise Failure(f"{path}: expected a column of type Image and one of type ClassLabel, found {', '.join(columns)}")
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
         rows = tqdm(parts[name], desc=f"decoding {name}", unit="pictures", leave=False, disable=None)
-        pictures = [(square(row[image], image_size, f"--data {path}"), row[label]) for row in rows]
+        pictures = [(square(row[image], image_size, str(path)), row[label]) for row in rows]
         return np.stack([picture for picture, _ in pictures]), np.array([k for _, k in pictures], np.int64)
 
     def decode() -> PictureSet:

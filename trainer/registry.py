@@ -22,7 +22,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cfgdiff.runtime.errors import BadInput, Failure, nearest
+from cfgdiff.runtime.errors import Failure, nearest
+
+from .config import BadSetting
 
 GROUP = "cfgdiff.plugins"
 KINDS = {  # what each kind of part is called with
@@ -44,9 +46,9 @@ BUILT_IN = {  # imported when used
     ("optimiser", "adamw"): "optim:adamw",
     ("optimiser", "muon"): "optim:muon",
     ("callback", "best"): "callbacks:Best",
-    ("callback", "ema"): "power_ema:PowerEMA",
     ("callback", "meter"): "callbacks:Meter",
     ("callback", "log"): "callbacks:Log",
+    ("callback", "snapshots"): "power_ema:PowerEMA",
     ("callback", "tensorboard"): "callbacks:TensorBoard",
     ("callback", "trackio"): "trackers:Trackio",
     ("callback", "wandb"): "trackers:Wandb",
@@ -131,15 +133,15 @@ def load_plugins(files: tuple[Path, ...] = ()) -> None:
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         _load(f"package {package} ({point.name})", point.load)
     for file in files:
-        _load(f"--plugin {file}", functools.partial(_run_file, file))
+        _load(str(file), functools.partial(_run_file, file))
 
 
 def _run_file(file: Path) -> None:
     if not file.is_file():
-        raise Failure(f"--plugin {file}: no such file; expected a Python file that registers parts")
+        raise Failure(f"{file}: no such file; expected a Python file that registers parts")
     spec = importlib.util.spec_from_file_location(f"cfgdiff_plugin_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise Failure(f"--plugin {file}: expected a Python file, its name ending in .py")
+        raise Failure(f"{file}: expected a Python file, its name ending in .py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
@@ -149,14 +151,14 @@ def names(kind: str) -> list[str]:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises `BadInput` with the choices where there is no such part. Imports nothing."""
+    """Raises `BadSetting` with the choices where there is no such part. Imports nothing."""
     if name not in (known := names(kind)):
-        choices = f"choose from {', '.join(known)}, or bring one with --plugin FILE.py{nearest(name, known)}"
-        raise BadInput(f"--set: no {kind} '{name}'; {choices}")
+        key = "callbacks" if kind == "callback" else f"{kind}.name"
+        raise BadSetting(f"{key}: no {kind} '{name}'; choose from {', '.join(known)}, or load a plugin{nearest(name, known)}")
 
 
 def find(kind: str, name: str) -> Part:
-    """The part of this name. Raises `BadInput` with the choices."""
+    """The part of this name. Raises `BadSetting` with the choices."""
     check_name(kind, name)
     if (kind, name) in _added:
         return _added[kind, name]
@@ -165,19 +167,19 @@ def find(kind: str, name: str) -> Part:
 
 
 def bound(kind: str, name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """What makes the part of this name, with its options filled in. Raises `BadInput` for an unknown name or option, or a wrong value."""
-    part, checked = find(kind, name), {}
+    """What makes the part of this name, with its options filled in. Raises `BadSetting` for an unknown name or option, or a wrong value."""
+    part, checked, key = find(kind, name), {}, f"callbacks.{name}" if kind == "callback" else f"{kind}.options"
     known = {p.name: p.annotation for p in inspect.signature(part.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for option, value in options.items():
         if option not in known:
             choices = f"known options: {', '.join(known)}{nearest(option, list(known))}" if known else "it has none"
-            raise BadInput(f"--set: the {kind} '{name}' has no option '{option}'; {choices}")
-        checked[option] = _checked(f"option '{option}' of the {kind} '{name}'", value, known[option])
+            raise BadSetting(f"{key}: the {kind} '{name}' has no option '{option}'; {choices}")
+        checked[option] = _checked(f"{key}: option '{option}' of the {kind} '{name}'", value, known[option])
     return functools.partial(part.make, **checked)
 
 
 def _checked(what: str, value: Any, annotation: Any) -> Any:
-    """The value as the annotated type. Raises `BadInput` where it is none; what pydantic does not understand is taken as it is."""
+    """The value as the annotated type. Raises `BadSetting` where it is none; what pydantic does not understand is taken as it is."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
@@ -190,7 +192,7 @@ def _checked(what: str, value: Any, annotation: Any) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(f"--set: {what}: {first['msg']}, found {first['input']!r:.60}") from None
+        raise BadSetting(f"{what}: {first['msg']}, found {first['input']!r:.60}") from None
 
 
 def all_parts() -> list[Part]:

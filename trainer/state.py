@@ -47,7 +47,7 @@ class State(BaseModel):
         try:
             make_config(value)
         except BadInput as error:
-            raise ValueError(str(error).removeprefix("--set ")) from None
+            raise ValueError(str(error)) from None
         return value
 
     @field_validator("scaler")

@@ -16,7 +16,8 @@ pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff
 
 from cfgdiff.cli.train import train
 from cfgdiff.runtime.errors import BadInput, Failure
-from cfgdiff.trainer.checkpoint import find_checkpoint, load_model
+from cfgdiff.trainer.checkpoint import find_checkpoint
+from cfgdiff.trainer.weights import load_model
 
 
 def test_dry_run_prints_the_settings() -> None:
@@ -49,7 +50,7 @@ def test_bad_input_is_found_before_processes_start(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("cfgdiff.trainer.launch.launch", lambda *_: pytest.fail("started"))
     words = ["--preset", "smoke", "--out", str(tmp_path / "run"), "--processes", "2"]
     for more, message in (
-        (["--data", "nowhere"], "--data nowhere: no such file or folder"),
+        (["--data", "nowhere"], "nowhere: no such file or folder"),
         (["--set", "train.batch=7"], "train.batch=7: must be a multiple of 2"),
     ):
         result = CliRunner().invoke(train, [*words, *more])
@@ -108,7 +109,7 @@ def test_a_run_made_of_a_plugin_goes_through_to_pictures(tmp_path: Path) -> None
     [
         (
             "data.name=shape",
-            "choose from cifar10, folder, huggingface, npz, shapes, or bring one with --plugin FILE.py; did you mean 'shapes'?",
+            "choose from cifar10, folder, huggingface, npz, shapes, or load a plugin; did you mean 'shapes'?",
         ),
         ("callbacks.norm={}", "no callback 'norm'"),
         ("optimiser.name=sgd", "no optimiser 'sgd'; choose from adamw, muon"),

@@ -10,9 +10,9 @@ from cfgdiff.export.graph import rounded
 from cfgdiff.export.parity import bundle_measures, check_graph
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.checkpoint import LoadedModel
 from cfgdiff.trainer.engine_torch import TorchEngine
 from cfgdiff.trainer.objective import held_out_loss, rate
+from cfgdiff.trainer.weights import LoadedModel
 
 
 def test_the_true_graph_agrees_with_pytorch(graph: onnx.ModelProto, model: LoadedModel) -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cfgdiff.trainer.augment import LABELS, AugmentedUNet, draw_labels, transform
+from cfgdiff.trainer.build import new_run
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.draws import Draws
 from cfgdiff.trainer.loop import train
-from cfgdiff.trainer.run import Run
 
 
 def told(**parts: float) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_every_kind_is_there_as_often_as_asked() -> None:
 def test_it_trains_and_generates_without_being_told(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     tiny_tree["network"]["name"], tiny_tree["objective"]["name"] = "augmented-unet", "augmented"
     config = make_config(tiny_tree, ("objective.options={probability: 0.9}", "objective.weighting=learned"))
-    run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
+    run = new_run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
     train(run)
     network = run.network
     assert isinstance(network, AugmentedUNet) and network.loss_weight.series.any()

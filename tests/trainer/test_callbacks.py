@@ -9,18 +9,21 @@ import torch
 from PIL import Image
 
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.trainer.build import add_callbacks
+from cfgdiff.trainer.build import new_run as create
 from cfgdiff.trainer.callbacks import Best, Log, Meter, Preview, TensorBoard, Validation, training_flops
 from cfgdiff.trainer.checkpoint import read_checkpoint
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.loop import train
 from cfgdiff.trainer.objective import held_out_errors
-from cfgdiff.trainer.run import Run, resume
+from cfgdiff.trainer.run import Run
+from cfgdiff.trainer.start import resume
 
 
 def new_run(tree: dict, data: Path, out: Path, *overrides: str) -> Run:
     config = make_config(tree, overrides)
-    return Run(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
+    return create(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
 
 
 def lines(run: Run) -> list[dict]:
@@ -65,7 +68,7 @@ def test_a_log_that_cannot_be_written_is_told(tiny_tree: dict, picture_folder: P
     log = Log(run)
     run.out.mkdir()
     (run.out / "log.jsonl").mkdir()
-    with pytest.raises(Failure, match=r"log.jsonl: cannot be written .*--resume"):
+    with pytest.raises(Failure, match=r"log.jsonl: cannot be written .*make room, then resume"):
         log.metrics(run, {"loss": 1.0})
 
 
@@ -84,9 +87,18 @@ def test_previews_are_a_column_a_class_from_the_same_noise(tiny_tree: dict, pict
     assert sorted(p.name for p in (run.out / "previews").iterdir()) == ["000000000.png", "000000008.png"]
 
 
+def test_a_preview_that_cannot_be_written_names_its_file_and_the_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    run.out.mkdir()
+    (run.out / "previews").write_text("a file")
+    with pytest.raises(Failure, match=r"previews/000000000\.png: cannot be written \(.+\); make room, then resume .*run$") as error:
+        Preview(run, rows=1, steps=1).end(run, True)
+    assert "--" not in str(error.value)
+
+
 def test_the_best_checkpoint_is_the_one_of_the_lowest_test_loss(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     run = new_run(tiny_tree, picture_folder, tmp_path / "run", "callbacks.best={}")
-    run.add_callbacks()
+    add_callbacks(run)
     best = next(c for c in run.callbacks if isinstance(c, Best))
     for run.pictures_seen, value in ((8, 0.5), (16, 0.3), (24, 0.4)):
         best.metrics(run, {"test_loss": value})
@@ -94,7 +106,7 @@ def test_the_best_checkpoint_is_the_one_of_the_lowest_test_loss(tiny_tree: dict,
     assert read_checkpoint(run.out / "checkpoints" / "best")[0]["pictures_seen"] == 16
     run.save()
     again = resume(run.out, make_config, lambda _: run.data, "again", None)
-    again.add_callbacks()
+    add_callbacks(again)
     again.pictures_seen = 32
     next(c for c in again.callbacks if isinstance(c, Best)).metrics(again, {"test_loss": 0.35})
     assert read_checkpoint(run.out / "checkpoints" / "best")[0]["pictures_seen"] == 16
@@ -130,8 +142,8 @@ def test_training_flops_of_a_known_network(tiny_tree: dict, picture_folder: Path
 
 def test_callbacks_are_chosen_by_the_config(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     run = new_run(tiny_tree, picture_folder, tmp_path / "a", "callbacks.tensorboard=null", "callbacks.preview={rows: 1}")
-    run.add_callbacks()
+    add_callbacks(run)
     assert [type(c).__name__ for c in run.callbacks] == ["Meter", "PowerEMA", "Validation", "Preview", "Log"]
     assert run.callbacks[3]._rows == 1
     with pytest.raises(BadInput, match=r"no callback 'previews'.*did you mean 'preview'"):
-        new_run(tiny_tree, picture_folder, tmp_path / "b", "callbacks.previews={}").add_callbacks()
+        add_callbacks(new_run(tiny_tree, picture_folder, tmp_path / "b", "callbacks.previews={}"))

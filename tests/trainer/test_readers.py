@@ -82,7 +82,7 @@ def test_a_cifar_file_of_other_contents_is_named(file: str, tree: object, messag
 def test_a_poisoned_pickle_is_one_line(data: bytes, write_cifar: WriteCifar, tmp_path: Path) -> None:
     write_cifar(tmp_path)
     (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(data)
-    with pytest.raises(Failure, match=r"data_batch_2 is not a CIFAR-10 batch \(.+\); unpack the archive") as error:
+    with pytest.raises(Failure, match=r"data_batch_2: is not a CIFAR-10 batch \(.+\); unpack the archive") as error:
         load_data(tmp_path, 32)
     assert "\n" not in str(error.value)
 
@@ -118,7 +118,7 @@ def test_broken_pictures_are_named_or_skipped(picture_folder: Path) -> None:
     whole = load_data(picture_folder, 16)
     for i in range(5):
         (picture_folder / "red" / f"bad{i}.png").write_bytes(b"no picture")
-    with pytest.raises(Failure, match=r"bad0.png .*bad1.png .*bad2.png .* and 2 more; .*--skip-broken"):
+    with pytest.raises(Failure, match=r"bad0.png .*bad1.png .*bad2.png .* and 2 more; .*option skip_broken"):
         load_data(picture_folder, 16)
     rest = load_data(picture_folder, 16, options={"skip_broken": True})
     np.testing.assert_array_equal(rest.pictures, whole.pictures)
