@@ -33,7 +33,9 @@ def _read_processes(_: click.Context, __: click.Parameter, value: str) -> int | 
     if value != "auto" and not (value.isdecimal() and int(value) > 0):
         raise click.BadParameter(f"expected a number from 1 on, or auto; found '{value}'")
     if value != "1" and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise click.UsageError("--processes starts processes itself, and torchrun has started this one: drop one of the two")
+        raise click.UsageError(
+            "--processes starts processes itself, and torchrun has started this one: drop one of the two"
+        )
     return None if value == "auto" else int(value)
 
 
@@ -59,14 +61,24 @@ train.batch; pictures, order and noise are those of one process."""
     "with these), an .npz (pictures, labels), or a data set of Hugging Face with --set data.name=huggingface. Default: the one of the "
     "run with --resume, else cifar10. cfgdiff info --data shows what is read.",
 )
-@click.option("--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping.")
+@click.option(
+    "--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping."
+)
 @click.option("--out", type=PATH, help="Folder of the new run.")
 @click.option("--resume", "resumed", type=PATH, help="Go on with this run, in its folder.")
 @click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats."
+)
 @plugin_option
-@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="End the run, decay included, after this time at the latest.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of all processes together. Default: all cores.")
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="End the run, decay included, after this time at the latest.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of all processes together. Default: all cores."
+)
 @click.option(
     "--processes",
     default="1",
@@ -77,7 +89,14 @@ train.batch; pictures, order and noise are those of one process."""
 )
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--profile", is_flag=True, help="Train a few steps, print where their time goes, write nothing and stop.")
-@click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets, help="List the presets and stop.")
+@click.option(
+    "--list-presets",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_presets,
+    help="List the presets and stop.",
+)
 def train(**flags: Any) -> None:
     """Train a class-conditional diffusion model with classifier-free guidance."""
     given = Flags(**flags)
@@ -142,7 +161,9 @@ def _train(flags: Flags) -> None:
     flags = replace(flags, data=flags.data or _remembered(state, flags.resumed))
     if flags.out and has_checkpoint(flags.out):
         if not restarted():
-            raise click.UsageError(f"--out {flags.out}: a run is already there; continue it with --resume {flags.out}, or choose another folder")
+            raise click.UsageError(
+                f"--out {flags.out}: a run is already there; continue it with --resume {flags.out}, or choose another folder"
+            )
         flags = replace(flags, resumed=flags.out)  # torchrun starts the same command again after a failure
     _start(replace(flags, processes=_count(flags, config)))
 

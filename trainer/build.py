@@ -24,12 +24,18 @@ DEFAULT_CALLBACKS = ("meter", "snapshots", "validation", "preview", "log", "tens
 
 
 def make_network(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The untrained network of a config. Raises `BadInput` for an unknown name or option, `Failure` for pictures that do not fit it."""
+    """The untrained network of a config.
+
+    Raises:
+        BadSetting: an unknown name or option.
+        Failure: pictures that do not fit it.
+    """
     part = config.network
     factor = part.patch * 2 ** (len(part.multipliers) - 1)
     if part.name in OWN_NETWORKS and (image_shape[1] % factor or image_shape[2] % factor):
-        expected, found = f"sides that are multiples of {factor}", f"{image_shape[2]}x{image_shape[1]}"
-        raise Failure(f"this network takes pictures with {expected}, found {found}; change train.image_size or network.multipliers")
+        expected, size = f"sides that are multiples of {factor}", f"{image_shape[2]}x{image_shape[1]}"
+        remedy = "change train.image_size or network.multipliers"
+        raise Failure(f"this network takes pictures with {expected}, found {size}; {remedy}")
     network: nn.Module = registry.bound("network", part.name, part.options)(part, image_shape, num_classes)
     if config.objective.weighting == "learned":
         network.loss_weight = LearnedWeight()
@@ -63,8 +69,8 @@ def new_run(config: Config, data: PictureSet, out: Path, command: str, max_minut
         loss = DistributedDataParallel(loss)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     return Run(
-        config, data, out, command, max_minutes, processes, data_path, image_shape=(c, h, w), null_class=null_class, device=device,
-        precision=precision, network=network, ema=ema, optimisers=optimisers, loss=loss, scaler=scaler,
+        config, data, out, command, max_minutes, processes, data_path, image_shape=(c, h, w), null_class=null_class,
+        device=device, precision=precision, network=network, ema=ema, optimisers=optimisers, loss=loss, scaler=scaler,
     )  # fmt: skip
 
 
@@ -76,7 +82,8 @@ def add_callbacks(run: Run) -> None:
         if options is not None and (everywhere or run.processes.main):
             callback = registry.bound("callback", name, options)(run)
             if not isinstance(callback, Callback):
-                raise Failure(f"the callback '{name}' gave {type(callback).__name__}; expected a cfgdiff.trainer.callbacks.Callback")
+                expected, made = "a cfgdiff.trainer.callbacks.Callback", type(callback).__name__
+                raise Failure(f"callbacks.{name}: expected {expected}, found {made}; correct the plugin")
             callback.name = name
             _restore(callback, run)
             run.callbacks.append(callback)

@@ -1,6 +1,7 @@
-"""What happens beside the step: measuring, validation, previews, logs. Each is a small class; plugins bring more.
+"""What happens between steps: measuring, validation, previews, logs. Each is a small class; plugins add more.
 
-Callbacks run in the order of `build.DEFAULT_CALLBACKS`, then the others that the config names. None of them changes what a step computes.
+Callbacks run in the order of `build.DEFAULT_CALLBACKS`, then the others that the config names. None of them changes
+what a step computes.
 """
 
 import json
@@ -30,7 +31,7 @@ class Every:
         self.seconds, self._last = seconds, run.seconds
 
     def due(self, run: Run) -> bool:
-        """Whether the time has passed since it last was true (or since the start)."""
+        """Whether that time has passed since it was last true (or since the start)."""
         if run.seconds - self._last < self.seconds:
             return False
         self._last = run.seconds
@@ -48,19 +49,23 @@ class Meter(Callback):
         self._flops = training_flops(run)
 
     def step(self, run: Run, loss: float) -> None:
-        """Counts; reports when it is time."""
+        """Collects the loss; reports when it is time."""
         self._losses.append(loss)
         if self._every.due(run):
             self._report(run)
 
     def end(self, run: Run, done: bool) -> None:
-        """Reports what is left."""
+        """Reports the last steps."""
         if self._losses:
             self._report(run)
 
     def _report(self, run: Run) -> None:
         rate = (run.pictures_seen - self._pictures) / max(1e-9, run.seconds - self._spent)
-        values = {"loss": math.fsum(self._losses) / len(self._losses), "pictures_per_second": rate, "gflops": rate * self._flops / 1e9}
+        values = {
+            "loss": math.fsum(self._losses) / len(self._losses),
+            "pictures_per_second": rate,
+            "gflops": rate * self._flops / 1e9,
+        }
         for i, optimiser in enumerate(run.optimisers):
             values[f"rate/{i}"] = optimiser.param_groups[0]["lr"]
         self._losses, self._pictures, self._spent = [], run.pictures_seen, run.seconds
@@ -85,7 +90,7 @@ class Validation(Callback):
         self._every = Every(run, seconds)
 
     def step(self, run: Run, loss: float) -> None:
-        """Measures when it is time; takes about a hundredth of it for the packaged model."""
+        """Measures when it is time; for the packaged model this takes about a hundredth of the time."""
         if self._every.due(run):
             self._measure(run)
 
@@ -108,7 +113,7 @@ class Validation(Callback):
 
 
 class Best(Callback):
-    """Keeps the checkpoint with the lowest test loss so far, as RUN/checkpoints/best; it is measured by the callback validation."""
+    """Keeps the checkpoint with the lowest test loss that `validation` measured, as RUN/checkpoints/best."""
 
     everywhere = True  # a checkpoint may be gathered from all
 
@@ -124,14 +129,14 @@ class Best(Callback):
         self._lowest = tensors["lowest"].item() if "lowest" in tensors else math.inf
 
     def metrics(self, run: Run, values: dict[str, float]) -> None:
-        """Saves where the test loss is lower than ever."""
+        """Saves a checkpoint when the test loss is lower than ever."""
         if values.get("test_loss", math.inf) < self._lowest:
             self._lowest = values["test_loss"]
             run.save("best")
 
 
 class Preview(Callback):
-    """Writes a grid of pictures, a column a class (ten at most), to RUN/previews: always from the same noise, by the runtime's sampler."""
+    """Writes a grid of pictures to RUN/previews, a column a class (ten at most), always drawn from the same noise."""
 
     everywhere = True
 
@@ -153,7 +158,9 @@ class Preview(Callback):
 
     def _draw(self, run: Run) -> None:
         defaults = Defaults("dpmpp-2m", self._steps, self._guidance, None)
-        bundle = Bundle(run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {})
+        bundle = Bundle(
+            run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {}
+        )
         classes = run.data.class_names[:10]
         engine = TorchEngine(run.predict, run.null_class)
         pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])
@@ -163,7 +170,7 @@ class Preview(Callback):
 
 
 class Log(Callback):
-    """Appends every report as a line of JSON to RUN/log.jsonl; a resumed run drops the lines from after its checkpoint."""
+    """Appends every report to RUN/log.jsonl as a line of JSON; a resumed run drops lines from after its checkpoint."""
 
     def __init__(self, run: Run) -> None:
         self._file = run.out / "log.jsonl"
@@ -176,7 +183,12 @@ class Log(Callback):
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a") as file:
-                file.write(json.dumps({"pictures": run.pictures_seen, "step": run.step, "seconds": round(run.seconds, 3)} | values) + "\n")
+                file.write(
+                    json.dumps(
+                        {"pictures": run.pictures_seen, "step": run.step, "seconds": round(run.seconds, 3)} | values
+                    )
+                    + "\n"
+                )
         except OSError as error:
             raise cannot_write(self._file, error, run.out) from None
 
@@ -189,7 +201,7 @@ def _seen(line: str) -> int:
 
 
 class TensorBoard(Callback):
-    """Writes every report for TensorBoard to RUN/tensorboard (tensorboard --logdir RUN), where TensorBoard is installed."""
+    """Writes every report to RUN/tensorboard (tensorboard --logdir RUN), if TensorBoard is installed."""
 
     def __init__(self, run: Run) -> None:
         self._writer: Any = None
@@ -200,12 +212,12 @@ class TensorBoard(Callback):
         self._writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=run.pictures_seen or None)
 
     def metrics(self, run: Run, values: dict[str, float]) -> None:
-        """Writes one point a value, over pictures seen."""
+        """Writes each value as a point over the pictures seen."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, run.pictures_seen)
 
     def end(self, run: Run, done: bool) -> None:
-        """Flushes what was not yet written."""
+        """Flushes and closes."""
         if self._writer is not None:
             self._writer.close()

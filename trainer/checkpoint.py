@@ -1,6 +1,7 @@
-"""Checkpoints: a folder with tensors.safetensors (weights, averaged weights, optimiser) and state.json; written whole or not at all.
+"""Checkpoints: folders of tensors.safetensors (weights, averaged weights, optimisers) and state.json, written atomically.
 
-RUN/checkpoints/NNNNNNNNN is the newest state after NNNNNNNNN pictures, RUN/checkpoints/before-decay the last one at the full rate.
+RUN/checkpoints/NNNNNNNNN is the state after NNNNNNNNN pictures, RUN/checkpoints/before-decay the last one at the full
+learning rate.
 """
 
 import json
@@ -25,7 +26,7 @@ BEFORE_DECAY = "before-decay"
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run that can be resumed is there."""
+    """Whether there is a run that can be resumed."""
     return bool(_newest_last(run))
 
 
@@ -41,7 +42,7 @@ def find_checkpoint(path: Path) -> Path:
     if (path / "state.json").is_file():
         return path
     if not (found := _newest_last(path)):
-        raise Failure(f"{path}: no checkpoint there; expected a run folder or a checkpoint folder as written by cfgdiff train")
+        raise Failure(f"{path}: no checkpoint there; expected a run or checkpoint folder, as cfgdiff train writes it")
     return found[-1]
 
 
@@ -50,8 +51,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = find_checkpoint(path)
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        if (found := state["format"]) != FORMAT:
-            raise Failure(f"{folder}: checkpoint format {found!r:.20}, expected {FORMAT}: update cfgdiff")
+        if (version := state["format"]) != FORMAT:
+            raise Failure(f"{folder}: checkpoint format {version!r:.20}, expected {FORMAT}: update cfgdiff")
         check_state(state)
         tensors = {_renamed(name): value for name, value in load_file(folder / "tensors.safetensors").items()}
         if name := not_finite(tensors):
@@ -64,7 +65,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[str, Tensor], keep: int = 1) -> None:
-    """Write RUN/checkpoints/`name` whole, then remove all but the `keep` newest. Raises `Failure` where it cannot be written."""
+    """Write RUN/checkpoints/`name` atomically, then remove all but the `keep` newest. Raises `Failure`."""
     root = run / "checkpoints"
     remove_partial(root)  # of a process that was killed
     if name.isdigit() and (root / name).exists():  # the same pictures seen, so the same tensors: only the state is new
@@ -74,18 +75,22 @@ def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[
     if name.isdigit():
         found = sorted(root.glob("[0-9]*"))
         later = [folder for folder in found if folder.name > name]  # of a run that now goes on from before its decay
-        for old in later[::-1] + found[: len(found) - len(later)][:-keep]:  # the newest first: after a kill the run goes on from it
+        for old in (
+            later[::-1] + found[: len(found) - len(later)][:-keep]
+        ):  # the newest first: after a kill the run goes on from it
             remove_folder(old)
 
 
 def write_folder(final: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write one checkpoint folder whole, or leave what was there. Raises `Failure`."""
+    """Write one checkpoint folder atomically. Raises `Failure`."""
     try:
         with replace_folder(final) as folder:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
             (folder / "state.json").write_bytes(_state_json(state))
     except OSError as error:
-        raise Failure(f"{final}: cannot write the checkpoint ({error.strerror or error}); earlier checkpoints are untouched") from None
+        raise Failure(
+            f"{final}: cannot write the checkpoint ({error.strerror or error}); earlier checkpoints are untouched"
+        ) from None
 
 
 def _state_json(state: dict[str, Any]) -> bytes:
@@ -141,4 +146,6 @@ def _renamed(name: str) -> str:
     """The name of a tensor, with the present name of the callback that it belongs to."""
     kind, _, rest = name.partition(".")
     callback, _, key = rest.partition(".")
-    return f"{kind}.{RENAMED_CALLBACKS[callback]}.{key}" if kind == "callback" and callback in RENAMED_CALLBACKS else name
+    return (
+        f"{kind}.{RENAMED_CALLBACKS[callback]}.{key}" if kind == "callback" and callback in RENAMED_CALLBACKS else name
+    )

@@ -1,4 +1,4 @@
-"""What a data set is before a run is started on it: counts, sizes, what is held out or left out, and what the network will see."""
+"""Describes a data set before a run: counts, sizes, what is held out or left out, and what the network will see."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -24,9 +24,19 @@ def describe(path: Path, image_size: int) -> tuple[PictureSet, str]:
     """The data set, without pictures that cannot be read, and a text about it. Raises `Failure` where it is none."""
     kind = reader_of(path)
     data = load_data(path, image_size, kind, {"skip_broken": True} if kind == "folder" else {})
-    lines = [f"# {data.name}: {KINDS[kind]}", "", *_counts(data), "", *(f"- {note}" for note in (*_sizes(path, kind), *data.notes))]
+    lines = [
+        f"# {data.name}: {KINDS[kind]}",
+        "",
+        *_counts(data),
+        "",
+        *(f"- {note}" for note in (*_sizes(path, kind), *data.notes)),
+    ]
     c, h, w = data.pictures.shape[1:]
-    made = f": turned as EXIF says, cropped to the middle, resized (train.image_size={h})" if kind in ("folder", "huggingface") else ""
+    made = (
+        f": turned as EXIF says, cropped to the middle, resized (train.image_size={h})"
+        if kind in ("folder", "huggingface")
+        else ""
+    )
     lines += [
         f"- the network sees {w}x{h} in {c} channels{made}",
         "- half of them are mirrored, at random (train.flip)",
@@ -37,12 +47,19 @@ def describe(path: Path, image_size: int) -> tuple[PictureSet, str]:
 def _counts(data: PictureSet) -> list[str]:
     """A row a class."""
     train, test = (np.bincount(labels, minlength=len(data.class_names)) for labels in (data.labels, data.test_labels))
-    rows = [("class", "to train on", "held out"), *zip(data.class_names, (f"{n:,}" for n in train), (f"{n:,}" for n in test), strict=True)]
+    rows = [
+        ("class", "to train on", "held out"),
+        *zip(data.class_names, (f"{n:,}" for n in train), (f"{n:,}" for n in test), strict=True),
+    ]
     total = counted(len(data.labels), "picture"), counted(len(data.class_names), "class", "classes")
     held = f"{len(data.test_labels):,} more are held out, the same ones every time" if len(data.test_labels) else ""
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     table = [f"{row[0].ljust(widths[0])}  {row[1].rjust(widths[1])}  {row[2].rjust(widths[2])}" for row in rows]
-    return [f"{total[0]} in {total[1]} to train on; {held or 'none is held out (20 are needed): no test loss'}", "", *table]
+    return [
+        f"{total[0]} in {total[1]} to train on; {held or 'none is held out (20 are needed): no test loss'}",
+        "",
+        *table,
+    ]
 
 
 def _sizes(path: Path, kind: str) -> Iterable[str]:
@@ -59,17 +76,24 @@ def _sizes(path: Path, kind: str) -> Iterable[str]:
             return None
 
     with ThreadPoolExecutor() as pool:
-        heads = [found for found in pool.map(head, (file for file, _ in (*layout.train, *(layout.test or ())))) if found]
-    return [f"{what}: {_most(Counter(found))}" for what, found in zip(("sizes", "modes"), zip(*heads, strict=True), strict=True)]
+        heads = [
+            found for found in pool.map(head, (file for file, _ in (*layout.train, *(layout.test or ())))) if found
+        ]
+    return [
+        f"{what}: {_most(Counter(found))}"
+        for what, found in zip(("sizes", "modes"), zip(*heads, strict=True), strict=True)
+    ]
 
 
 def _most(counts: "Counter[str]") -> str:
     rest = len(counts) - SHOWN
-    return ", ".join(f"{name} ({n:,})" for name, n in counts.most_common(SHOWN)) + (f" and {rest} others" if rest > 0 else "")
+    return ", ".join(f"{name} ({n:,})" for name, n in counts.most_common(SHOWN)) + (
+        f" and {rest} others" if rest > 0 else ""
+    )
 
 
 def sheet(data: PictureSet) -> np.ndarray:
-    """The first training pictures of the first ten classes as the network sees them, a column a class. (H, W, C) uint8."""
+    """The first training pictures of ten classes as the network sees them, a column a class. (H, W, C) uint8."""
     labels = range(min(COLUMNS, len(data.class_names)))
     columns = [np.flatnonzero(np.asarray(data.labels) == k)[:ROWS] for k in labels]
     rows = max(len(column) for column in columns)

@@ -1,4 +1,8 @@
-"""CIFAR-10 from where its authors keep it: downloaded once, checked, unpacked whole or not at all."""
+"""CIFAR-10 from its authors' server: downloaded once, checked, unpacked atomically.
+
+torchvision's downloader does not do it: it cannot continue an interrupted download, writes the archive under its final name, waits
+for ever for a server that does not answer, and falls back from https to http.
+"""
 
 import hashlib
 import shutil
@@ -16,7 +20,7 @@ MD5 = "c58f30108f718f92721af3b95e74349a"
 def fetch_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> Path:
     """The folder cifar-10-batches-py in `folder`, downloaded and unpacked where it is not there yet.
 
-    What an interrupted download left is gone on with. Raises `Failure` for a network that fails or an archive of another md5.
+    An interrupted download is continued. Raises `Failure` for a network that fails or an archive of another md5.
     """
     target = folder / "cifar-10-batches-py"
     if (target / "batches.meta").is_file():
@@ -49,7 +53,9 @@ def _download(url: str, md5: str, archive: Path) -> None:
             total = have + int(answer.headers.get("Content-Length", 0))
             with (
                 partial.open("ab" if have else "wb") as file,
-                tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc="CIFAR-10", disable=None) as bar,
+                tqdm(
+                    total=total or None, initial=have, unit="B", unit_scale=True, desc="CIFAR-10", disable=None
+                ) as bar,
             ):
                 while chunk := answer.read(1 << 16):
                     have += file.write(chunk)
@@ -64,7 +70,9 @@ def _download(url: str, md5: str, archive: Path) -> None:
     found = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()  # 170 MB
     if found != md5:
         partial.unlink()
-        raise Failure(f"cifar10: the archive from {url} has md5 {found}, expected {md5}; try again, or check the address")
+        raise Failure(
+            f"cifar10: the archive from {url} has md5 {found}, expected {md5}; try again, or check the address"
+        )
     partial.rename(archive)
 
 

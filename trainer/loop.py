@@ -1,4 +1,4 @@
-"""The training loop: what happens in which order. The loss is in objective.py, the network in unet.py, everything else in callbacks.
+"""The training loop. The loss is in objective.py, the network in unet.py; everything else is a callback.
 
 Everything random in step n is drawn from (seed, n), so a resumed run repeats an uninterrupted one bit for bit.
 """
@@ -44,7 +44,7 @@ def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
 
 
 def _parts(run: Run) -> Iterator[tuple[slice, Draws, bool]]:
-    """The parts that this process cuts its rows into, one after the other: rows, their random numbers, whether it is the last part."""
+    """The parts of this process's rows: which rows, their random numbers, and whether it is the last part."""
     train, rows = run.config.train, run.processes.rows(run.config.train.batch, run.config.train.accumulate)
     count = (rows.stop - rows.start) // train.accumulate
     for i in range(train.accumulate):
@@ -93,10 +93,13 @@ def steps(run: Run, stops: Sequence[object] = ()) -> Generator[float, None, None
                 coming = ahead.submit(_batch, run, run.pictures_seen + size)
             loss = train_step(run, pictures, labels) / run.processes.size
             run.step, run.pictures_seen = run.step + 1, run.pictures_seen + size
-            loss, spent, asked_to_stop = run.processes.total(loss, (time.monotonic() - started) * run.processes.main, len(stops))
+            loss, spent, asked_to_stop = run.processes.total(
+                loss, (time.monotonic() - started) * run.processes.main, len(stops)
+            )
             run.seconds += spent
             if not loss < float("inf"):
-                raise Failure(f"the loss became {loss} after {run.pictures_seen} pictures; lower optimiser.lr and resume from {run.out}")
+                remedy = f"lower optimiser.lr and resume from {run.out}"
+                raise Failure(f"the loss became {loss} after {run.pictures_seen} pictures; {remedy}")
             with record_function("callbacks"):
                 for callback in run.callbacks:
                     callback.step(run, loss)
@@ -106,15 +109,17 @@ def steps(run: Run, stops: Sequence[object] = ()) -> Generator[float, None, None
 
 
 def _batch(run: Run, first: int) -> tuple[Tensor, Tensor]:
-    """This process's rows of the batch that begins after `first` pictures: (B, C, H, W) uint8 and (B,) int64, ready to be moved."""
+    """This process's rows of the batch that begins after `first` pictures: (B, C, H, W) uint8 and (B,) int64."""
     train, data = run.config.train, run.data
-    index = batch_indices(len(data.labels), first, train.batch, train.seed)[run.processes.rows(train.batch, train.accumulate)]
+    index = batch_indices(len(data.labels), first, train.batch, train.seed)[
+        run.processes.rows(train.batch, train.accumulate)
+    ]
     rows = torch.from_numpy(data.pictures[index]), torch.from_numpy(data.labels[index])
     return (rows[0].pin_memory(), rows[1].pin_memory()) if run.device.type == "cuda" else rows
 
 
 def train(run: Run) -> bool:
-    """Train to the end, with checkpoints. Returns False where SIGINT or SIGTERM ended it early (after a last checkpoint)."""
+    """Train to the end, with checkpoints. Returns False where SIGINT or SIGTERM ended it early, after a checkpoint."""
     config, saved, decaying = run.config, run.seconds, run.decaying
     with _stop_requests() as stops, closing(steps(run, stops)) as losses:
         while run.progress < 1:

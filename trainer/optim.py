@@ -1,4 +1,4 @@
-"""Optimisers: AdamW, or Muon (Jordan et al. 2024) for the network's inner matrices with AdamW for the rest; and the rate's schedule."""
+"""AdamW, or Muon (Jordan et al. 2024) for the network's inner matrices and AdamW for the rest; learning rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iterations of degree 5. (K, M, N) -> (K, M, N) float32.
+    """Roughly the nearest semi-orthogonal matrices, by Newton-Schulz iterations of degree 5: (K, M, N) float32.
 
     Each iteration multiplies X with a polynomial of X X^T. These polynomials commute, so all of them are gathered on the short side
     first: less than half of the work for a 3x3 convolution, and the same result.
@@ -59,14 +59,18 @@ class Muon(torch.optim.Optimizer):
             for shape, params in alike.items():
                 self._update(params, shape, **{key: group[key] for key in ("lr", "momentum", "weight_decay")})
 
-    def _update(self, params: list[nn.Parameter], shape: torch.Size, lr: float, momentum: float, weight_decay: float) -> None:
+    def _update(
+        self, params: list[nn.Parameter], shape: torch.Size, lr: float, momentum: float, weight_decay: float
+    ) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         averages = [self.state[p]["momentum"] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(local(averages), local(grads), 1 - momentum)
-        nesterov = torch.stack([whole(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)])  # (K, M, N)
+        nesterov = torch.stack(
+            [whole(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)]
+        )  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
         for p, update in zip(params, orthogonalise(nesterov), strict=True):
             p.mul_(1 - lr * weight_decay).add_(cut_like(update.reshape(shape), p), alpha=-lr * scale)
@@ -83,13 +87,17 @@ def muon(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimi
     inner = [p for name, p in named if p.ndim == 4 and not name.startswith(("stem", "head"))]
     rest = [p for name, p in named if p.ndim != 4 or name.startswith(("stem", "head"))]
     if not inner:
-        raise BadSetting("optimiser.name=muon: this network has no convolutions between stem and head; set optimiser.name=adamw")
+        raise BadSetting(
+            "optimiser.name=muon: this network has no convolutions between stem and head; set optimiser.name=adamw"
+        )
     return [_adamw(rest, config), Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay)]
 
 
 def _adamw(params: list[nn.Parameter], config: OptimiserConfig) -> torch.optim.Optimizer:
     fused = params[0].is_cuda  # elsewhere torch updates them together where it can
-    return torch.optim.AdamW(params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=fused or None)
+    return torch.optim.AdamW(
+        params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=fused or None
+    )
 
 
 def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
@@ -111,7 +119,7 @@ def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.o
 
 
 def rate_factor(config: OptimiserConfig, step: int, progress: float) -> float:
-    """What the rates are multiplied with: linear warm-up in steps, then 1, then linear to 0 over the last `decay_share` of the run.
+    """The factor of the rates: linear warm-up in steps, then 1, then linear to 0 over the last `decay_share` of the run.
 
     Args:
         step: steps done before this one.

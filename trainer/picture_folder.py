@@ -1,4 +1,4 @@
-"""Folders of pictures: which files belong to which class, which are held out or left out, and what the pictures become."""
+"""Folders of pictures: which files belong to which class, are held out or left out, and what they are decoded to."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,10 @@ from .cache import cached, content_key
 from .data import PictureSet, counted, hold_out, with_test
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # names of a split, the first found is taken
+TRAIN, HELD_OUT = (
+    ("train", "training"),
+    ("test", "testing", "val", "valid", "validation"),
+)  # names of a split, the first found is taken
 DECODING = 2  # counts up where the same file becomes other pixels, so that nothing is taken from an older cache
 TRAITS = {  # what a user may not expect of a picture
     "frames": "of several frames: the first is read",
@@ -43,7 +46,7 @@ class Layout:
 
 
 def folder(path: Path, image_size: int, *, skip_broken: bool = False) -> PictureSet:
-    """One sub-folder of pictures for each class, in any size, mode and format that Pillow reads; or train/ and test/ with these in each."""
+    """One sub-folder of pictures for each class, in any format that Pillow reads; or train/ and test/ with these in each."""
     layout = scan(path)
     pictures = [(file.relative_to(path).as_posix(), k) for file, k in (*layout.train, *(layout.test or ()))]
     settings = (DECODING, image_size, skip_broken, layout.classes, len(layout.train), layout.test is None, pictures)
@@ -68,31 +71,40 @@ def scan(path: Path) -> Layout:
     deep = [file for file, k in train if len(file.relative_to(root).parts) > 2]
     if len(classes) == 1 and len(deep) == len(train):
         only = root / min(classes)
-        raise Failure(f"{path}: '{only.name}' alone is there and holds folders, no pictures; if these are the classes, give {only}")
+        remedy = f"if these are the classes, give {only}"
+        raise Failure(f"{path}: '{only.name}' alone is there and holds folders, no pictures; {remedy}")
     if deep:
-        notes += (f"{counted(len(deep), 'picture')} in folders inside a class folder: taken for that class{_as(path, deep)}",)
+        notes += (
+            f"{counted(len(deep), 'picture')} in folders inside a class folder: taken for that class{_as(path, deep)}",
+        )
     read = {file for file, _ in (*train, *(test or ()))}
     searched = [part for part in split if part] if split else [path]
     return Layout(list(classes), train, test, notes + _left_out(path, searched, read))
 
 
 def _split(path: Path, inside: list[Path]) -> tuple[tuple[Path, Path | None] | None, tuple[str, ...]]:
-    """The folders to train on and to hold out (None: a part of the first), and what to say of them; no folders where these are classes."""
+    """The folders to train on and to hold out (None: a part of the first) with notes on them; None where they are classes."""
     by_name = {folder.name.lower(): folder for folder in inside}
     train = next((by_name[name] for name in TRAIN if name in by_name), None)
     test = next((by_name[name] for name in HELD_OUT if name in by_name), None)
     others = [folder.name for folder in inside if folder not in (train, test)]
     if train is None:
         if test and not others and _folders(test) and not any(_is_picture(file) for file in test.iterdir()):
-            raise Failure(f"{path}: holds '{test.name}' alone, with folders in it; expected 'train' beside it, or give {test}")
+            raise Failure(
+                f"{path}: holds '{test.name}' alone, with folders in it; expected 'train' beside it, or give {test}"
+            )
         return None, ()
     classes = {folder.name for folder in _folders(train)}
     strange = sorted({folder.name for folder in _folders(test)} - classes) if test else []
     if test and not classes:
         expected = "expected class folders in both; if these are classes, rename them"
-        raise Failure(f"{path}: '{train.name}' and '{test.name}' look like a split, but hold no class folders; {expected}")
+        raise Failure(
+            f"{path}: '{train.name}' and '{test.name}' look like a split, but hold no class folders; {expected}"
+        )
     if test and strange:
-        raise Failure(f"{path}: '{test.name}' has the class '{strange[0]}', which '{train.name}' lacks; add or remove it")
+        raise Failure(
+            f"{path}: '{test.name}' has the class '{strange[0]}', which '{train.name}' lacks; add or remove it"
+        )
     if not classes or (others and not test):
         return None, ()  # a class that is called train
     held = f"'{test.name}' held out" if test else "a twentieth of it held out"
@@ -127,7 +139,11 @@ def _left_out(path: Path, searched: list[Path], read: set[Path]) -> tuple[str, .
     beside, strange = [file for file in files if _is_picture(file)], [file for file in files if not _is_picture(file)]
     notes = [f"{counted(len(beside), 'picture')} in no class folder: left out{_as(path, beside)}"] if beside else []
     known = ", ".join(sorted(SUFFIXES))
-    notes += [f"{counted(len(strange), 'file')} of other kinds than {known}: left out{_as(path, strange)}"] if strange else []
+    notes += (
+        [f"{counted(len(strange), 'file')} of other kinds than {known}: left out{_as(path, strange)}"]
+        if strange
+        else []
+    )
     return tuple(notes)
 
 
@@ -145,16 +161,24 @@ def _decode(path: Path, layout: Layout, image_size: int, skip_broken: bool) -> P
     broken = [answer for answer, _ in found if isinstance(answer, str)]
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
     if broken and not skip_broken:
-        raise Failure(f"{path}: cannot read {named}; replace or remove what is broken, or leave it out with the option skip_broken")
+        remedy = "replace or remove what is broken, or leave it out with the option skip_broken"
+        raise Failure(f"{path}: cannot read {named}; {remedy}")
     notes = [f"{counted(len(broken), 'picture')} that cannot be read, left out: {named}"] if broken else []
     notes += _traits(path, [(file, traits) for (file, _), (_, traits) in zip(files, found, strict=True)])
-    train, test = _arrays(layout.train, found, image_size), _arrays(files[len(layout.train) :], found[len(layout.train) :], image_size)
+    train, test = (
+        _arrays(layout.train, found, image_size),
+        _arrays(files[len(layout.train) :], found[len(layout.train) :], image_size),
+    )
     if empty := [name for k, name in enumerate(layout.classes) if k not in train[1]]:
         raise Failure(f"{path}: no readable pictures in class folder '{empty[0]}'; fill or remove it")
     if all((part[:, 0] == part[:, c]).all() for part in (train[0], test[0]) for c in (1, 2)):
         notes.append("all pictures are gray; the model has three channels all the same")
     name = path.resolve().name
-    made = hold_out(name, layout.classes, *train) if layout.test is None else with_test(name, layout.classes, *train, *test)
+    made = (
+        hold_out(name, layout.classes, *train)
+        if layout.test is None
+        else with_test(name, layout.classes, *train, *test)
+    )
     return replace(made, notes=tuple(notes))
 
 
@@ -182,11 +206,19 @@ def square(picture: Image.Image, size: int, where: str = "picture") -> np.ndarra
 
 def _traits(path: Path, found: Iterable[tuple[Path, set[str]]]) -> list[str]:
     by_trait = {trait: [file for file, traits in found if trait in traits] for trait in TRAITS}
-    return [f"{counted(len(files), 'picture')} {TRAITS[trait]}{_as(path, files)}" for trait, files in by_trait.items() if files]
+    return [
+        f"{counted(len(files), 'picture')} {TRAITS[trait]}{_as(path, files)}"
+        for trait, files in by_trait.items()
+        if files
+    ]
 
 
-def _arrays(files: list[tuple[Path, int]], found: list[tuple[np.ndarray | str, set[str]]], size: int) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(
+    files: list[tuple[Path, int]], found: list[tuple[np.ndarray | str, set[str]]], size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3, size, size) uint8 and (N,) int64 of those that were read."""
-    pairs = [(picture, label) for (_, label), (picture, _) in zip(files, found, strict=False) if not isinstance(picture, str)]
+    pairs = [
+        (picture, label) for (_, label), (picture, _) in zip(files, found, strict=False) if not isinstance(picture, str)
+    ]
     pictures = np.stack([picture for picture, _ in pairs]) if pairs else np.zeros((0, 3, size, size), np.uint8)
     return pictures, np.array([label for _, label in pairs], np.int64)

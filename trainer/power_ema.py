@@ -43,7 +43,11 @@ class PowerEMA(Callback):
         self, run: Run, *, widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (0.05, 0.1),
         snapshots: Annotated[int, Field(ge=1, le=10_000)] = 16,
     ) -> None:  # fmt: skip
-        self._gammas, self._folder, self._share = [gamma_of_width(width) for width in widths], run.out / "ema", 1 / snapshots
+        self._gammas, self._folder, self._share = (
+            [gamma_of_width(width) for width in widths],
+            run.out / "ema",
+            1 / snapshots,
+        )
         self._names = [name for name, _ in run.network.named_parameters()]
         self._tracks = [[p.detach().clone() for p in run.network.parameters()] for _ in self._gammas]
         self._next = self._share
@@ -51,12 +55,16 @@ class PowerEMA(Callback):
             remove_abandoned(self._folder / "*")
             for file in self._folder.glob("[0-9]*"):
                 step = file.stem.partition("-")[0]
-                if file.suffix == ".partial" or (step.isdecimal() and int(step) > run.step):  # of a run resumed from an earlier checkpoint
+                if file.suffix == ".partial" or (
+                    step.isdecimal() and int(step) > run.step
+                ):  # of a run resumed from an earlier checkpoint
                     file.unlink()
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages as they are now, and when the next snapshot is due."""
-        kept = {f"{i}.{name}": p for i, track in enumerate(self._tracks) for name, p in zip(self._names, track, strict=True)}
+        kept = {
+            f"{i}.{name}": p for i, track in enumerate(self._tracks) for name, p in zip(self._names, track, strict=True)
+        }
         return kept | {"next": torch.tensor(self._next, dtype=torch.float64)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -80,7 +88,10 @@ class PowerEMA(Callback):
             self._store(run)
 
     def _store(self, run: Run) -> None:
-        halves = [{name: whole(p).half().contiguous() for name, p in zip(self._names, track, strict=True)} for track in self._tracks]
+        halves = [
+            {name: whole(p).half().contiguous() for name, p in zip(self._names, track, strict=True)}
+            for track in self._tracks
+        ]
         if not run.processes.main:
             return
         for i, (gamma, tensors) in enumerate(zip(self._gammas, halves, strict=True)):
@@ -98,7 +109,9 @@ def overlap(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.n
 def coefficients(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: float) -> np.ndarray:
     """How to combine snapshots so that their profile is the nearest to that of `gamma` at `step`, in least squares. (n,)."""
     among = overlap(steps[:, None], gammas[:, None], steps[None], gammas[None])
-    solution: np.ndarray = np.linalg.lstsq(among, overlap(steps, gammas, np.array(step), np.array(gamma)), rcond=None)[0]
+    solution: np.ndarray = np.linalg.lstsq(among, overlap(steps, gammas, np.array(step), np.array(gamma)), rcond=None)[
+        0
+    ]
     return solution
 
 
@@ -108,7 +121,9 @@ def reconstruct(run: Path, width: float) -> dict[str, Tensor]:
 
     gamma, files = gamma_of_width(width), sorted((run / "ema").glob("*.safetensors"))
     if not files:
-        raise Failure(f"{run}: no snapshots in {run / 'ema'}; train with the callback snapshots (it is on unless set to null)")
+        raise Failure(
+            f"{run}: no snapshots in {run / 'ema'}; train with the callback snapshots (it is on unless set to null)"
+        )
     steps, gammas = [], []
     for file in files:
         try:

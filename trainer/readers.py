@@ -23,8 +23,15 @@ class _ArraysOnly(pickle.Unpickler):
     """Reads NumPy arrays, lists and bytes, and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0], name) in {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}:
-            return super().find_class(module.replace("numpy.core", "numpy._core") if np.__version__ >= "2" else module, name)
+        if (module.split(".")[0], name) in {
+            ("numpy", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }:
+            return super().find_class(
+                module.replace("numpy.core", "numpy._core") if np.__version__ >= "2" else module, name
+            )
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
@@ -51,26 +58,44 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise Failure(f"{path}: data must be (N, 3072) uint8, 32x32 pictures, found {found}; unpack the archive again")
-    if not isinstance(labels, list) or len(labels) != len(rows) or not all(isinstance(k, int) and 0 <= k < 10 for k in labels):
-        raise Failure(f"{path}: labels must be {len(rows)} whole numbers of 0 .. 9, found {labels!r:.60}; unpack the archive again")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(rows)
+        or not all(isinstance(k, int) and 0 <= k < 10 for k in labels)
+    ):
+        raise Failure(
+            f"{path}: labels must be {len(rows)} whole numbers of 0 .. 9, found {labels!r:.60}; unpack the archive again"
+        )
     return rows, np.array(labels, np.int64)
 
 
 def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> PictureSet:
     """CIFAR-10 in its official python layout (cifar-10-batches-py); where `path` is the word cifar10, downloaded once."""
-    root = fetch_cifar10(cache_folder(), url, md5) if str(path) == "cifar10" and not path.exists() else cifar10_root(path)
+    root = (
+        fetch_cifar10(cache_folder(), url, md5) if str(path) == "cifar10" and not path.exists() else cifar10_root(path)
+    )
     if root is None:
-        raise Failure(f"{path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)")
+        raise Failure(
+            f"{path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)"
+        )
     if image_size != 32:
         raise Failure(f"{root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
 
     def read(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
         batches = [_batch(root / name) for name in names]
-        return np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, 32, 32), np.concatenate([labels for _, labels in batches])
+        return np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, 32, 32), np.concatenate(
+            [labels for _, labels in batches]
+        )
 
     (found,) = _unpickle(root / "batches.meta", b"label_names")
-    if not isinstance(found, list) or len(found) != 10 or not all(isinstance(name, bytes) and name.isascii() for name in found):
-        raise Failure(f"{root / 'batches.meta'}: label_names must be ten words, found {found!r:.60}; unpack the archive again")
+    if (
+        not isinstance(found, list)
+        or len(found) != 10
+        or not all(isinstance(name, bytes) and name.isascii() for name in found)
+    ):
+        raise Failure(
+            f"{root / 'batches.meta'}: label_names must be ten words, found {found!r:.60}; unpack the archive again"
+        )
     pictures, labels = read([f"data_batch_{i}" for i in range(1, 6)])
     test_pictures, test_labels = read(["test_batch"])
     return PictureSet("cifar10", [name.decode() for name in found], pictures, labels, test_pictures, test_labels)
@@ -86,13 +111,17 @@ def npz(path: Path, image_size: int) -> PictureSet:
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
         raise Failure(f"{path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
     if labels.dtype.kind not in "iu" or labels.shape != pictures.shape[:1] or labels.min() < 0:
-        raise Failure(f"{path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}")
+        raise Failure(
+            f"{path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}"
+        )
     names, most = _names(path, found.get("class_names")), int(labels.max())
     if most >= (limit := len(names) or MOST_CLASSES):
         raise Failure(f"{path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
     names, notes = names or [str(k) for k in range(most + 1)], []
     if absent := sorted(set(range(len(names))) - set(labels.tolist())):
-        notes.append(f"{counted(len(absent), 'class', 'classes')} without a picture: {', '.join(names[k] for k in absent[:5])}")
+        notes.append(
+            f"{counted(len(absent), 'class', 'classes')} without a picture: {', '.join(names[k] for k in absent[:5])}"
+        )
     if pictures.shape[1:3] == (image_size, image_size):
         planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
     else:
@@ -132,11 +161,15 @@ def huggingface(path: Path, image_size: int, *, split: str = "train", test_split
     try:
         whole = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise Failure(f"{path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder") from None
+        raise Failure(
+            f"{path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder"
+        ) from None
     parts = whole if isinstance(whole, dict) else {split: whole}
     for wanted in (split, *([test_split] if test_split else [])):
         if wanted not in parts:
-            raise Failure(f"{path}: no split '{wanted}'; choose from {', '.join(parts)} with data.options={{split: NAME}}")
+            raise Failure(
+                f"{path}: no split '{wanted}'; choose from {', '.join(parts)} with data.options={{split: NAME}}"
+            )
     columns = parts[split].features
     image = next((name for name, kind in columns.items() if isinstance(kind, datasets.Image)), None)
     label = next((name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)

@@ -81,7 +81,9 @@ _origin = "this program"
 def register(kind: str, name: str) -> Callable[[Made], Made]:
     """Decorator: give a function or class a name among the parts of its kind. Raises `Failure` for a taken name or a wrong signature."""
     if kind not in KINDS:
-        raise Failure(f"{_origin}: no kind of part '{kind}'; choose from {', '.join(KINDS)}{nearest(kind, list(KINDS))}")
+        raise Failure(
+            f"{_origin}: no kind of part '{kind}'; choose from {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
+        )
     if name in names(kind):
         taken = _added[kind, name].origin if (kind, name) in _added else "cfgdiff"
         raise Failure(f"{_origin}: the {kind} '{name}' is already there, from {taken}; choose another name")
@@ -100,7 +102,9 @@ def _check_signature(kind: str, name: str, make: Callable[..., Any]) -> None:
     required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if given != KINDS[kind]:
         expected, found = ", ".join(KINDS[kind]), inspect.signature(make)
-        raise Failure(f"{_origin}: the {kind} '{name}' must take ({expected}), then options by keyword only; found {found}")
+        raise Failure(
+            f"{_origin}: the {kind} '{name}' must take ({expected}), then options by keyword only; found {found}"
+        )
     if required:
         raise Failure(f"{_origin}: option '{required[0]}' of the {kind} '{name}' has no default; give it one")
 
@@ -119,11 +123,15 @@ def _load(origin: str, load: Callable[[], Any]) -> None:
         if isinstance(error, Failure) or not isinstance(error, Exception):
             raise
         line = str(error).splitlines()[0] if str(error) else "no message"
-        raise Failure(f"{origin}: cannot be loaded ({type(error).__name__}: {line}); mend or leave out the plugin") from error
+        raise Failure(
+            f"{origin}: cannot be loaded ({type(error).__name__}: {line}); mend or leave out the plugin"
+        ) from error
     finally:
         _origin = "this program"
     if _added.keys() == before.keys():
-        raise Failure(f"{origin}: registers nothing; expected at least one @register(KIND, NAME) from cfgdiff.trainer.registry")
+        raise Failure(
+            f"{origin}: registers nothing; expected at least one @register(KIND, NAME) from cfgdiff.trainer.registry"
+        )
     _loaded.add(origin)
 
 
@@ -154,7 +162,9 @@ def check_name(kind: str, name: str) -> None:
     """Raises `BadSetting` with the choices where there is no such part. Imports nothing."""
     if name not in (known := names(kind)):
         key = "callbacks" if kind == "callback" else f"{kind}.name"
-        raise BadSetting(f"{key}: no {kind} '{name}'; choose from {', '.join(known)}, or load a plugin{nearest(name, known)}")
+        raise BadSetting(
+            f"{key}: no {kind} '{name}'; choose from {', '.join(known)}, or load a plugin{nearest(name, known)}"
+        )
 
 
 def find(kind: str, name: str) -> Part:
@@ -185,7 +195,9 @@ def _checked(what: str, value: Any, annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return value
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        )
     except (PydanticUserError, NameError):
         return value
     try:

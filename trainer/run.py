@@ -87,7 +87,9 @@ class Run:
     test_loss: float | None = None
     before_decay: bool = False
     resumed: tuple[Path, dict[str, Tensor]] | None = None
-    _measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None  # the step of the last `held_out_errors`, and these
+    _measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = (
+        None  # the step of the last `held_out_errors`, and these
+    )
 
     @property
     def progress(self) -> float:
@@ -116,7 +118,10 @@ class Run:
         if not len(data.test_pictures):
             return None
         if self._measured is None or self._measured[0] != self.step:
-            self._measured = self.step, held_out_errors(self.predict, self.config.schedule, data.test_pictures, data.test_labels)
+            self._measured = (
+                self.step,
+                held_out_errors(self.predict, self.config.schedule, data.test_pictures, data.test_labels),
+            )
         return self._measured[1]
 
     def report(self, values: dict[str, float]) -> None:
@@ -133,9 +138,13 @@ class Run:
         tensors = {name: whole(value) for name, value in sorted(tensors.items())}
         if broken := not_finite(tensors):
             again = f"lower optimiser.lr and resume from {self.out}"
-            raise Failure(f"{broken} is no longer finite after {self.pictures_seen} pictures: no checkpoint written; {again}")
+            raise Failure(
+                f"{broken} is no longer finite after {self.pictures_seen} pictures: no checkpoint written; {again}"
+            )
         if self.processes.main:
-            write_checkpoint(self.out, name or f"{self.pictures_seen:09d}", self._state(), tensors, self.config.train.keep)
+            write_checkpoint(
+                self.out, name or f"{self.pictures_seen:09d}", self._state(), tensors, self.config.train.keep
+            )
         self.before_decay |= name == BEFORE_DECAY  # last, so that a run which is killed before it writes that one anew
 
     def _state(self) -> dict[str, Any]:

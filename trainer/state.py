@@ -71,14 +71,21 @@ def check_state(tree: Any) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
-        what = f"{first['ctx']['error']}" if first["type"] == "value_error" else f"{first['msg']}, found {first['input']!r:.60}"
+        what = (
+            f"{first['ctx']['error']}"
+            if first["type"] == "value_error"
+            else f"{first['msg']}, found {first['input']!r:.60}"
+        )
         raise ValueError(f"state.json: {where}: {what if first['type'] != 'missing' else 'is missing'}") from None
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of a tensor that holds NaN or infinity, if there is one; callbacks may keep an infinity."""
     for name, value in tensors.items():
-        if value.is_floating_point() and not (~value.isnan() if name.startswith("callback.") else value.isfinite()).all():
+        if (
+            value.is_floating_point()
+            and not (~value.isnan() if name.startswith("callback.") else value.isfinite()).all()
+        ):
             return name
     return None
 

@@ -67,7 +67,9 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _provenance(state: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")}
+    kept = {
+        key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")
+    }
     return kept | {key: round(state[key], 4) for key in ("hours", "test_loss") if state[key] is not None}
 
 

@@ -65,7 +65,13 @@ def after():
 outcome(lambda: (prepare(), start(), keep()))
 print(every_kill(prepare, start, folder, lambda k: outcome(lambda: (check(), go_on(), after())), every={every}))
 """
-SETTINGS = ["network.channels=8", "network.head_channels=8", "network.multipliers=[1]", "network.attention=[]", "train.image_size=8"]
+SETTINGS = [
+    "network.channels=8",
+    "network.head_channels=8",
+    "network.multipliers=[1]",
+    "network.attention=[]",
+    "train.image_size=8",
+]
 SETTINGS += ["train.pictures=32", "train.batch=8", "train.checkpoint_seconds=0.0001", "callbacks.best={}"]
 SETTINGS += ["callbacks.snapshots={snapshots: 2}"]
 SETTINGS += ["callbacks.tensorboard=null", "callbacks.preview={rows: 1, steps: 1}", "callbacks.meter={seconds: 0}"]

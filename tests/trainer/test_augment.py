@@ -82,5 +82,7 @@ def test_it_trains_and_generates_without_being_told(tiny_tree: dict, picture_fol
     assert isinstance(network, AugmentedUNet) and network.loss_weight.series.any()
     x, t, label = torch.randn(2, 3, 16, 16), torch.full((2,), 500.0), torch.tensor([0, 1])
     with torch.no_grad():
-        plain, zero, moved = (network.eval()(x, t, label, a) for a in (None, torch.zeros(2, LABELS), told(flip=1.0).expand(2, -1)))
+        plain, zero, moved = (
+            network.eval()(x, t, label, a) for a in (None, torch.zeros(2, LABELS), told(flip=1.0).expand(2, -1))
+        )
     assert torch.equal(plain, zero) and not torch.equal(plain, moved)

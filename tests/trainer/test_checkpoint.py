@@ -98,7 +98,9 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 )
 def test_a_state_of_the_wrong_kind_is_one_line(change: dict, message: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "000000064", STATE | change, {"a": torch.ones(2)})
-    with pytest.raises(Failure, match=rf"000000064: damaged checkpoint \(state\.json: {message}.*\); remove this folder") as error:
+    with pytest.raises(
+        Failure, match=rf"000000064: damaged checkpoint \(state\.json: {message}.*\); remove this folder"
+    ) as error:
         read_checkpoint(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -114,7 +116,9 @@ def test_a_state_that_lacks_a_key_says_which(key: str, tmp_path: Path) -> None:
 def test_a_state_that_is_something_else_is_one_line(text: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "000000064", STATE, {"a": torch.ones(2)})
     (find_checkpoint(tmp_path) / "state.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(Failure, match=r"^.*000000064: (damaged checkpoint \(.+\); remove|checkpoint format \[1\], expected 1)") as error:
+    with pytest.raises(
+        Failure, match=r"^.*000000064: (damaged checkpoint \(.+\); remove|checkpoint format \[1\], expected 1)"
+    ) as error:
         read_checkpoint(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
@@ -194,7 +198,9 @@ def test_a_run_whose_weights_are_no_longer_finite_writes_no_checkpoint(small_run
     run = resume(small_run, make_config, lambda _: noise(), "more", None)
     run.out = tmp_path / "run"
     torch.nn.init.constant_(run.network.stem.weight, float("nan"))
-    with pytest.raises(Failure, match=r"^network\.stem\.weight is no longer finite after 8 pictures: no checkpoint written; lower"):
+    with pytest.raises(
+        Failure, match=r"^network\.stem\.weight is no longer finite after 8 pictures: no checkpoint written; lower"
+    ):
         run.save()
     assert not run.out.exists()
 
@@ -202,10 +208,15 @@ def test_a_run_whose_weights_are_no_longer_finite_writes_no_checkpoint(small_run
 def test_data_of_other_classes_or_shape_are_not_gone_on_with(small_run: Path) -> None:
     for change, message in (
         ({"class_names": ["a", "c"]}, r"data set 'noise' has the classes a, c; the run .*run has a, b"),
-        ({name: np.zeros((4, 3, 16, 16), np.uint8) for name in ("pictures", "test_pictures")}, "has the shape 3, 16, 16; the run"),
+        (
+            {name: np.zeros((4, 3, 16, 16), np.uint8) for name in ("pictures", "test_pictures")},
+            "has the shape 3, 16, 16; the run",
+        ),
     ):
         with pytest.raises(Failure, match=message):
-            resume(small_run, make_config, lambda _, change=change: dataclasses.replace(noise(), **change), "more", None)
+            resume(
+                small_run, make_config, lambda _, change=change: dataclasses.replace(noise(), **change), "more", None
+            )
 
 
 KILLED = """

@@ -35,7 +35,9 @@ def test_the_paper_preset_states_the_paper() -> None:
     }  # fmt: skip
     assert found == {key: PAPER[key] for key in found}
     steps = 100_000
-    assert all(rate_factor(optimiser, step, step / PAPER["iterations"]) == 1 for step in range(0, PAPER["iterations"], steps))
+    assert all(
+        rate_factor(optimiser, step, step / PAPER["iterations"]) == 1 for step in range(0, PAPER["iterations"], steps)
+    )
 
 
 def test_the_network_that_the_paper_preset_builds_is_the_papers() -> None:
@@ -46,7 +48,9 @@ def test_the_network_that_the_paper_preset_builds_is_the_papers() -> None:
 
     def seen(stage: Stage, inputs: tuple, output: torch.Tensor) -> None:
         size = output.shape[2]
-        channels[size] = max(channels.get(size, 0), output.shape[1]) if stage.block.resample == "none" else channels.get(size, 0)
+        channels[size] = (
+            max(channels.get(size, 0), output.shape[1]) if stage.block.resample == "none" else channels.get(size, 0)
+        )
         if stage.attention is not None:
             attention.add(size)
             assert stage.attention.heads * PAPER["head_channels"] == output.shape[1]

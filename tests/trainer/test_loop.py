@@ -56,10 +56,14 @@ def trained(tree: dict, data: Path, out: Path, pause: float = 0.0) -> "subproces
     """A training process."""
     tree = tree | {"callbacks": dict.fromkeys(("preview", "tensorboard", "validation"))}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, yaml.safe_dump(tree), str(data), str(out), str(pause)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, yaml.safe_dump(tree), str(data), str(out), str(pause)], env=environment
+    )
 
 
-def test_ten_sigkills_and_resumes_equal_an_undisturbed_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_ten_sigkills_and_resumes_equal_an_undisturbed_run(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     tree = tiny_tree | {"train": tiny_tree["train"] | {"pictures": 240, "keep": 2}}
     assert trained(tree, picture_folder, tmp_path / "whole").wait() == 0
     moments = random.Random(5)
@@ -109,14 +113,20 @@ def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_fold
     assert rates[4] == pytest.approx(1e-3) and 0 < rates[-1] < 5e-4
     state, _ = read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)
     assert 0.7 * 96 <= state["pictures_seen"] < 0.7 * 96 + 8
-    longer = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=200",)), lambda _: run.data, "more", None)
+    longer = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=200",)), lambda _: run.data, "more", None
+    )
     assert longer.pictures_seen == state["pictures_seen"]
     assert train(longer)
     assert longer.pictures_seen == 200 and find_checkpoint(tmp_path / "run").name == "000000200"
-    not_decaying = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=400",)), lambda _: run.data, "more", None)
+    not_decaying = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=400",)), lambda _: run.data, "more", None
+    )
     not_decaying.step, not_decaying.pictures_seen = 30, 240
     not_decaying.save()
-    later = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=500",)), lambda _: run.data, "more", None)
+    later = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=500",)), lambda _: run.data, "more", None
+    )
     assert later.pictures_seen == 240
 
 
@@ -130,7 +140,9 @@ def test_a_kill_on_the_threshold_of_the_decay_does_not_lose_the_checkpoint_from_
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)[0]["pictures_seen"] == 72
 
 
-def test_a_run_resumed_in_its_decay_keeps_the_checkpoint_from_before_it(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_in_its_decay_keeps_the_checkpoint_from_before_it(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
     run.callbacks.append(Hook(lambda: run.pictures_seen == 80 and os.kill(os.getpid(), signal.SIGTERM)))
     assert not train(run)
@@ -139,13 +151,17 @@ def test_a_run_resumed_in_its_decay_keeps_the_checkpoint_from_before_it(tiny_tre
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)[0]["pictures_seen"] == seen == 72
 
 
-def test_a_step_returns_to_the_state_of_the_run_at_most_twice(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_a_step_returns_to_the_state_of_the_run_at_most_twice(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     run, called = new_run(tiny_tree, picture_folder, tmp_path / "run"), list[str]()
     losses = steps(run)
     next(losses)
 
     def watch(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.endswith(("trainer/run.py", "trainer/objective.py", "trainer/unet.py")):
+        if event == "call" and frame.f_code.co_filename.endswith(
+            ("trainer/run.py", "trainer/objective.py", "trainer/unet.py")
+        ):
             called.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
 
     sys.setprofile(watch)
@@ -169,23 +185,33 @@ def test_the_network_of_a_run_cannot_change(tiny_tree: dict, picture_folder: Pat
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
     run.save()
     with pytest.raises(BadInput, match="network of a run cannot change"):
-        resume(tmp_path / "run", lambda tree: make_config(tree, ("network.channels=32",)), lambda _: run.data, "more", None)
+        resume(
+            tmp_path / "run", lambda tree: make_config(tree, ("network.channels=32",)), lambda _: run.data, "more", None
+        )
 
 
-def test_init_takes_the_averaged_weights_and_refuses_others(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_init_takes_the_averaged_weights_and_refuses_others(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     first = new_run(tiny_tree, picture_folder, tmp_path / "first")
     train(first)
     second = new_run(tiny_tree, picture_folder, tmp_path / "second")
     start_from(second, tmp_path / "first")
-    assert all(torch.equal(a, b) for a, b in zip(second.network.parameters(), first.ema.network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(second.network.parameters(), first.ema.network.parameters(), strict=True)
+    )
     assert second.pictures_seen == 0
     train(second)
     source = load_model(tmp_path / "second").provenance["initialised_from"]  # not a path, which says nothing elsewhere
     assert source == load_model(tmp_path / "first").provenance and source["pictures_seen"] == 96
-    wider = new_run(tiny_tree | {"network": tiny_tree["network"] | {"channels": 32}}, picture_folder, tmp_path / "wider")
+    wider = new_run(
+        tiny_tree | {"network": tiny_tree["network"] | {"channels": 32}}, picture_folder, tmp_path / "wider"
+    )
     with pytest.raises(Failure, match=r"expected .* of shape .* found"):
         start_from(wider, tmp_path / "first")
-    bare = new_run(tiny_tree | {"network": tiny_tree["network"] | {"norm": "affine"}}, picture_folder, tmp_path / "bare")
+    bare = new_run(
+        tiny_tree | {"network": tiny_tree["network"] | {"norm": "affine"}}, picture_folder, tmp_path / "bare"
+    )
     with pytest.raises(Failure, match=r"has \d+ weights that this network lacks, as .*norm.*; set network.norm=group$"):
         start_from(bare, tmp_path / "first")
 
@@ -203,7 +229,9 @@ def test_checkpoints_from_before_the_choice_of_norm_have_group_normalisation(
     after, x = load_model(tmp_path / "run"), torch.randn(2, 3, 16, 16)
     given = x, torch.tensor([3.0, 900.0]), torch.tensor([0, 2])
     assert torch.equal(after.network(*given), before.network(*given)) and after.config.network.norm == "group"
-    resumed = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=120",)), lambda _: run.data, "more", None)
+    resumed = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=120",)), lambda _: run.data, "more", None
+    )
     assert resumed.config.network.norm == "group"
 
 
@@ -252,7 +280,9 @@ def losses(tree: dict, data: Path, out: Path, *overrides: str) -> tuple[list[flo
     return found, run
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     tiny_tree["network"]["dropout"] = 0.0
     tiny_tree["train"]["precision"] = "float32"  # on every processor: bfloat16 rounds each part of its own
     whole, run = losses(tiny_tree, picture_folder, tmp_path / "whole")
@@ -260,7 +290,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_tree: dict, pic
     assert parts == pytest.approx(whole, rel=2e-3)
     for a, b in zip(run.network.parameters(), other.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=2e-3)
-    with pytest.raises(BadInput, match=r"train.batch=8: must be a multiple of 1 process\(es\) times train.accumulate=3"):
+    with pytest.raises(
+        BadInput, match=r"train.batch=8: must be a multiple of 1 process\(es\) times train.accumulate=3"
+    ):
         losses(tiny_tree, picture_folder, tmp_path / "odd", "train.accumulate=3")
 
 
@@ -270,13 +302,17 @@ def test_clipping_bounds_the_step(tiny_tree: dict, picture_folder: Path, tmp_pat
     run = create(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train", None)
     norms: list[float] = []
     run.optimisers[0].register_step_pre_hook(
-        lambda *_: norms.append(sum(p.grad.square().sum().item() for p in run.network.parameters() if p.grad is not None) ** 0.5)
+        lambda *_: norms.append(
+            sum(p.grad.square().sum().item() for p in run.network.parameters() if p.grad is not None) ** 0.5
+        )
     )
     train(run)
     assert len(norms) == 12 and max(norms) == pytest.approx(0.001, rel=1e-2)
 
 
-def test_float16_trains_with_a_scaler_that_a_checkpoint_keeps(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_float16_trains_with_a_scaler_that_a_checkpoint_keeps(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     exact, _ = losses(tiny_tree, picture_folder, tmp_path / "exact", "train.precision=float32")
     found, run = losses(tiny_tree, picture_folder, tmp_path / "half", "train.precision=float16")
     assert found == pytest.approx(exact, rel=0.05)
@@ -288,7 +324,9 @@ def test_float16_trains_with_a_scaler_that_a_checkpoint_keeps(tiny_tree: dict, p
     assert resume(tmp_path / "half", make_config, lambda _: run.data, "again", None).scaler.get_scale() == 8.0
 
 
-def test_the_learned_weight_trains_and_stays_out_of_the_model(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_the_learned_weight_trains_and_stays_out_of_the_model(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     tiny_tree["objective"]["weighting"] = "learned"
     _, run = losses(tiny_tree, picture_folder, tmp_path / "run", "train.pictures=400")
     assert run.network.loss_weight.series.abs().max() > 1e-3

@@ -83,7 +83,9 @@ def test_a_run_can_be_averaged_anew_and_loaded(tiny_tree: dict, picture_folder: 
     train(run)
     _, averaged = write_reconstructed(tmp_path / "run", 0.1, tmp_path / "run" / "ema-0.1")
     model = load_model(tmp_path / "run" / "ema-0.1")
-    assert model.provenance["command"].endswith("cfgdiff ema RUN --width 0.1") and model.provenance["pictures_seen"] == 96
+    assert (
+        model.provenance["command"].endswith("cfgdiff ema RUN --width 0.1") and model.provenance["pictures_seen"] == 96
+    )
     callback = next(c for c in run.callbacks if isinstance(c, PowerEMA))
     for (name, p), track in zip(model.network.named_parameters(), callback._tracks[1], strict=True):
         torch.testing.assert_close(p, averaged[name])
@@ -108,12 +110,20 @@ def test_no_snapshots_and_damaged_ones_are_named(tmp_path: Path) -> None:
         ({"step": "0", "gamma": "1"}, {"weight": torch.ones(2)}, "step 0.0 and gamma 1"),
         ({"step": "8", "gamma": "1"}, {"weight": torch.ones(3)}, r"weight: expected \(2,\)"),
         ({"step": "8", "gamma": "1"}, {"weights": torch.ones(2)}, "weight is missing"),
-        ({"step": "8", "gamma": "1"}, {"weight": torch.tensor([1, torch.nan])}, "weight holds values that are not finite"),
+        (
+            {"step": "8", "gamma": "1"},
+            {"weight": torch.tensor([1, torch.nan])},
+            "weight holds values that are not finite",
+        ),
     ],
 )
-def test_a_snapshot_that_does_not_fit_is_named(metadata: dict | None, tensors: dict, message: str, tmp_path: Path) -> None:
+def test_a_snapshot_that_does_not_fit_is_named(
+    metadata: dict | None, tensors: dict, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "ema").mkdir()
-    save_file({"weight": torch.ones(2)}, tmp_path / "ema" / "000000009-0.safetensors", metadata={"step": "9", "gamma": "2.0"})
+    save_file(
+        {"weight": torch.ones(2)}, tmp_path / "ema" / "000000009-0.safetensors", metadata={"step": "9", "gamma": "2.0"}
+    )
     save_file(tensors, tmp_path / "ema" / "000000008-0.safetensors", metadata=metadata)
     with pytest.raises(Failure, match=message) as error:
         reconstruct(tmp_path, 0.1)
@@ -128,4 +138,7 @@ def test_what_a_kill_left_is_removed_and_other_files_are_not(tmp_path: Path) -> 
     run = _Weights(tmp_path, 10)
     run.step = 5
     PowerEMA(run)
-    assert sorted(file.name for file in (tmp_path / "ema").iterdir()) == ["000000001-0.safetensors", "notes.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "ema").iterdir()) == [
+        "000000001-0.safetensors",
+        "notes.safetensors",
+    ]

@@ -61,8 +61,14 @@ def test_a_file_brings_parts_with_options() -> None:
         ("@register('date', 'x')\ndef f(path, image_size): ...", "no kind of part 'date'; .* did you mean 'data'"),
         ("@register('data', 'x')\ndef f(path): ...", r"the data 'x' must take \(path, image_size\), .*found \(path\)"),
         ("@register('data', 'x')\ndef f(path, image_size, depth=3): ...", r"options by keyword only; found"),
-        ("@register('data', 'x')\ndef f(path, image_size, *, depth): ...", "option 'depth' of the data 'x' has no default"),
-        ("@register('network', 'unet')\ndef f(config, image_shape, num_classes): ...", "the network 'unet' is already there, from cfgdiff"),
+        (
+            "@register('data', 'x')\ndef f(path, image_size, *, depth): ...",
+            "option 'depth' of the data 'x' has no default",
+        ),
+        (
+            "@register('network', 'unet')\ndef f(config, image_shape, num_classes): ...",
+            "the network 'unet' is already there, from cfgdiff",
+        ),
         ("@register('data', 'shapes')\ndef f(path, image_size): ...", r"'shapes' is already there, from .*shapes.py"),
     ],
 )
@@ -77,9 +83,13 @@ def test_a_wrong_plugin_is_named_and_leaves_nothing(text: str, message: str, tmp
 def test_missing_files_and_unknown_names_are_told(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"none.py: no such file"):
         load_plugins((tmp_path / "none.py",))
-    with pytest.raises(BadInput, match=r"no optimiser 'adam'; choose from adamw, muon, or load a plugin; did you mean 'adamw'"):
+    with pytest.raises(
+        BadInput, match=r"no optimiser 'adam'; choose from adamw, muon, or load a plugin; did you mean 'adamw'"
+    ):
         find("optimiser", "adam")
-    with pytest.raises(BadInput, match=r"the callback 'preview' has no option 'row'; known options: .*did you mean 'rows'"):
+    with pytest.raises(
+        BadInput, match=r"the callback 'preview' has no option 'row'; known options: .*did you mean 'rows'"
+    ):
         bound("callback", "preview", {"row": 3})
     with pytest.raises(BadInput, match="the data 'npz' has no option 'x'; it has none"):
         bound("data", "npz", {"x": 3})
@@ -88,7 +98,12 @@ def test_missing_files_and_unknown_names_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "options", "message"),
     [
-        ("callback", "snapshots", {"widths": ["a"]}, "option 'widths' of the callback 'snapshots': Input should be a valid number, .*found 'a'"),
+        (
+            "callback",
+            "snapshots",
+            {"widths": ["a"]},
+            "option 'widths' of the callback 'snapshots': Input should be a valid number, .*found 'a'",
+        ),
         (
             "callback",
             "snapshots",
@@ -108,9 +123,19 @@ def test_missing_files_and_unknown_names_are_told(tmp_path: Path) -> None:
             {"rows": 0},
             "option 'rows' of the callback 'preview': Input .* greater than or equal to 1, found 0",
         ),
-        ("callback", "preview", {"guidance": float("nan")}, "option 'guidance' of the callback 'preview': Input should be a finite number"),
+        (
+            "callback",
+            "preview",
+            {"guidance": float("nan")},
+            "option 'guidance' of the callback 'preview': Input should be a finite number",
+        ),
         ("callback", "validation", {"seconds": -1}, "option 'seconds' .* greater than or equal to 0"),
-        ("data", "folder", {"skip_broken": "perhaps"}, "option 'skip_broken' of the data 'folder': Input should be a valid boolean"),
+        (
+            "data",
+            "folder",
+            {"skip_broken": "perhaps"},
+            "option 'skip_broken' of the data 'folder': Input should be a valid boolean",
+        ),
         ("data", "shapes", {"count": "many"}, "option 'count' of the data 'shapes': Input should be a valid integer"),
     ],
 )
@@ -145,7 +170,9 @@ class Painter(nn.Module):
 """
 
 
-def test_a_network_is_one_file_and_one_entry(tiny_tree: dict, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_one_file_and_one_entry(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "painter.py").write_text(NETWORK)
     monkeypatch.setattr(trainer, "__path__", [*trainer.__path__, str(tmp_path / "parts")])
@@ -155,7 +182,9 @@ def test_a_network_is_one_file_and_one_entry(tiny_tree: dict, picture_folder: Pa
     assert train(run)
     model = load_model(tmp_path / "run")
     assert type(model.network).__name__ == "Painter" and model.network.conv.kernel_size == (5, 5)
-    assert ("network", "painter", "One convolution, and a colour a class.") in [(p.kind, p.name, p.summary) for p in all_parts()]
+    assert ("network", "painter", "One convolution, and a colour a class.") in [
+        (p.kind, p.name, p.summary) for p in all_parts()
+    ]
 
 
 def installed(folder: Path, text: str) -> dict[str, str]:
@@ -185,4 +214,6 @@ def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> Non
 def test_a_broken_installed_package_is_named(tmp_path: Path) -> None:
     found = run_plugins(installed(tmp_path, "1 / 0"))
     assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert found.stderr.startswith("Error: package shapes-for-cfgdiff 1.2 (shapes): cannot be loaded (ZeroDivisionError")
+    assert found.stderr.startswith(
+        "Error: package shapes-for-cfgdiff 1.2 (shapes): cannot be loaded (ZeroDivisionError"
+    )

@@ -23,7 +23,9 @@ def test_every_report_is_handed_on(package: str, tiny_tree: dict, picture_folder
         finish=lambda: told.append(("finish",)),
     )
     monkeypatch.setitem(sys.modules, package, fake)
-    config = make_config(tiny_tree, (f"callbacks.{package}={{project: mine}}", "callbacks.meter={seconds: 0}", "callbacks.preview=null"))
+    config = make_config(
+        tiny_tree, (f"callbacks.{package}={{project: mine}}", "callbacks.meter={seconds: 0}", "callbacks.preview=null")
+    )
     run = new_run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
     add_callbacks(run)
     train(run)

@@ -16,7 +16,9 @@ from cfgdiff.trainer.weights import CONSTANT, SAME, dropped_weights, graph_weigh
 
 def write_graph(file: Path, notes: dict[str, str], **arrays: np.ndarray) -> None:
     """An ONNX file with nothing but these weights and this metadata."""
-    graph = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(array, name) for name, array in arrays.items()])
+    graph = onnx.helper.make_graph(
+        [], "g", [], [], [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    )
     model = onnx.helper.make_model(graph)
     onnx.helper.set_model_props(model, notes)
     onnx.save(model, file)
@@ -58,7 +60,9 @@ def test_the_graph_is_the_one_that_the_bundle_names(copied: Path) -> None:
     (copied / "model.onnx").rename(copied / "other.onnx")
     (copied / "bundle.json").write_text(text.replace('"model.onnx"', '"other.onnx"'))
     weights, same = initial_weights(copied)
-    assert weights.keys() == expected.keys() and all(torch.equal(value, weights[name]) for name, value in expected.items())
+    assert weights.keys() == expected.keys() and all(
+        torch.equal(value, weights[name]) for name, value in expected.items()
+    )
     assert same == provenance == {k: v for k, v in load_bundle(copied).provenance.items() if k != "errors"}
 
 
@@ -70,7 +74,10 @@ def test_weights_that_the_exporter_dropped_come_back_under_their_names(tmp_path:
         p.requires_grad_(False)
     stored = {"kept.weight": network["kept"].weight.numpy()}
     notes = dropped_weights(network, stored)
-    assert notes == {f"{SAME}:lost.weight": "kept.weight", f"{CONSTANT}:lost.bias": json.dumps({"value": 0.5, "shape": [3]})}
+    assert notes == {
+        f"{SAME}:lost.weight": "kept.weight",
+        f"{CONSTANT}:lost.bias": json.dumps({"value": 0.5, "shape": [3]}),
+    }
     write_graph(tmp_path / "a.onnx", notes, **stored)
     weights = graph_weights(tmp_path / "a.onnx")
     assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
