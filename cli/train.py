@@ -50,22 +50,23 @@ Examples:
   cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine
   torchrun --nproc-per-node 8 --no-python cfgdiff train --preset cifar10-paper --out runs/paper
 
-With --processes, and under torchrun, which is for several machines and for restarts, every process trains on its share of
+With --processes, and under torchrun, which adds several machines and restarts, every process trains on its share of
 train.batch; pictures, order and noise are those of one process."""
 )
 @click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-paper or smoke (see --list-presets).")
 @click.option(
     "--data",
     type=PATH,
-    help="CIFAR-10 (python layout; the word cifar10 downloads it), a folder with one sub-folder of pictures a class (or train/ and test/ "
-    "with these), an .npz (pictures, labels), or a data set of Hugging Face with --set data.name=huggingface. Default: the one of the "
-    "run with --resume, else cifar10. cfgdiff info --data shows what is read.",
+    help="CIFAR-10 (python layout; the word cifar10 downloads it), a folder with one sub-folder of pictures a class "
+    "(or train/ and test/ with these), an .npz (pictures, labels), or a data set of Hugging Face with "
+    "--set data.name=huggingface. Default: that of the run with --resume, else cifar10. "
+    "cfgdiff info --data shows what is read.",
 )
 @click.option(
     "--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping."
 )
 @click.option("--out", type=PATH, help="Folder of the new run.")
-@click.option("--resume", "resumed", type=PATH, help="Go on with this run, in its folder.")
+@click.option("--resume", "resumed", type=PATH, help="Continue this run, in its folder.")
 @click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats."
@@ -161,9 +162,8 @@ def _train(flags: Flags) -> None:
     flags = replace(flags, data=flags.data or _remembered(state, flags.resumed))
     if flags.out and has_checkpoint(flags.out):
         if not restarted():
-            raise click.UsageError(
-                f"--out {flags.out}: a run is already there; continue it with --resume {flags.out}, or choose another folder"
-            )
+            remedy = f"continue it with --resume {flags.out}, or choose another folder"
+            raise click.UsageError(f"--out {flags.out}: a run is already there; {remedy}")
         flags = replace(flags, resumed=flags.out)  # torchrun starts the same command again after a failure
     _start(replace(flags, processes=_count(flags, config)))
 
@@ -199,7 +199,7 @@ def _start(flags: Flags) -> None:
 
 
 def _work(flags: Flags, processes: "Processes") -> None:
-    """What each process does."""
+    """The work of each process."""
     from cfgdiff.trainer.build import add_callbacks
     from cfgdiff.trainer.registry import load_plugins
     from cfgdiff.trainer.start import start_from
@@ -290,7 +290,7 @@ def _profile(run: "Run") -> None:
 
 
 def _recorded_command(flags: Flags) -> str:
-    """What goes into the provenance: the settings as typed, without the paths of this machine."""
+    """The command line for the provenance: the settings as typed, without the paths of this machine."""
     words = ["cfgdiff train", f"--preset {flags.preset}" if flags.preset else "--resume RUN"]
     words += [f"--plugin {file.name}" for file in flags.plugins] + [f"--set {override}" for override in flags.overrides]
     return " ".join([*words, f"--max-minutes {flags.max_minutes:g}"] if flags.max_minutes else words)

@@ -40,7 +40,7 @@ def draw_labels(draws: Draws, probability: float) -> Tensor:
 
 
 def transform(pictures: Tensor, labels: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) transformed by labels (B, 8): bicubic, mirrored at the border; unchanged where all are zero."""
+    """Pictures (B, C, H, W) transformed by labels (B, 8): bicubic, mirrored at the border; zeros change nothing."""
     flip, scale, cos, sin, stretch_x, stretch_y, shift_x, shift_y = labels.unbind(dim=1)
     cos, zero = cos + 1, torch.zeros_like(cos)
     length = torch.hypot(stretch_x, stretch_y)
@@ -59,7 +59,7 @@ def transform(pictures: Tensor, labels: Tensor) -> Tensor:
 
 
 class AugmentedUNet(UNet):
-    """The U-Net with the transform of its picture as an input, which is zero when it generates. For objective `augmented`."""
+    """The U-Net with the transform of its picture as an input, zero when it generates. For `augmented`."""
 
     def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(config, image_shape, num_classes)
@@ -88,6 +88,8 @@ class _WithTransform(nn.Module):
 
 def augmented_loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
                    null_class: int, draws: Draws, *, probability: float = 0.12) -> Tensor:  # fmt: skip
-    """The loss on transformed pictures, for `augmented-unet`; each transform is applied with `probability` (EDM: 12 %)."""
+    """The loss on transformed pictures, for `augmented-unet`; each transform has `probability` (EDM: 12 %)."""
     augment = draw_labels(draws, probability).to(pictures.device)
-    return loss(_WithTransform(network, augment), config, schedule, transform(pictures, augment), labels, null_class, draws)
+    return loss(
+        _WithTransform(network, augment), config, schedule, transform(pictures, augment), labels, null_class, draws
+    )

@@ -31,7 +31,7 @@ def content_key(files: Iterable[Path], *settings: Any) -> str:
 
 
 def cached(key: str, decode: Callable[[], PictureSet]) -> PictureSet:
-    """The result of `decode`, from the cache if it is there. Raises `Failure` where the cache cannot be read or written."""
+    """The result of `decode`, from the cache if it is there. Raises `Failure` for a cache that fails."""
     folder = cache_folder() / "decoded" / key
     if not (folder / "set.json").is_file():
         _store(folder, decode())

@@ -1,4 +1,4 @@
-"""Checkpoints: folders of tensors.safetensors (weights, averaged weights, optimisers) and state.json, written atomically.
+"""Checkpoints: folders of tensors.safetensors (weights, averages, optimisers) and state.json, written atomically.
 
 RUN/checkpoints/NNNNNNNNN is the state after NNNNNNNNN pictures, RUN/checkpoints/before-decay the last one at the full
 learning rate.
@@ -41,9 +41,9 @@ def find_checkpoint(path: Path) -> Path:
         restore_folders(path / "checkpoints")
     if (path / "state.json").is_file():
         return path
-    if not (found := _newest_last(path)):
+    if not (checkpoints := _newest_last(path)):
         raise Failure(f"{path}: no checkpoint there; expected a run or checkpoint folder, as cfgdiff train writes it")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -73,11 +73,10 @@ def write_checkpoint(run: Path, name: str, state: dict[str, Any], tensors: dict[
     else:
         write_folder(root / name, state, tensors)
     if name.isdigit():
-        found = sorted(root.glob("[0-9]*"))
-        later = [folder for folder in found if folder.name > name]  # of a run that now goes on from before its decay
-        for old in (
-            later[::-1] + found[: len(found) - len(later)][:-keep]
-        ):  # the newest first: after a kill the run goes on from it
+        checkpoints = sorted(root.glob("[0-9]*"))
+        later = [folder for folder in checkpoints if folder.name > name]  # of a run resumed from before its decay
+        earlier = checkpoints[: len(checkpoints) - len(later)]
+        for old in later[::-1] + earlier[:-keep]:  # the newest first: after a kill the run is resumed from it
             remove_folder(old)
 
 
@@ -98,7 +97,7 @@ def _state_json(state: dict[str, Any]) -> bytes:
 
 
 def write_run_file(file: Path, data: bytes, run: Path) -> None:
-    """Write a file in the folder of a run, whole or not at all. Raises `Failure` where that fails."""
+    """Write a file in the folder of a run atomically. Raises `Failure`."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(file)

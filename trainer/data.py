@@ -57,11 +57,11 @@ def load_data(path: Path, image_size: int, name: str = "auto", options: dict[str
     """Read `path` with the data set part of that name. Raises `Failure` naming the file or folder that is wrong."""
     if name == "auto":
         name = reader_of(path)
-    found: PictureSet = registry.bound("data", name, options or {})(path, image_size)
-    if not isinstance(found, PictureSet):
-        raise Failure(f"data set '{name}': expected a cfgdiff.trainer.data.PictureSet, found {type(found).__name__}")
-    found.check()
-    return found
+    data: PictureSet = registry.bound("data", name, options or {})(path, image_size)
+    if not isinstance(data, PictureSet):
+        raise Failure(f"data set '{name}': expected a cfgdiff.trainer.data.PictureSet, found {type(data).__name__}")
+    data.check()
+    return data
 
 
 def load_held_out(path: Path, image_size: int, class_names: list[str], what: str) -> PictureSet:
@@ -89,7 +89,9 @@ def reader_of(path: Path) -> str:
         return "cifar10"
     if not path.is_dir():
         folders = "cifar-10-batches-py, one sub-folder of pictures for each class"
-        raise Failure(f"{path}: no such file or folder; expected {folders}, an .npz file, or the word cifar10 to download it")
+        raise Failure(
+            f"{path}: no such file or folder; expected {folders}, an .npz file, or the word cifar10 to download it"
+        )
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return "huggingface"
     return "cifar10" if cifar10_root(path) else "folder"
@@ -110,7 +112,7 @@ def hold_out(name: str, class_names: list[str], pictures: np.ndarray, labels: np
 
 def with_test(name: str, class_names: list[str], pictures: np.ndarray, labels: np.ndarray, test_pictures: np.ndarray,
               test_labels: np.ndarray) -> PictureSet:  # fmt: skip
-    """A set that comes with its held-out part, which is shuffled: files lie sorted by class, and the first are measured on."""
+    """A set with its own held-out part, here shuffled: files lie sorted by class, and the first are measured on."""
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(test_labels))
     return PictureSet(name, class_names, pictures, labels, test_pictures[order], test_labels[order])
 

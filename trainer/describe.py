@@ -75,21 +75,16 @@ def _sizes(path: Path, kind: str) -> Iterable[str]:
         except Exception:  # damaged in one of Pillow's many ways: the notes say so
             return None
 
+    files = [file for file, _ in (*layout.train, *(layout.test or ()))]
     with ThreadPoolExecutor() as pool:
-        heads = [
-            found for found in pool.map(head, (file for file, _ in (*layout.train, *(layout.test or ())))) if found
-        ]
-    return [
-        f"{what}: {_most(Counter(found))}"
-        for what, found in zip(("sizes", "modes"), zip(*heads, strict=True), strict=True)
-    ]
+        heads = [size_and_mode for size_and_mode in pool.map(head, files) if size_and_mode]
+    return [f"{name}: {_most(Counter(v))}" for name, v in zip(("sizes", "modes"), zip(*heads, strict=True), strict=True)]
 
 
 def _most(counts: "Counter[str]") -> str:
     rest = len(counts) - SHOWN
-    return ", ".join(f"{name} ({n:,})" for name, n in counts.most_common(SHOWN)) + (
-        f" and {rest} others" if rest > 0 else ""
-    )
+    shown = ", ".join(f"{name} ({n:,})" for name, n in counts.most_common(SHOWN))
+    return shown + (f" and {rest} others" if rest > 0 else "")
 
 
 def sheet(data: PictureSet) -> np.ndarray:

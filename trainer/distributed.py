@@ -101,12 +101,12 @@ def shard(network: nn.Module) -> None:
 
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of tensors that may be cut up."""
+    """The parts of tensors, which may be cut up, that this process holds."""
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be cut up, put together in every process; all must call this."""
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor, which may be cut up, gathered in every process; all must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -116,7 +116,7 @@ def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def copy_whole(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+def copy_gathered(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
     """Copy whole tensors into those of the same name, which may be cut up. Raises `KeyError` for a missing one."""
     for name, target in targets.items():
         target.copy_(cut_like(sources[name].to(target.device), target))

@@ -1,7 +1,7 @@
 """CIFAR-10 from its authors' server: downloaded once, checked, unpacked atomically.
 
-torchvision's downloader does not do it: it cannot continue an interrupted download, writes the archive under its final name, waits
-for ever for a server that does not answer, and falls back from https to http.
+torchvision's downloader does less: it cannot continue an interrupted download, writes the archive under its final name,
+has no timeout, and falls back from https to http.
 """
 
 import hashlib
@@ -48,16 +48,16 @@ def _download(url: str, md5: str, archive: Path) -> None:
     have = partial.stat().st_size if partial.is_file() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            have = have if answer.status == 206 else 0
-            total = have + int(answer.headers.get("Content-Length", 0))
+        with urllib.request.urlopen(request, timeout=30) as response:
+            have = have if response.status == 206 else 0
+            total = have + int(response.headers.get("Content-Length", 0))
             with (
                 partial.open("ab" if have else "wb") as file,
                 tqdm(
                     total=total or None, initial=have, unit="B", unit_scale=True, desc="CIFAR-10", disable=None
                 ) as bar,
             ):
-                while chunk := answer.read(1 << 16):
+                while chunk := response.read(1 << 16):
                     have += file.write(chunk)
                     bar.update(len(chunk))
         if have < total:
@@ -67,12 +67,10 @@ def _download(url: str, md5: str, archive: Path) -> None:
             raise _unreachable(url, f"HTTP {error.code}") from None
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise _unreachable(url, str(getattr(error, "reason", error))) from None
-    found = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()  # 170 MB
-    if found != md5:
+    digest = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()  # 170 MB
+    if digest != md5:
         partial.unlink()
-        raise Failure(
-            f"cifar10: the archive from {url} has md5 {found}, expected {md5}; try again, or check the address"
-        )
+        raise Failure(f"{url}: has md5 {digest}, expected {md5}; try again, or check the address")
     partial.rename(archive)
 
 

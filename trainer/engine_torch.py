@@ -13,7 +13,7 @@ class TorchEngine(OpenedEngine):
     """See `cfgdiff.runtime.Engine`.
 
     Args:
-        predict: (x_t, t, label) -> eps or v, for (B, C, H, W) float32, (B,) float32 and (B,) int64 on the CPU.
+        predict: (x_t, t, label) -> the prediction, for (B, C, H, W) float32, (B,) float32 and (B,) int64 on the CPU.
         null_class: the label K.
     """
 

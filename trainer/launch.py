@@ -1,7 +1,7 @@
 """Starts the processes of a run on this machine, and stops them together; see distributed.py for what they do.
 
-They meet as those of torchrun do, in a store that this process keeps at a free port. What torchrun has and this has not: several
-machines, and restarts.
+They meet as those of torchrun do, in a store that this process keeps at a free port. Only torchrun can use several
+machines, and restart processes.
 """
 
 import logging

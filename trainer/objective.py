@@ -128,7 +128,7 @@ def held_out_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, 
     Comparable only between models of the same prediction type and data_std, on the same pictures.
 
     Args:
-        predict: (x_t, t, label) -> eps or v, for (B, C, H, W) float32, (B,) float32 and (B,) int64.
+        predict: (x_t, t, label) -> the prediction, for (B, C, H, W) float32, (B,) float32 and (B,) int64.
         pictures: (N, C, H, W) uint8, the first `TEST_PICTURES` of which are taken.
         labels: (N,) int64.
 

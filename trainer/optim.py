@@ -10,22 +10,22 @@ from cfgdiff.runtime.errors import Failure
 
 from . import registry
 from .config import BadSetting, OptimiserConfig
-from .distributed import cut_like, local, whole
+from .distributed import cut_like, gathered, local
 
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16; others emulate it, a hundred times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot tell
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
+    instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot tell
+    return any(instructions.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Roughly the nearest semi-orthogonal matrices, by Newton-Schulz iterations of degree 5: (K, M, N) float32.
 
-    Each iteration multiplies X with a polynomial of X X^T. These polynomials commute, so all of them are gathered on the short side
-    first: less than half of the work for a 3x3 convolution, and the same result.
+    Each iteration multiplies X with a polynomial of X X^T. These polynomials commute, so their product is computed
+    first, on the short side: less than half of the work for a 3x3 convolution, and the same result.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: singular values land in about [0.7, 1.2]
     x = matrices.float()
@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
         grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(local(averages), local(grads), 1 - momentum)
         nesterov = torch.stack(
-            [whole(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)]
+            [gathered(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)]
         )  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
         for p, update in zip(params, orthogonalise(nesterov), strict=True):
@@ -110,8 +110,8 @@ def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.o
     held = [id(p) for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
     wanted = [id(p) for p in network.parameters() if p.requires_grad]
     if sorted(held) != sorted(wanted):
-        found = f"holds {len(set(held))} in {len(held)} places"
-        raise Failure(f"optimiser '{config.name}': must hold each of the {len(wanted)} parameters once, {found}")
+        expected, places = f"each of the {len(wanted)} parameters once", f"holds {len(set(held))} in {len(held)} places"
+        raise Failure(f"optimiser '{config.name}': must hold {expected}, {places}")
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["base_lr"] = group["lr"]
@@ -119,7 +119,7 @@ def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.o
 
 
 def rate_factor(config: OptimiserConfig, step: int, progress: float) -> float:
-    """The factor of the rates: linear warm-up in steps, then 1, then linear to 0 over the last `decay_share` of the run.
+    """The factor of the rates: linear warm-up in steps, then 1, then linear to 0 over the last `decay_share`.
 
     Args:
         step: steps done before this one.

@@ -1,7 +1,7 @@
 """Averages of the weights whose width is chosen after training (Karras et al. 2024, EDM2, section 3 and appendix C).
 
-After step t the average weighs step s <= t with p(s, t) ~ s^gamma: its width, the standard deviation of p relative to t, is the same
-at any t. Snapshots of two such averages, taken along the run, are combined afterwards into one of any width.
+After step t the average weighs step s <= t with p(s, t) ~ s^gamma: its width, the standard deviation of p relative to
+t, is the same at any t. Snapshots of two such averages along the run are combined afterwards into one of any width.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.files import remove_abandoned
 
 from .checkpoint import read_checkpoint, tensors_under, write_folder, write_run_file
-from .distributed import copy_whole, local, whole
+from .distributed import copy_gathered, gathered, local
 from .run import Callback, Run
 from .state import check_tensors, not_finite
 
@@ -27,7 +27,7 @@ Width = Annotated[float, Field(ge=0.005, le=WIDEST)]
 
 
 def gamma_of_width(width: float) -> float:
-    """The power whose profile has this width: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises `BadInput`."""
+    """The gamma of a width: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises `BadInput`."""
     if not 0.005 <= width <= WIDEST:
         raise BadInput(f"width {width}: expected 0.005 .. {WIDEST} of the run's length")
     roots = np.roots([1.0, 7.0, 16.0 - width**-2, 12.0 - width**-2])
@@ -71,7 +71,7 @@ class PowerEMA(Callback):
         """See `tensors`."""
         if tensors.keys() == self.tensors().keys():
             self._next = tensors["next"].item()
-            copy_whole({key: value for key, value in self.tensors().items() if key != "next"}, tensors)
+            copy_gathered({key: value for key, value in self.tensors().items() if key != "next"}, tensors)
 
     @torch.no_grad()
     def step(self, run: Run, loss: float) -> None:
@@ -83,13 +83,13 @@ class PowerEMA(Callback):
             self._store(run)
 
     def end(self, run: Run, done: bool) -> None:
-        """Stores the last snapshot of a whole run."""
+        """Stores the last snapshot, at the end of the run."""
         if done:
             self._store(run)
 
     def _store(self, run: Run) -> None:
         halves = [
-            {name: whole(p).half().contiguous() for name, p in zip(self._names, track, strict=True)}
+            {name: gathered(p).half().contiguous() for name, p in zip(self._names, track, strict=True)}
             for track in self._tracks
         ]
         if not run.processes.main:
@@ -100,14 +100,14 @@ class PowerEMA(Callback):
 
 
 def overlap(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:
-    """The integral of the product of two profiles, each (gamma + 1) s^gamma / t^(gamma + 1) on 0 <= s <= t. Broadcasts."""
+    """The integral of two profiles' product, each (gamma + 1) s^gamma / t^(gamma + 1) on 0 <= s <= t. Broadcasts."""
     low, high = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     power = np.where(t_a < t_b, gamma_b, gamma_a)  # of the one that lasts longer
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * (low / high) ** power / high
 
 
 def coefficients(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: float) -> np.ndarray:
-    """How to combine snapshots so that their profile is the nearest to that of `gamma` at `step`, in least squares. (n,)."""
+    """The weights (n,) of snapshots whose sum is nearest, in least squares, to the profile of `gamma` at `step`."""
     among = overlap(steps[:, None], gammas[:, None], steps[None], gammas[None])
     solution: np.ndarray = np.linalg.lstsq(among, overlap(steps, gammas, np.array(step), np.array(gamma)), rcond=None)[
         0
@@ -116,7 +116,7 @@ def coefficients(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: floa
 
 
 def reconstruct(run: Path, width: float) -> dict[str, Tensor]:
-    """The parameters of a run averaged with this width, at its newest snapshot. Raises `Failure` where there are none, `BadInput`."""
+    """The parameters of a run averaged with this width, up to its newest snapshot. Raises `Failure` and `BadInput`."""
     from safetensors import safe_open
 
     gamma, files = gamma_of_width(width), sorted((run / "ema").glob("*.safetensors"))
@@ -138,14 +138,14 @@ def reconstruct(run: Path, width: float) -> dict[str, Tensor]:
     weights = coefficients(np.array(steps), np.array(gammas), max(steps), gamma)
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in load_file(files[-1]).items()}
     for file, weight in zip(files, weights.tolist(), strict=True):
-        found = load_file(file)
+        snapshot = load_file(file)
         try:
-            check_tensors(found, total)
-            if broken := not_finite(found):
+            check_tensors(snapshot, total)
+            if broken := not_finite(snapshot):
                 raise ValueError(f"{broken} holds values that are not finite")
         except ValueError as error:
             raise _damaged(file, error) from None
-        for name, value in found.items():
+        for name, value in snapshot.items():
             total[name].add_(value.double(), alpha=weight)
     return {name: value.float() for name, value in total.items()}
 

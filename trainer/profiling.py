@@ -17,7 +17,7 @@ PHASES = (
 
 
 def profile_steps(run: Run, steps: int = 10, warm_up: int = 3) -> str:
-    """Train `steps` steps after a few unmeasured ones, with the run's callbacks; returns a table of phases and of operators."""
+    """Train `steps` steps after `warm_up` unmeasured ones, with callbacks; returns a table of phases and operators."""
     losses = training_steps(run)
     for _ in range(warm_up):
         next(losses)
@@ -30,7 +30,8 @@ def profile_steps(run: Run, steps: int = 10, warm_up: int = 3) -> str:
     losses.close()
     averages = profiler.key_averages()
     lines = [
-        f"{spent / steps:.3f} s a step, {steps * run.config.train.batch / spent:.1f} pictures/s over {steps} steps (profiling on)",
+        f"{spent / steps:.3f} s a step, {steps * run.config.train.batch / spent:.1f} pictures/s over {steps} steps "
+        "(profiling on)",
         "",
     ]
     phases = {event.key: event.cpu_time_total / 1e6 for event in averages if event.key in PHASES}

@@ -1,4 +1,4 @@
-"""The built-in data sets but for folders of pictures: CIFAR-10 in its official python layout, an .npz of arrays, Hugging Face's."""
+"""The data sets that are no folders of pictures: CIFAR-10 in its python layout, .npz files, Hugging Face's."""
 
 import pickle
 from dataclasses import replace
@@ -36,14 +36,14 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _unpickle(path: Path, *keys: bytes) -> list[Any]:
-    """What a file of CIFAR-10 holds under these keys."""
+    """The values of a file of CIFAR-10 under these keys."""
     unpack = "unpack the archive (python version) again"
     try:
         with path.open("rb") as file:
             tree = _ArraysOnly(file, encoding="bytes").load()
     except FileNotFoundError:
         raise Failure(f"{path}: is missing; unpack the CIFAR-10 archive (python version) again") from None
-    except Exception as error:  # a damaged pickle raises what it likes
+    except Exception as error:  # a damaged pickle raises errors of any type
         line = " ".join(str(error).split()) or type(error).__name__
         raise Failure(f"{path}: is not a CIFAR-10 batch ({line:.80}); {unpack}") from None
     if not isinstance(tree, dict) or not set(keys) <= tree.keys():
@@ -63,14 +63,13 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         or len(labels) != len(rows)
         or not all(isinstance(k, int) and 0 <= k < 10 for k in labels)
     ):
-        raise Failure(
-            f"{path}: labels must be {len(rows)} whole numbers of 0 .. 9, found {labels!r:.60}; unpack the archive again"
-        )
+        expected = f"{len(rows)} whole numbers of 0 .. 9"
+        raise Failure(f"{path}: labels must be {expected}, found {labels!r:.60}; unpack the archive again")
     return rows, np.array(labels, np.int64)
 
 
 def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> PictureSet:
-    """CIFAR-10 in its official python layout (cifar-10-batches-py); where `path` is the word cifar10, downloaded once."""
+    """CIFAR-10 in its python layout (cifar-10-batches-py); downloaded once if `path` is the word cifar10."""
     root = (
         fetch_cifar10(cache_folder(), url, md5) if str(path) == "cifar10" and not path.exists() else cifar10_root(path)
     )
@@ -87,34 +86,30 @@ def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> P
             [labels for _, labels in batches]
         )
 
-    (found,) = _unpickle(root / "batches.meta", b"label_names")
-    if (
-        not isinstance(found, list)
-        or len(found) != 10
-        or not all(isinstance(name, bytes) and name.isascii() for name in found)
-    ):
-        raise Failure(
-            f"{root / 'batches.meta'}: label_names must be ten words, found {found!r:.60}; unpack the archive again"
-        )
+    meta = root / "batches.meta"
+    (names,) = _unpickle(meta, b"label_names")
+    words = isinstance(names, list) and all(isinstance(name, bytes) and name.isascii() for name in names)
+    if not words or len(names) != 10:
+        raise Failure(f"{meta}: label_names must be ten words, found {names!r:.60}; unpack the archive again")
     pictures, labels = read([f"data_batch_{i}" for i in range(1, 6)])
     test_pictures, test_labels = read(["test_batch"])
-    return PictureSet("cifar10", [name.decode() for name in found], pictures, labels, test_pictures, test_labels)
+    return PictureSet("cifar10", [name.decode() for name in names], pictures, labels, test_pictures, test_labels)
 
 
 def npz(path: Path, image_size: int) -> PictureSet:
-    """An .npz with `pictures` (N, H, W, 3) uint8 and `labels` (N,), and `class_names` where they have names; as cfgdiff-run writes it."""
-    found = _arrays(path, ("pictures", "labels", "class_names"))
-    if missing := {"pictures", "labels"} - found.keys():
-        expected = f"expected pictures (N, H, W, 3) uint8 and labels (N,), found {sorted(found)}"
+    """An .npz with `pictures` (N, H, W, 3) uint8, `labels` (N,) and maybe `class_names`; as cfgdiff-run writes it."""
+    arrays = _arrays(path, ("pictures", "labels", "class_names"))
+    if missing := {"pictures", "labels"} - arrays.keys():
+        expected = f"expected pictures (N, H, W, 3) uint8 and labels (N,), found {sorted(arrays)}"
         raise Failure(f"{path}: has no array '{min(missing)}'; {expected}")
-    pictures, labels = found["pictures"], found["labels"]
+    pictures, labels = arrays["pictures"], arrays["labels"]
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
         raise Failure(f"{path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
     if labels.dtype.kind not in "iu" or labels.shape != pictures.shape[:1] or labels.min() < 0:
         raise Failure(
             f"{path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}"
         )
-    names, most = _names(path, found.get("class_names")), int(labels.max())
+    names, most = _names(path, arrays.get("class_names")), int(labels.max())
     if most >= (limit := len(names) or MOST_CLASSES):
         raise Failure(f"{path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
     names, notes = names or [str(k) for k in range(most + 1)], []
@@ -141,16 +136,16 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise Failure(f"{path}: not readable as .npz ({line:.80}); write it with numpy.savez") from None
 
 
-def _names(path: Path, found: np.ndarray | None) -> list[str]:
-    if found is None:
+def _names(path: Path, names: np.ndarray | None) -> list[str]:
+    if names is None:
         return []
-    if found.ndim != 1 or found.dtype.kind not in "US" or not len(found):
-        raise Failure(f"{path}: class_names must be (K,) words, found {found.shape} {found.dtype}; leave them out")
-    return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found.tolist()]
+    if names.ndim != 1 or names.dtype.kind not in "US" or not len(names):
+        raise Failure(f"{path}: class_names must be (K,) words, found {names.shape} {names.dtype}; leave them out")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names.tolist()]
 
 
 def huggingface(path: Path, image_size: int, *, split: str = "train", test_split: str | None = None) -> PictureSet:
-    """A data set of Hugging Face `datasets`, by its name on the hub or its folder; needs a column of pictures and one of class labels."""
+    """A data set of Hugging Face, by name on the hub or folder; needs a column of pictures and one of class labels."""
     from tqdm import tqdm
 
     try:
@@ -159,12 +154,12 @@ def huggingface(path: Path, image_size: int, *, split: str = "train", test_split
         raise Failure("data.name=huggingface needs the package datasets: pip install 'cfgdiff[huggingface]'") from None
     saved = (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
     try:
-        whole = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+        loaded = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise Failure(
             f"{path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder"
         ) from None
-    parts = whole if isinstance(whole, dict) else {split: whole}
+    parts = loaded if isinstance(loaded, dict) else {split: loaded}
     for wanted in (split, *([test_split] if test_split else [])):
         if wanted not in parts:
             raise Failure(

@@ -1,6 +1,6 @@
-"""Names for the parts of a run: built-ins, parts of installed packages (entry points `cfgdiff.plugins`) and of `--plugin FILE.py`.
+"""Names for the parts of a run: built-ins, and those of installed packages (entry points `cfgdiff.plugins`) and files.
 
-A plugin is a Python file that registers what it brings:
+A plugin is a Python file that registers its parts:
 
     from cfgdiff.trainer.registry import register
 
@@ -60,7 +60,7 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Part:
-    """Something a run is made of: what makes it, and where that comes from."""
+    """A part that a run can be made of. `origin` says where it comes from, `make` is the function or class."""
 
     kind: str
     name: str
@@ -79,7 +79,7 @@ _origin = "this program"
 
 
 def register(kind: str, name: str) -> Callable[[Made], Made]:
-    """Decorator: give a function or class a name among the parts of its kind. Raises `Failure` for a taken name or a wrong signature."""
+    """Decorator: register a part under a name. Raises `Failure` for a taken name or a wrong signature."""
     if kind not in KINDS:
         raise Failure(
             f"{_origin}: no kind of part '{kind}'; choose from {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
@@ -110,7 +110,7 @@ def _check_signature(kind: str, name: str, make: Callable[..., Any]) -> None:
 
 
 def _load(origin: str, load: Callable[[], Any]) -> None:
-    """Run what registers parts, once, under the name of where it comes from; what it registered goes where it fails."""
+    """Run what registers parts, once, under the name of its origin; on failure its registrations are rolled back."""
     global _origin
     if origin in _loaded:
         return
@@ -124,7 +124,7 @@ def _load(origin: str, load: Callable[[], Any]) -> None:
             raise
         line = str(error).splitlines()[0] if str(error) else "no message"
         raise Failure(
-            f"{origin}: cannot be loaded ({type(error).__name__}: {line}); mend or leave out the plugin"
+            f"{origin}: cannot be loaded ({type(error).__name__}: {line}); correct or leave out the plugin"
         ) from error
     finally:
         _origin = "this program"
@@ -177,7 +177,7 @@ def find(kind: str, name: str) -> Part:
 
 
 def bound(kind: str, name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """What makes the part of this name, with its options filled in. Raises `BadSetting` for an unknown name or option, or a wrong value."""
+    """The part of this name with its options bound. Raises `BadSetting` for unknown names or options and wrong values."""
     part, checked, key = find(kind, name), {}, f"callbacks.{name}" if kind == "callback" else f"{kind}.options"
     known = {p.name: p.annotation for p in inspect.signature(part.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for option, value in options.items():
@@ -189,7 +189,7 @@ def bound(kind: str, name: str, options: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _checked(what: str, value: Any, annotation: Any) -> Any:
-    """The value as the annotated type. Raises `BadSetting` where it is none; what pydantic does not understand is taken as it is."""
+    """The value as the annotated type, or unchanged if pydantic does not know that type. Raises `BadSetting`."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):

@@ -1,4 +1,4 @@
-"""The state of a training run, and the hooks of callbacks. It is built in build.py, started from other weights or resumed in start.py."""
+"""The state of a training run, and callbacks' hooks. build.py builds a run; start.py initialises or resumes it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from cfgdiff.runtime.errors import Failure
 from .checkpoint import BEFORE_DECAY, optimiser_tensors, write_checkpoint
 from .config import Config
 from .data import PictureSet
-from .distributed import Processes, whole
+from .distributed import Processes, gathered
 from .ema import EMA
 from .objective import held_out_errors
 from .state import not_finite
@@ -22,10 +22,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Callback:
-    """The hooks; a callback overrides those it needs."""
+    """Hooks into a run; a callback overrides those it needs."""
 
     name = ""  # in the registry; empty for one that was not looked up
-    everywhere = False  # whether all processes of a run have it, and not the main one alone: for what runs the network
+    everywhere = False  # whether all processes have it, or the main one only; needed by what runs the network
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint should hold of it."""
@@ -41,7 +41,7 @@ class Callback:
         """Values that a callback has measured and passed to `run.report`."""
 
     def end(self, run: "Run", done: bool) -> None:
-        """After the last checkpoint; `done` is False where the run was stopped early. `run.test_loss` is known where it is True."""
+        """After the last checkpoint. `done` is False if the run was stopped early; if not, `run.test_loss` is known."""
 
 
 @dataclass(eq=False)
@@ -130,12 +130,12 @@ class Run:
             callback.metrics(self, values)
 
     def save(self, name: str | None = None) -> None:
-        """Write a checkpoint (the main process; but all must call this), by default under the number of pictures seen."""
+        """Write a checkpoint, by default under the number of pictures seen. All processes must call this."""
         tensors = optimiser_tensors(self.optimisers)
         tensors |= {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.network.state_dict().items()}
         tensors |= {f"callback.{c.name}.{k}": v for c in self.callbacks for k, v in c.tensors().items()}
-        tensors = {name: whole(value) for name, value in sorted(tensors.items())}
+        tensors = {name: gathered(value) for name, value in sorted(tensors.items())}
         if broken := not_finite(tensors):
             again = f"lower optimiser.lr and resume from {self.out}"
             raise Failure(
@@ -152,7 +152,7 @@ class Run:
         return {
             "config": self.config.model_dump(mode="json"), "class_names": self.data.class_names,
             "image_shape": list(self.image_shape), "data_set": self.data.name, "command": self.command,
-            "step": self.step, "pictures_seen": self.pictures_seen, "hours": self.seconds / 3600, "test_loss": self.test_loss,
-            "initialised_from": self.initialised_from, "decaying": self.decaying, "scaler": self.scaler.state_dict(),
-            "data": self.data_path,
+            "step": self.step, "pictures_seen": self.pictures_seen, "hours": self.seconds / 3600,
+            "test_loss": self.test_loss, "initialised_from": self.initialised_from, "decaying": self.decaying,
+            "scaler": self.scaler.state_dict(), "data": self.data_path,
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How a run starts other than from nothing: from the weights of another model, or where a checkpoint left it."""
+"""How a run starts if not from scratch: from the weights of another model, or where a checkpoint left it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from .build import new_run
 from .checkpoint import BEFORE_DECAY, find_checkpoint, read_checkpoint, restore_optimisers, tensors_under
 from .config import BadSetting, Config
 from .data import PictureSet
-from .distributed import Processes, copy_whole
+from .distributed import Processes, copy_gathered
 from .run import Run
 from .state import check_tensors, damaged
 from .weights import initial_weights
@@ -35,13 +35,20 @@ def start_from(run: Run, path: Path) -> None:
             shape = tuple(weights[name].shape) if name in weights else "nothing"
             raise Failure(f"{path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
     for network in (run.network, run.ema.network):
-        copy_whole(network.state_dict(), {name: weights[name].reshape(value.shape) for name, value in own.items()})
+        copy_gathered(network.state_dict(), {name: weights[name].reshape(value.shape) for name, value in own.items()})
     run.initialised_from = provenance
 
 
-def resume(out: Path, overrides: Callable[[dict[str, Any]], Config], load: Callable[[Config], PictureSet], command: str,
-           max_minutes: float | None, processes: Processes | None = None, data_path: str | None = None) -> Run:  # fmt: skip
-    """A run as its newest checkpoint left it, or, where more pictures are asked for than it was made for, from before its decay.
+def resume(
+    out: Path,
+    overrides: Callable[[dict[str, Any]], Config],
+    load: Callable[[Config], PictureSet],
+    command: str,
+    max_minutes: float | None,
+    processes: Processes | None = None,
+    data_path: str | None = None,
+) -> Run:
+    """A run as its newest checkpoint left it; from before its decay if it is to see more pictures than it was made for.
 
     Args:
         overrides: the new config, from the nested dictionaries of the old one.
@@ -65,12 +72,12 @@ def resume(out: Path, overrides: Callable[[dict[str, Any]], Config], load: Calla
 
 
 def _restore(run: Run, state: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
-    """Continue exactly where the checkpoint in `folder` was written. Raises `Failure` for tensors of another network."""
+    """Continue where the checkpoint in `folder` was written. Raises `Failure` for tensors of another network."""
     try:
         for prefix, network in (("network", run.network), ("ema", run.ema.network)):
             kept = tensors_under(prefix, tensors)
             check_tensors(kept, network.state_dict(), f"{prefix}.")
-            copy_whole(network.state_dict(), kept)
+            copy_gathered(network.state_dict(), kept)
         restore_optimisers(run.optimisers, tensors)
     except ValueError as error:
         raise damaged(folder, error) from None
@@ -91,6 +98,5 @@ def _check_same(data: PictureSet, state: dict[str, Any], out: Path) -> None:
     for what, found, expected in pairs:
         if found != expected:
             has, had = (", ".join(map(str, value)) for value in (found, expected))
-            raise Failure(
-                f"data set '{data.name}' has the {what} {has:.200}; the run {out} has {had:.200}; use the data it was trained on"
-            )
+            remedy = "use the data it was trained on"
+            raise Failure(f"data set '{data.name}' has the {what} {has:.200}; the run {out} has {had:.200}; {remedy}")

@@ -1,4 +1,4 @@
-"""Experiment trackers as callbacks: `--set callbacks.wandb='{project: mine}'`, and the same for trackio. Both speak the same interface."""
+"""Experiment trackers as callbacks: `--set callbacks.wandb='{project: mine}'`, and the same for trackio."""
 
 import importlib
 from typing import Any

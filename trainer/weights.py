@@ -1,4 +1,4 @@
-"""Reads the weights of a trained model wherever they lie: in a checkpoint, a run or a bundle."""
+"""Reads the weights of a trained model from a checkpoint, a run or a bundle."""
 
 import json
 from collections.abc import Mapping
@@ -52,8 +52,8 @@ def load_model(path: Path) -> LoadedModel:
 
 
 def initial_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights to start from, the averaged ones of a checkpoint or run or those of a bundle's float32 graph, and their provenance as
-    bundles record it.
+    """Weights to start from, averaged ones of a checkpoint or run or those of a bundle's float32 graph, with their
+    provenance as bundles record it.
 
     Raises:
         Failure: there is nothing of the kind, or it is damaged.
@@ -97,10 +97,11 @@ def graph_weights(graph: Path) -> dict[str, Tensor]:
 
 
 def dropped_weights(network: nn.Module, stored: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Metadata of a graph about weights that the exporter dropped from `stored`, so that training can start from the graph.
+    """Metadata of a graph on the weights that the exporter dropped from `stored`, so that training can start from it.
 
-    Equal weights are merged: `same as:<lost>` = `<kept>`. Those of one value, as biases that are still zero, are computed away:
-    `constant:<lost>` = the value and the shape. What is left is no part of the guided network, as a head that only training uses.
+    Equal weights were merged: `same as:<dropped>` = `<kept>`. Those of a single value, as biases that are still zero,
+    became constants: `constant:<dropped>` = the value and the shape. Others, as a head that only training uses, are no
+    part of the guided network.
     """
     notes, flat = {}, {name: array.ravel() for name, array in stored.items()}
     for name, p in network.named_parameters():

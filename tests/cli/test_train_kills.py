@@ -1,4 +1,4 @@
-"""`cfgdiff train` killed before one of its file operations, from the first to the last: what is there goes on, to the same weights."""
+"""`cfgdiff train` killed before any of its file operations can be resumed, and ends with the same weights."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Transforms against torch's own flips, rotations and shifts; a network that is told of them trains and forgets them."""
+"""Transforms against torch's own flips, rotations and shifts; a network that sees them trains with and without."""
 
 import math
 from pathlib import Path

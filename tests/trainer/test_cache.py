@@ -1,4 +1,4 @@
-"""Pictures are decoded once, and again when a file, the size or the settings change; a cache that will not do is named."""
+"""Pictures are decoded once, and again when a file, the size or the settings change; a damaged cache is named."""
 
 import os
 import time

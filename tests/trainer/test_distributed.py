@@ -1,4 +1,4 @@
-"""One process and two, started by --processes or by torchrun: the same pictures in the same order, the same losses, the same weights."""
+"""One process and two, by --processes or torchrun: the same pictures in the same order, losses and weights."""
 
 import json
 import os

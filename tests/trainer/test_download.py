@@ -1,4 +1,4 @@
-"""A download from a server of our own: checked, unpacked, gone on with where it stopped; what goes wrong is one line."""
+"""A download from a server of our own: checked, unpacked, continued where it stopped; failures are one line."""
 
 import hashlib
 import io

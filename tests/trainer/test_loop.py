@@ -1,4 +1,4 @@
-"""A run that is killed and resumed equals one never interrupted, bit for bit; more pictures go on from before the decay."""
+"""A run that is killed and resumed equals an undisturbed one; a longer one continues from before the decay."""
 
 import json
 import os
@@ -36,7 +36,8 @@ from cfgdiff.trainer.loop import train
 from cfgdiff.trainer.build import add_callbacks, new_run
 from cfgdiff.trainer.start import resume
 torch.set_num_threads(1)
-tree, data, out, pause = yaml.safe_load(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), float(sys.argv[4])
+tree, data, out = yaml.safe_load(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+pause = float(sys.argv[4])
 load = lambda config: load_data(data, config.train.image_size)
 if (out / "checkpoints").exists():
     run = resume(out, make_config, load, "again", None)
@@ -173,8 +174,9 @@ def test_a_step_returns_to_the_state_of_the_run_at_most_twice(
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_precision_auto_is_what_the_device_computes_in(fast: bool, tiny_tree: dict, picture_folder: Path, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_precision_auto_is_what_the_device_computes_in(
+    fast: bool, tiny_tree: dict, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cfgdiff.trainer.build.fast_bfloat16", lambda device: fast)
     assert new_run(tiny_tree, picture_folder, tmp_path / "run").precision == ("bfloat16" if fast else "float32")
     named = tiny_tree | {"train": tiny_tree["train"] | {"precision": "float32"}}

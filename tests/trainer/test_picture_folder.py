@@ -1,4 +1,4 @@
-"""Folders of pictures: which files are read as what, what is held out, and that all that is left out or changed is said."""
+"""Folders of pictures: which files are read as what, what is held out, and that notes name all that is changed."""
 
 from pathlib import Path
 

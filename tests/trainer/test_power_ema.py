@@ -1,4 +1,4 @@
-"""Averages of a chosen width: their profile against its definition, the reconstruction against an average that was kept all along."""
+"""Averages of a chosen width: the profile against its definition, the reconstruction against a running average."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""CIFAR-10's official layout, folders of pictures and .npz files: what is read is what lies there, and what is wrong is named."""
+"""CIFAR-10's official layout, folders of pictures and .npz files: they are read exactly, and errors name the file."""
 
 import pickle
 from collections.abc import Callable

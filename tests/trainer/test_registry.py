@@ -1,10 +1,11 @@
-"""Plugins from files and installed packages are found, listed and used; a wrong one is reported in a line that says what is wrong."""
+"""Plugins from files and installed packages are found, listed and used; errors in one are reported in a line."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,8 +148,10 @@ def test_an_option_of_the_wrong_kind_is_named(kind: str, name: str, options: dic
 
 
 def test_options_become_what_they_are_annotated_as(tmp_path: Path) -> None:
-    assert bound("callback", "snapshots", {"widths": [0.05]}).keywords == {"widths": (0.05,)}  # type: ignore[attr-defined]
-    text = "@register('data', 'odd')\ndef f(path, image_size, *, a: 'later' = 1, b=2, c: list[object] = []): return a, b, c"
+    snapshots: Any = bound("callback", "snapshots", {"widths": [0.05]})
+    assert snapshots.keywords == {"widths": (0.05,)}
+    signature = "path, image_size, *, a: 'later' = 1, b=2, c: list[object] = []"
+    text = f"@register('data', 'odd')\ndef f({signature}): return a, b, c"
     load_plugins((plugin(tmp_path, text),))
     assert bound("data", "odd", {"a": "x", "b": "y", "c": [3]})(Path(), 8) == ("x", "y", [3])
 

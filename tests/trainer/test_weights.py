@@ -1,4 +1,4 @@
-"""Weights to start from are those of a checkpoint, a run or a checked bundle, under the names that the network has for them."""
+"""Weights to start from are those of a checkpoint, run or checked bundle, under the network's names."""
 
 import json
 from pathlib import Path
