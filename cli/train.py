@@ -1,7 +1,6 @@
 """`cfgdiff train`: reads the flags, hands over to cfgdiff.trainer, shows progress."""
 
 import os
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from cfgdiff.runtime.errors import Failure
     from cfgdiff.trainer.config import Config
     from cfgdiff.trainer.data import PictureSet
     from cfgdiff.trainer.distributed import Processes
@@ -102,15 +102,12 @@ def train(**flags: Any) -> None:
     """Train a class-conditional diffusion model with classifier-free guidance."""
     given = Flags(**flags)
     _check_together(given)
-    from cfgdiff.runtime.errors import BadInput
-    from cfgdiff.trainer.config import BadSetting
+    from cfgdiff.runtime.errors import Failure
 
     try:
         _train(given)
-    except BadSetting as error:
-        raise BadInput(f"--set {error}") from None
-    except BadInput as error:
-        raise BadInput(f"--{error}" if re.match("(preset|processes)\\b", str(error)) else str(error)) from None
+    except Failure as error:
+        raise _with_flags(error) from None
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,18 @@ class Flags:
     processes: int | None  # None for auto
     dry_run: bool
     profile: bool
+
+
+def _with_flags(error: "Failure") -> "Failure":
+    """An error of the trainer, which names parameters and settings, with the flags that a user knows them by."""
+    from cfgdiff.runtime.errors import BadInput
+    from cfgdiff.trainer.config import BadSetting
+
+    message = str(error).replace("the option skip_broken", "--skip-broken")
+    if isinstance(error, BadSetting):
+        return BadInput(f"--set {message}")
+    named = isinstance(error, BadInput) and message.startswith(("preset:", "processes:"))
+    return type(error)(f"--{message}" if named else message)
 
 
 def _check_together(flags: Flags) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
 
@@ -31,6 +32,38 @@ def test_dry_run_prints_the_settings() -> None:
 def test_dry_run_knows_the_names_of_parts() -> None:
     result = CliRunner().invoke(train, ["--preset", "smoke", "--data", "D", "--dry-run", "--set", "network.name=u-net"])
     assert isinstance(result.exception, BadInput) and "did you mean 'unet'" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "smok", "--dry-run"], "--preset: no preset 'smok'; choose from .*; did you mean 'smoke'"),
+        (["--set", "train.batches=3", "--dry-run"], r"--set train\.batches: .*; did you mean 'batch'"),
+        (["--set", "nonsense", "--dry-run"], r"--set nonsense: expected section\.key=value"),
+        (
+            ["--set", "network.name=u-net", "--dry-run"],
+            r"--set network\.name: no network 'u-net'; .*did you mean 'unet'",
+        ),
+        (["--set", "callbacks.ema={width: 1}", "--dry-run"], r"--set callbacks\.snapshots: .* no option 'width'"),
+        (["--out", "run", "--processes", "3", "--data", "cifar10"], "--processes: expected at most one for each GPU"),
+        (
+            ["--out", "run", "--data", "DATA"],
+            r"DATA: cannot read DATA.cat.1\.png .*, or leave it out with --skip-broken",
+        ),
+    ],
+)
+def test_errors_of_the_trainer_name_the_flags(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cfgdiff.trainer.launch.gpus", lambda: 1)
+    for name in ("cat", "dog"):
+        (tmp_path / "DATA" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "DATA" / name / "0.png")
+    (tmp_path / "DATA" / "cat" / "1.png").write_bytes(b"nothing")
+    result = CliRunner().invoke(train, [*([] if "--preset" in words else ["--preset", "smoke"]), *words])
+    assert isinstance(result.exception, Failure) and re.match(message, str(result.exception)), result.exception
+    assert type(result.exception) is (Failure if "DATA" in words else BadInput)
 
 
 @pytest.mark.parametrize(

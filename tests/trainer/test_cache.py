@@ -44,7 +44,7 @@ def test_a_cache_that_cannot_be_kept_or_read_is_named(
         load_data(picture_folder, 16)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(Failure, match=r"cannot keep the decoded pictures .*XDG_CACHE_HOME"):
+    with pytest.raises(Failure, match=r"decoded pictures cannot be written .*XDG_CACHE_HOME"):
         cached("key", lambda: data)
 
 
