@@ -111,6 +111,7 @@ Examples:
 @plugin_option
 def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[Path, ...]) -> None:
     """Average a run's weights anew, with another width, from the snapshots it stored; writes RUN/ema-WIDTH, for cfgdiff export."""
+    from cfgdiff.runtime.errors import BadInput
     from cfgdiff.trainer.data import load_held_out
     from cfgdiff.trainer.objective import held_out_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
@@ -118,8 +119,11 @@ def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[
     from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
-    for value in widths:
-        gamma_of_width(value)
+    try:
+        for value in widths:
+            gamma_of_width(value)
+    except BadInput as error:
+        raise BadInput(f"--{error}") from None
     held_out = None
     if data is not None:
         trained = load_model(run)

@@ -87,9 +87,8 @@ def write_folder(final: Path, state: dict[str, Any], tensors: dict[str, Tensor])
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
             (folder / "state.json").write_bytes(_state_json(state))
     except OSError as error:
-        raise Failure(
-            f"{final}: cannot write the checkpoint ({error.strerror or error}); earlier checkpoints are untouched"
-        ) from None
+        reason = error.strerror or error
+        raise Failure(f"{final}: cannot be written ({reason}); earlier checkpoints are untouched") from None
 
 
 def _state_json(state: dict[str, Any]) -> bytes:

@@ -33,9 +33,7 @@ class PictureSet:
         """Raises `Failure` where shapes, types or labels are not as described; for data sets of plugins."""
         names = self.class_names
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
-            raise Failure(
-                f"data set '{self.name}': class_names must be different words, one at least, found {names!r:.80}"
-            )
+            raise Failure(f"data set '{self.name}': class_names must be different words, found {names!r:.80}")
         for what, pictures, labels in (
             ("", self.pictures, self.labels),
             ("test_", self.test_pictures, self.test_labels),
@@ -76,9 +74,8 @@ def check_held_out(pictures: PictureSet, path: Path, class_names: list[str], wha
     if not len(pictures.test_pictures):
         raise Failure(f"{path}: holds out no pictures (20 or more are needed); take a larger data set")
     if pictures.class_names != class_names:
-        raise Failure(
-            f"{path}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}"
-        )
+        has, expected = (", ".join(names) for names in (pictures.class_names, class_names))
+        raise Failure(f"{path}: has the classes {has}; the {what} has {expected}")
 
 
 def reader_of(path: Path) -> str:
@@ -88,10 +85,8 @@ def reader_of(path: Path) -> str:
     if str(path) == "cifar10" and not path.exists():
         return "cifar10"
     if not path.is_dir():
-        folders = "cifar-10-batches-py, one sub-folder of pictures for each class"
-        raise Failure(
-            f"{path}: no such file or folder; expected {folders}, an .npz file, or the word cifar10 to download it"
-        )
+        expected = "cifar-10-batches-py, one sub-folder of pictures for each class, an .npz file, or the word cifar10"
+        raise Failure(f"{path}: no such file or folder; expected {expected} to download it")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return "huggingface"
     return "cifar10" if cifar10_root(path) else "folder"

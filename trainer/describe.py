@@ -78,7 +78,9 @@ def _sizes(path: Path, kind: str) -> Iterable[str]:
     files = [file for file, _ in (*layout.train, *(layout.test or ()))]
     with ThreadPoolExecutor() as pool:
         heads = [size_and_mode for size_and_mode in pool.map(head, files) if size_and_mode]
-    return [f"{name}: {_most(Counter(v))}" for name, v in zip(("sizes", "modes"), zip(*heads, strict=True), strict=True)]
+    return [
+        f"{name}: {_most(Counter(v))}" for name, v in zip(("sizes", "modes"), zip(*heads, strict=True), strict=True)
+    ]
 
 
 def _most(counts: "Counter[str]") -> str:

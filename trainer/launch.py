@@ -55,24 +55,18 @@ def launch(count: int, threads: int | None, work: Work) -> None:
     share = max(1, (threads or min(cores(), torch.get_num_threads())) // count)
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     failures = multiprocessing.get_context("spawn").SimpleQueue()
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(
-        logging.ERROR
-    )  # it would report whom it ends after a failure
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it would report what it terminates
     received: list[int] = []
 
-    def hand_on(number: int, _: Any) -> None:
+    def pass_on(number: int, _: Any) -> None:
         received.append(number)
         for child in children.processes if len(received) == 1 else ():
             child.terminate()
 
-    with (
-        _signals_held(),
-        _variable("OMP_NUM_THREADS", str(share)),
-    ):  # held in the children, too, until they have set what to do
-        children = start_processes(
-            _child, (count, store.port, share, work, failures), count, join=False, start_method="spawn"
-        )
-        previous = {number: signal.signal(number, hand_on) for number in STOPS}
+    arguments = count, store.port, share, work, failures
+    with _signals_held(), _variable("OMP_NUM_THREADS", str(share)):  # held until the children have set handlers, too
+        children = start_processes(_child, arguments, count, join=False, start_method="spawn")
+        previous = {number: signal.signal(number, pass_on) for number in STOPS}
     try:
         while not children.join():
             pass
@@ -106,9 +100,8 @@ def _child(rank: int, count: int, port: int, threads: int, work: Work, failures:
                 signal.signal(number, signal.SIG_IGN)  # all is done
         except Exception as error:
             known = isinstance(error, Failure | OSError | ImportError)  # what the command line has a line for
-            failures.put(
-                (error if known else None, traceback.format_exc())
-            )  # before the others fail for want of this process
+            report = error if known else None, traceback.format_exc()
+            failures.put(report)  # before the others fail for want of this process
             raise SystemExit(1) from None
 
 
@@ -117,9 +110,8 @@ def _raise_first(failures: "SimpleQueue[Any]", end: Any, count: int) -> None:
     if code != 1 or failures.empty():
         how = f"was killed by {end.signal_name}" if code < 0 else f"ended with exit code {code}"
         why = " (is there too little memory?)" if code == -signal.SIGKILL else ""
-        raise Failure(
-            f"process {end.error_index + 1} of {count} {how}{why}; resume the run to continue from its last checkpoint"
-        ) from None
+        remedy = "resume the run to continue from its last checkpoint"
+        raise Failure(f"process {end.error_index + 1} of {count} {how}{why}; {remedy}") from None
     error, text = failures.get()
     if error is not None:
         raise error from None

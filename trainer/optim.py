@@ -68,9 +68,8 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[p]["momentum"] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(local(averages), local(grads), 1 - momentum)
-        nesterov = torch.stack(
-            [gathered(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)]
-        )  # (K, M, N)
+        ahead = [gathered(g.lerp(m, momentum)).flatten(1) for g, m in zip(grads, averages, strict=True)]
+        nesterov = torch.stack(ahead)  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
         for p, update in zip(params, orthogonalise(nesterov), strict=True):
             p.mul_(1 - lr * weight_decay).add_(cut_like(update.reshape(shape), p), alpha=-lr * scale)
@@ -87,9 +86,8 @@ def muon(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimi
     inner = [p for name, p in named if p.ndim == 4 and not name.startswith(("stem", "head"))]
     rest = [p for name, p in named if p.ndim != 4 or name.startswith(("stem", "head"))]
     if not inner:
-        raise BadSetting(
-            "optimiser.name=muon: this network has no convolutions between stem and head; set optimiser.name=adamw"
-        )
+        missing = "this network has no convolutions between stem and head"
+        raise BadSetting(f"optimiser.name=muon: {missing}; set optimiser.name=adamw")
     return [_adamw(rest, config), Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay)]
 
 

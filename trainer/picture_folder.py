@@ -15,10 +15,8 @@ from .cache import cached, content_key
 from .data import PictureSet, counted, hold_out, with_test
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-TRAIN, HELD_OUT = (
-    ("train", "training"),
-    ("test", "testing", "val", "valid", "validation"),
-)  # names of a split, the first found is taken
+TRAIN = ("train", "training")  # names of a split; the first that is there is taken
+HELD_OUT = ("test", "testing", "val", "valid", "validation")
 DECODING = 2  # counts up where the same file becomes other pixels, so that nothing is taken from an older cache
 TRAITS = {  # what a user may not expect of a picture
     "frames": "of several frames: the first is read",
@@ -90,21 +88,17 @@ def _split(path: Path, inside: list[Path]) -> tuple[tuple[Path, Path | None] | N
     others = [folder.name for folder in inside if folder not in (train, test)]
     if train is None:
         if test and not others and _folders(test) and not any(_is_picture(file) for file in test.iterdir()):
-            raise Failure(
-                f"{path}: holds '{test.name}' alone, with folders in it; expected 'train' beside it, or give {test}"
-            )
+            expected = f"expected 'train' beside it, or give {test}"
+            raise Failure(f"{path}: holds '{test.name}' alone, with folders in it; {expected}")
         return None, ()
     classes = {folder.name for folder in _folders(train)}
     strange = sorted({folder.name for folder in _folders(test)} - classes) if test else []
     if test and not classes:
-        expected = "expected class folders in both; if these are classes, rename them"
-        raise Failure(
-            f"{path}: '{train.name}' and '{test.name}' look like a split, but hold no class folders; {expected}"
-        )
+        both = f"'{train.name}' and '{test.name}'"
+        raise Failure(f"{path}: {both} look like a split, but hold no class folders; rename them if they are classes")
     if test and strange:
-        raise Failure(
-            f"{path}: '{test.name}' has the class '{strange[0]}', which '{train.name}' lacks; add or remove it"
-        )
+        lacking = f"'{strange[0]}', which '{train.name}' lacks"
+        raise Failure(f"{path}: '{test.name}' has the class {lacking}; add or remove it")
     if not classes or (others and not test):
         return None, ()  # a class that is called train
     held = f"'{test.name}' held out" if test else "a twentieth of it held out"

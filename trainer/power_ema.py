@@ -43,11 +43,8 @@ class PowerEMA(Callback):
         self, run: Run, *, widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (0.05, 0.1),
         snapshots: Annotated[int, Field(ge=1, le=10_000)] = 16,
     ) -> None:  # fmt: skip
-        self._gammas, self._folder, self._share = (
-            [gamma_of_width(width) for width in widths],
-            run.out / "ema",
-            1 / snapshots,
-        )
+        self._gammas = [gamma_of_width(width) for width in widths]
+        self._folder, self._share = run.out / "ema", 1 / snapshots
         self._names = [name for name, _ in run.network.named_parameters()]
         self._tracks = [[p.detach().clone() for p in run.network.parameters()] for _ in self._gammas]
         self._next = self._share
@@ -55,9 +52,8 @@ class PowerEMA(Callback):
             remove_abandoned(self._folder / "*")
             for file in self._folder.glob("[0-9]*"):
                 step = file.stem.partition("-")[0]
-                if file.suffix == ".partial" or (
-                    step.isdecimal() and int(step) > run.step
-                ):  # of a run resumed from an earlier checkpoint
+                later = step.isdecimal() and int(step) > run.step  # the run is resumed from an earlier checkpoint
+                if later or file.suffix == ".partial":
                     file.unlink()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -88,10 +84,8 @@ class PowerEMA(Callback):
             self._store(run)
 
     def _store(self, run: Run) -> None:
-        halves = [
-            {name: gathered(p).half().contiguous() for name, p in zip(self._names, track, strict=True)}
-            for track in self._tracks
-        ]
+        named = [zip(self._names, track, strict=True) for track in self._tracks]
+        halves = [{name: gathered(p).half().contiguous() for name, p in track} for track in named]
         if not run.processes.main:
             return
         for i, (gamma, tensors) in enumerate(zip(self._gammas, halves, strict=True)):
@@ -109,9 +103,8 @@ def overlap(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.n
 def coefficients(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: float) -> np.ndarray:
     """The weights (n,) of snapshots whose sum is nearest, in least squares, to the profile of `gamma` at `step`."""
     among = overlap(steps[:, None], gammas[:, None], steps[None], gammas[None])
-    solution: np.ndarray = np.linalg.lstsq(among, overlap(steps, gammas, np.array(step), np.array(gamma)), rcond=None)[
-        0
-    ]
+    wanted = overlap(steps, gammas, np.array(step), np.array(gamma))
+    solution: np.ndarray = np.linalg.lstsq(among, wanted, rcond=None)[0]
     return solution
 
 
@@ -121,9 +114,7 @@ def reconstruct(run: Path, width: float) -> dict[str, Tensor]:
 
     gamma, files = gamma_of_width(width), sorted((run / "ema").glob("*.safetensors"))
     if not files:
-        raise Failure(
-            f"{run}: no snapshots in {run / 'ema'}; train with the callback snapshots (it is on unless set to null)"
-        )
+        raise Failure(f"{run / 'ema'}: no snapshots; train with the callback snapshots (it is on unless set to null)")
     steps, gammas = [], []
     for file in files:
         try:

@@ -17,21 +17,16 @@ from .download import MD5, URL, fetch_cifar10
 from .picture_folder import DECODING, square
 
 MOST_CLASSES = 65_536
+ALLOWED = {"numpy": ("_reconstruct", "ndarray", "dtype"), "_codecs": ("encode",)}  # in pickles
+NUMPY_CORE = "numpy._core" if np.__version__ >= "2" else "numpy.core"
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Reads NumPy arrays, lists and bytes, and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0], name) in {
-            ("numpy", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }:
-            return super().find_class(
-                module.replace("numpy.core", "numpy._core") if np.__version__ >= "2" else module, name
-            )
+        if name in ALLOWED.get(module.split(".")[0], ()):
+            return super().find_class(module.replace("numpy.core", NUMPY_CORE), name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
@@ -58,11 +53,8 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise Failure(f"{path}: data must be (N, 3072) uint8, 32x32 pictures, found {found}; unpack the archive again")
-    if (
-        not isinstance(labels, list)
-        or len(labels) != len(rows)
-        or not all(isinstance(k, int) and 0 <= k < 10 for k in labels)
-    ):
+    digits = isinstance(labels, list) and all(isinstance(k, int) and 0 <= k < 10 for k in labels)
+    if not digits or len(labels) != len(rows):
         expected = f"{len(rows)} whole numbers of 0 .. 9"
         raise Failure(f"{path}: labels must be {expected}, found {labels!r:.60}; unpack the archive again")
     return rows, np.array(labels, np.int64)
@@ -70,21 +62,17 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> PictureSet:
     """CIFAR-10 in its python layout (cifar-10-batches-py); downloaded once if `path` is the word cifar10."""
-    root = (
-        fetch_cifar10(cache_folder(), url, md5) if str(path) == "cifar10" and not path.exists() else cifar10_root(path)
-    )
+    named = str(path) == "cifar10" and not path.exists()
+    root = fetch_cifar10(cache_folder(), url, md5) if named else cifar10_root(path)
     if root is None:
-        raise Failure(
-            f"{path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)"
-        )
+        raise Failure(f"{path}: no CIFAR-10 there; expected cifar-10-batches-py from the archive (python version)")
     if image_size != 32:
         raise Failure(f"{root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
 
     def read(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
         batches = [_batch(root / name) for name in names]
-        return np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, 32, 32), np.concatenate(
-            [labels for _, labels in batches]
-        )
+        rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return rows.reshape(-1, 3, 32, 32), labels
 
     meta = root / "batches.meta"
     (names,) = _unpickle(meta, b"label_names")
@@ -106,9 +94,8 @@ def npz(path: Path, image_size: int) -> PictureSet:
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
         raise Failure(f"{path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
     if labels.dtype.kind not in "iu" or labels.shape != pictures.shape[:1] or labels.min() < 0:
-        raise Failure(
-            f"{path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}"
-        )
+        expected = f"({len(pictures)},) whole numbers from 0"
+        raise Failure(f"{path}: labels must be {expected}, found {labels.shape} {labels.dtype}")
     names, most = _names(path, arrays.get("class_names")), int(labels.max())
     if most >= (limit := len(names) or MOST_CLASSES):
         raise Failure(f"{path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
@@ -156,15 +143,13 @@ def huggingface(path: Path, image_size: int, *, split: str = "train", test_split
     try:
         loaded = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise Failure(
-            f"{path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise Failure(f"{path}: datasets cannot load it ({reason}); expected a name or a folder") from None
     parts = loaded if isinstance(loaded, dict) else {split: loaded}
     for wanted in (split, *([test_split] if test_split else [])):
         if wanted not in parts:
-            raise Failure(
-                f"{path}: no split '{wanted}'; choose from {', '.join(parts)} with data.options={{split: NAME}}"
-            )
+            choices = f"{', '.join(parts)} with data.options={{split: NAME}}"
+            raise Failure(f"{path}: no split '{wanted}'; choose from {choices}")
     columns = parts[split].features
     image = next((name for name, kind in columns.items() if isinstance(kind, datasets.Image)), None)
     label = next((name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)

@@ -81,9 +81,8 @@ _origin = "this program"
 def register(kind: str, name: str) -> Callable[[Made], Made]:
     """Decorator: register a part under a name. Raises `Failure` for a taken name or a wrong signature."""
     if kind not in KINDS:
-        raise Failure(
-            f"{_origin}: no kind of part '{kind}'; choose from {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
-        )
+        choices = f"choose from {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
+        raise Failure(f"{_origin}: no kind of part '{kind}'; {choices}")
     if name in names(kind):
         taken = _added[kind, name].origin if (kind, name) in _added else "cfgdiff"
         raise Failure(f"{_origin}: the {kind} '{name}' is already there, from {taken}; choose another name")
@@ -101,10 +100,8 @@ def _check_signature(kind: str, name: str, make: Callable[..., Any]) -> None:
     given = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
     required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if given != KINDS[kind]:
-        expected, found = ", ".join(KINDS[kind]), inspect.signature(make)
-        raise Failure(
-            f"{_origin}: the {kind} '{name}' must take ({expected}), then options by keyword only; found {found}"
-        )
+        expected = f"({', '.join(KINDS[kind])}), then options by keyword only"
+        raise Failure(f"{_origin}: the {kind} '{name}' must take {expected}; found {inspect.signature(make)}")
     if required:
         raise Failure(f"{_origin}: option '{required[0]}' of the {kind} '{name}' has no default; give it one")
 
@@ -122,16 +119,13 @@ def _load(origin: str, load: Callable[[], Any]) -> None:
         _added.update(before)
         if isinstance(error, Failure) or not isinstance(error, Exception):
             raise
-        line = str(error).splitlines()[0] if str(error) else "no message"
-        raise Failure(
-            f"{origin}: cannot be loaded ({type(error).__name__}: {line}); correct or leave out the plugin"
-        ) from error
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise Failure(f"{origin}: cannot be loaded ({reason}); correct or leave out the plugin") from error
     finally:
         _origin = "this program"
     if _added.keys() == before.keys():
-        raise Failure(
-            f"{origin}: registers nothing; expected at least one @register(KIND, NAME) from cfgdiff.trainer.registry"
-        )
+        expected = "at least one @register(KIND, NAME) from cfgdiff.trainer.registry"
+        raise Failure(f"{origin}: registers nothing; expected {expected}")
     _loaded.add(origin)
 
 
@@ -162,9 +156,8 @@ def check_name(kind: str, name: str) -> None:
     """Raises `BadSetting` with the choices where there is no such part. Imports nothing."""
     if name not in (known := names(kind)):
         key = "callbacks" if kind == "callback" else f"{kind}.name"
-        raise BadSetting(
-            f"{key}: no {kind} '{name}'; choose from {', '.join(known)}, or load a plugin{nearest(name, known)}"
-        )
+        choices = f"choose from {', '.join(known)}, or load a plugin{nearest(name, known)}"
+        raise BadSetting(f"{key}: no {kind} '{name}'; {choices}")
 
 
 def find(kind: str, name: str) -> Part:
@@ -177,7 +170,7 @@ def find(kind: str, name: str) -> Part:
 
 
 def bound(kind: str, name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """The part of this name with its options bound. Raises `BadSetting` for unknown names or options and wrong values."""
+    """The part of this name with its options bound. Raises `BadSetting` for unknown names or options and bad values."""
     part, checked, key = find(kind, name), {}, f"callbacks.{name}" if kind == "callback" else f"{kind}.options"
     known = {p.name: p.annotation for p in inspect.signature(part.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for option, value in options.items():

@@ -137,10 +137,8 @@ class Run:
         tensors |= {f"callback.{c.name}.{k}": v for c in self.callbacks for k, v in c.tensors().items()}
         tensors = {name: gathered(value) for name, value in sorted(tensors.items())}
         if broken := not_finite(tensors):
-            again = f"lower optimiser.lr and resume from {self.out}"
-            raise Failure(
-                f"{broken} is no longer finite after {self.pictures_seen} pictures: no checkpoint written; {again}"
-            )
+            after = f"after {self.pictures_seen} pictures: no checkpoint written"
+            raise Failure(f"{broken} is no longer finite {after}; lower optimiser.lr and resume from {self.out}")
         if self.processes.main:
             write_checkpoint(
                 self.out, name or f"{self.pictures_seen:09d}", self._state(), tensors, self.config.train.keep
