@@ -24,48 +24,52 @@ from .run import Callback as Callback  # plugins import it from here
 from .run import Run
 
 
-class Every:
-    """A clock of training time, the same in all processes: `due(run)` is true once in so many seconds."""
-
-    def __init__(self, run: Run, seconds: float) -> None:
-        self.seconds, self._last = seconds, run.seconds
-
-    def due(self, run: Run) -> bool:
-        """Whether that time has passed since it was last true (or since the start)."""
-        if run.seconds - self._last < self.seconds:
-            return False
-        self._last = run.seconds
-        return True
-
-
-class Meter(Callback):
-    """Reports loss, learning rate, pictures a second and the network's floating-point operations a second."""
+class Timed(Callback):
+    """Acts once in so many seconds of training time, which is the same in all processes, and at the end of the run."""
 
     everywhere = True
 
+    def __init__(self, run: Run, seconds: float) -> None:
+        self._seconds, self._last = seconds, run.seconds
+
+    def step(self, run: Run, loss: float) -> None:
+        """Acts when it is time."""
+        if run.seconds - self._last >= self._seconds:
+            self._last = run.seconds
+            self.act(run)
+
+    def end(self, run: Run, done: bool) -> None:
+        """Acts with the final weights."""
+        if done:
+            self.act(run)
+
+    def act(self, run: Run) -> None:
+        """What it does."""
+
+
+class Meter(Timed):
+    """Reports loss, learning rate, pictures a second and the network's floating-point operations a second."""
+
     def __init__(self, run: Run, *, seconds: NonNegativeFloat = 10.0) -> None:
-        self._every, self._losses = Every(run, seconds), list[float]()
-        self._pictures, self._spent = run.pictures_seen, run.seconds
+        super().__init__(run, seconds)
+        self._losses, self._pictures, self._spent = list[float](), run.pictures_seen, run.seconds
         self._flops = training_flops(run)
 
     def step(self, run: Run, loss: float) -> None:
         """Collects the loss; reports when it is time."""
         self._losses.append(loss)
-        if self._every.due(run):
-            self._report(run)
+        super().step(run, loss)
 
     def end(self, run: Run, done: bool) -> None:
         """Reports the last steps."""
         if self._losses:
-            self._report(run)
+            self.act(run)
 
-    def _report(self, run: Run) -> None:
+    def act(self, run: Run) -> None:
+        """Reports the steps since the last report."""
         rate = (run.pictures_seen - self._pictures) / max(1e-9, run.seconds - self._spent)
-        values = {
-            "loss": math.fsum(self._losses) / len(self._losses),
-            "pictures_per_second": rate,
-            "gflops": rate * self._flops / 1e9,
-        }
+        values = {"loss": math.fsum(self._losses) / len(self._losses)}
+        values |= {"pictures_per_second": rate, "gflops": rate * self._flops / 1e9}
         for i, optimiser in enumerate(run.optimisers):
             values[f"rate/{i}"] = optimiser.param_groups[0]["lr"]
         self._losses, self._pictures, self._spent = [], run.pictures_seen, run.seconds
@@ -81,25 +85,14 @@ def training_flops(run: Run) -> float:
     return 3.0 * counter.get_total_flops()  # backward: twice the forward
 
 
-class Validation(Callback):
+class Validation(Timed):
     """Reports the test loss of the averaged weights, in all and by noise level ln(sigma / alpha)."""
 
-    everywhere = True
-
     def __init__(self, run: Run, *, seconds: NonNegativeFloat = 600.0) -> None:
-        self._every = Every(run, seconds)
+        super().__init__(run, seconds)
 
-    def step(self, run: Run, loss: float) -> None:
-        """Measures when it is time; for the packaged model this takes about a hundredth of the time."""
-        if self._every.due(run):
-            self._measure(run)
-
-    def end(self, run: Run, done: bool) -> None:
-        """Measures the final weights."""
-        if done:
-            self._measure(run)
-
-    def _measure(self, run: Run) -> None:
+    def act(self, run: Run) -> None:
+        """Measures; for the packaged model this takes about a hundredth of the time."""
         measured = run.held_out_errors()
         if measured is None:
             return
@@ -135,28 +128,18 @@ class Best(Callback):
             run.save("best")
 
 
-class Preview(Callback):
+class Preview(Timed):
     """Writes a grid of pictures to RUN/previews, a column a class (ten at most), always drawn from the same noise."""
-
-    everywhere = True
 
     def __init__(
         self, run: Run, *, seconds: NonNegativeFloat = 600.0, rows: Annotated[int, Field(ge=1, le=1000)] = 4,
         steps: Annotated[int, Field(ge=1, le=1000)] = 12, guidance: float = 2.0,
     ) -> None:  # fmt: skip
-        self._every, self._rows, self._steps, self._guidance = Every(run, seconds), rows, steps, guidance
+        super().__init__(run, seconds)
+        self._rows, self._steps, self._guidance = rows, steps, guidance
 
-    def step(self, run: Run, loss: float) -> None:
-        """Draws when it is time."""
-        if self._every.due(run):
-            self._draw(run)
-
-    def end(self, run: Run, done: bool) -> None:
-        """Draws with the final weights."""
-        if done:
-            self._draw(run)
-
-    def _draw(self, run: Run) -> None:
+    def act(self, run: Run) -> None:
+        """Draws and writes it."""
         defaults = Defaults("dpmpp-2m", self._steps, self._guidance, None)
         bundle = Bundle(
             run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {}
@@ -180,15 +163,11 @@ class Log(Callback):
 
     def metrics(self, run: Run, values: dict[str, float]) -> None:
         """Writes one line."""
+        entry = {"pictures": run.pictures_seen, "step": run.step, "seconds": round(run.seconds, 3)} | values
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a") as file:
-                file.write(
-                    json.dumps(
-                        {"pictures": run.pictures_seen, "step": run.step, "seconds": round(run.seconds, 3)} | values
-                    )
-                    + "\n"
-                )
+                file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise cannot_write(self._file, error, run.out) from None
 

@@ -29,10 +29,9 @@ def start_from(run: Run, path: Path) -> None:
     for name, value in own.items():
         if name.startswith("loss_weight.") and name not in weights:  # bundles leave out what only training uses
             weights[name] = value
-        if (
-            name not in weights or weights[name].squeeze().shape != value.squeeze().shape
-        ):  # graphs keep some as (C, 1, 1)
-            shape = tuple(weights[name].shape) if name in weights else "nothing"
+        found = weights.get(name)
+        if found is None or found.squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
+            shape = "nothing" if found is None else tuple(found.shape)
             raise Failure(f"{path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
     for network in (run.network, run.ema.network):
         copy_gathered(network.state_dict(), {name: weights[name].reshape(value.shape) for name, value in own.items()})
@@ -64,9 +63,8 @@ def resume(
         folder, (state, tensors) = earlier, read_checkpoint(earlier)
     data = load(config)
     _check_same(data, state, out)
-    run = new_run(
-        config, data, out, f"{state['command']}; {command}", max_minutes, processes, data_path or state.get("data")
-    )
+    commands, data_path = f"{state['command']}; {command}", data_path or state.get("data")
+    run = new_run(config, data, out, commands, max_minutes, processes, data_path)
     _restore(run, state, tensors, folder)
     return run
 
@@ -91,12 +89,9 @@ def _restore(run: Run, state: dict[str, Any], tensors: dict[str, Tensor], folder
 
 def _check_same(data: PictureSet, state: dict[str, Any], out: Path) -> None:
     """Raises `Failure` where the data are not of the classes and shape that the run was trained on."""
-    pairs = [
-        ("classes", data.class_names, state["class_names"]),
-        ("shape", list(data.pictures.shape[1:]), state["image_shape"]),
-    ]
-    for what, found, expected in pairs:
-        if found != expected:
-            has, had = (", ".join(map(str, value)) for value in (found, expected))
+    shape = list(data.pictures.shape[1:])
+    for kind, new, old in (("classes", data.class_names, state["class_names"]), ("shape", shape, state["image_shape"])):
+        if new != old:
+            has, had = (", ".join(map(str, value)) for value in (new, old))
             remedy = "use the data it was trained on"
-            raise Failure(f"data set '{data.name}' has the {what} {has:.200}; the run {out} has {had:.200}; {remedy}")
+            raise Failure(f"data set '{data.name}' has the {kind} {has:.200}; the run {out} has {had:.200}; {remedy}")
