@@ -127,8 +127,9 @@ def torch_network(bundle: Bundle, checkpoint: Any = None) -> "nn.Module":
         Failure: PyTorch is missing, or the bundle does not say which preset it is of, and no checkpoint is given.
     """
     try:
-        from cfgdiff.trainer.checkpoint import initial_weights, load_model, make_network
+        from cfgdiff.trainer.build import make_network
         from cfgdiff.trainer.config import load_preset, make_config
+        from cfgdiff.trainer.weights import initial_weights, load_model
     except ImportError as error:
         raise Failure(f"{error.name} is not installed; pip install 'cfgdiff[train]'") from None
     if checkpoint is not None:
@@ -138,7 +139,7 @@ def torch_network(bundle: Bundle, checkpoint: Any = None) -> "nn.Module":
     if not preset:
         raise Failure(f"{bundle.path}: does not say which network it is; give --checkpoint RUN")
     changes = re.findall(r"--set[ =](network\..+?)(?= --|;|$)", command)
-    found = initial_weights(bundle.path)
+    found, _ = initial_weights(bundle.path)
     for norm in ("group", "affine"):  # what the preset meant may have changed since; `group` has all that `affine` has, and more
         config = make_config(load_preset(preset[1]), (*changes, f"network.norm={norm}"))
         network = make_network(config, bundle.image_shape, len(bundle.class_names))

@@ -17,12 +17,11 @@ import click
 import torch
 from torch import Tensor
 
-from cfgdiff.trainer.checkpoint import make_network
+from cfgdiff.trainer.build import add_callbacks, make_network, new_run
 from cfgdiff.trainer.config import Config, load_preset, make_config
 from cfgdiff.trainer.data import PictureSet, load_data
-from cfgdiff.trainer.loop import train_step
+from cfgdiff.trainer.loop import steps as training_steps
 from cfgdiff.trainer.optim import fast_bfloat16
-from cfgdiff.trainer.run import Run
 
 from . import run
 from .timing import Case, interleaved
@@ -30,13 +29,9 @@ from .timing import Case, interleaved
 
 def our_steps(config: Config, data: PictureSet, folder: Path) -> Iterator[None]:
     """One step of `cfgdiff train` at a time: data, step, callbacks."""
-    run = Run(config, data, folder, "benchmark")
-    run.add_callbacks()
-    while True:
-        loss = train_step(run, *run.batch(run.pictures_seen))
-        run.step, run.pictures_seen = run.step + 1, run.pictures_seen + config.train.batch
-        for callback in run.callbacks:
-            callback.step(run, loss)
+    run = new_run(config, data, folder, "benchmark")
+    add_callbacks(run)
+    for _ in training_steps(run):
         yield
 
 

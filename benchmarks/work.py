@@ -24,7 +24,7 @@ def of_size(size: int) -> Iterator[Bundle]:
 
     from cfgdiff.export.edit import save_graph
     from cfgdiff.export.graph import build_graph
-    from cfgdiff.trainer.checkpoint import make_network
+    from cfgdiff.trainer.build import make_network
     from cfgdiff.trainer.config import load_preset, make_config
 
     config, shape, classes = make_config(load_preset("cifar10-small"), (f"train.image_size={size}",)), (3, size, size), list("abcdefghij")

@@ -123,8 +123,8 @@ def _source(checkpoint: Path | None, from_bundle: str | None, name: str, chosen:
     if checkpoint is None:
         return source.from_bundle(None if from_bundle == PACKAGED else Path(str(from_bundle)), name, chosen)
     source.check_source(checkpoint)
-    from cfgdiff.trainer.checkpoint import load_model
     from cfgdiff.trainer.registry import load_plugins
+    from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
     defaults = replace(Defaults("dpmpp-2m", 20, 1.5, None), **chosen)

@@ -111,15 +111,19 @@ Examples:
 @plugin_option
 def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[Path, ...]) -> None:
     """Average a run's weights anew, with another width, from the snapshots it stored; writes RUN/ema-WIDTH, for cfgdiff export."""
-    from cfgdiff.trainer.checkpoint import load_model
+    from cfgdiff.runtime.errors import BadInput
     from cfgdiff.trainer.data import load_held_out
-    from cfgdiff.trainer.objective import test_loss
+    from cfgdiff.trainer.objective import held_out_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
     from cfgdiff.trainer.registry import load_plugins
+    from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
-    for value in widths:
-        gamma_of_width(value)
+    try:
+        for value in widths:
+            gamma_of_width(value)
+    except BadInput as error:
+        raise BadInput(f"--{error}") from None
     held_out = None
     if data is not None:
         trained = load_model(run)
@@ -129,7 +133,7 @@ def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[
         write_reconstructed(run, value, out)
         if held_out is not None:
             model = load_model(out)
-            loss = test_loss(model.network, model.schedule, held_out.test_pictures, held_out.test_labels)
+            loss = held_out_loss(model.network, model.schedule, held_out.test_pictures, held_out.test_labels)
             measured = f", test loss {loss:.4f}"
         click.echo(f"width {value:g}{measured}: export with cfgdiff export {out}")
 

@@ -1,15 +1,15 @@
 """The ONNX graph: written by PyTorch's exporter, weights stored as float16, nothing of the training left in it."""
 
 import copy
-import json
 import logging
 import warnings
 
-import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 from torch import nn
+
+from cfgdiff.trainer.weights import dropped_weights
 
 from .edit import SMALL, store_half
 from .fold import GuidedNetwork
@@ -94,18 +94,7 @@ def _tidy(model: onnx.ModelProto) -> None:
 
 
 def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
-    """The metadata keeps what the exporter drops, so that training can start from the graph (see `trainer.checkpoint.initial_weights`).
-
-    Equal weights are merged: `same as:<lost>` = `<kept>`. Those of one value, as biases that are still zero, are computed away:
-    `constant:<lost>` = the value and the shape. What is left is no part of the guided network, as a head that only training uses.
-    """
-    stored = {i.name: numpy_helper.to_array(i).ravel() for i in model.graph.initializer}
-    for name, p in network.named_parameters():
-        if name in stored:
-            continue
-        values = p.detach().numpy().ravel()
-        kept = next((other for other, array in stored.items() if np.array_equal(array, values)), None)
-        if kept is not None:
-            model.metadata_props.add(key=f"same as:{name}", value=kept)
-        elif len(values) and (values == values[0]).all():
-            model.metadata_props.add(key=f"constant:{name}", value=json.dumps({"value": float(values[0]), "shape": list(p.shape)}))
+    """Note in the metadata which weights the exporter dropped, so that training can start from the graph."""
+    stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    for key, value in dropped_weights(network, stored).items():
+        model.metadata_props.add(key=key, value=value)

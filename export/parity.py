@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.objective import rate, test_loss
+from cfgdiff.trainer.objective import held_out_loss, rate
 
 from .fold import GuidedNetwork
 
@@ -57,4 +57,5 @@ def bundle_measures(engine: Engine, bundle: Bundle, pictures: np.ndarray, labels
     def predict(x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         return torch.from_numpy(engine.predict(x_t.numpy(), t.numpy(), label.numpy(), np.zeros(0, np.float32)))
 
-    return {measure.__name__: measure(predict, bundle.schedule, pictures, labels) for measure in (test_loss, rate)}
+    held_out = predict, bundle.schedule, pictures, labels
+    return {"test_loss": held_out_loss(*held_out), "rate": rate(*held_out)}

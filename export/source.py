@@ -14,7 +14,7 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import psnr
 
 if TYPE_CHECKING:
-    from cfgdiff.trainer.checkpoint import LoadedModel
+    from cfgdiff.trainer.weights import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,7 @@ class _Run:
             if self.blend:
                 x = arc(x, normals(self.other_seeds[part], self.numbers[part], 0, shape), self.shares[part])
             if self.edit:
-                t = plan.timesteps[0]
-                x = (float(schedule.alpha(t)) * self.known + float(schedule.sigma(t)) * x).astype(np.float32)
+                x = schedule.noised(self.known, x, plan.timesteps[0]).astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails in words
                 x0 = finite(plan.function(self._predict(part), x, plan.timesteps, schedule, noise), self.engine, 0)
             if self.edit and self.edit.mask is not None:

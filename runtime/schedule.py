@@ -90,6 +90,22 @@ class Schedule:
         angle = np.arccos(np.sqrt(alpha_bar) * np.cos(OFFSET / (1 + OFFSET) * np.pi / 2))
         return np.clip(self.T * (angle * 2 / np.pi * (1 + OFFSET) - OFFSET), 0, self.T)
 
+    def noised(self, x0: Any, eps: Any, t: Any) -> Any:
+        """x_t = alpha x0 + sigma eps, the forward process (DDPM, equation 4): arrays of NumPy or tensors of PyTorch, (B, C, H, W).
+
+        Args:
+            x0: clean pictures, divided by `data_std`.
+            eps: standard normal noise.
+            t: one number, or one a row, (B,).
+        """
+        return _rows(self.alpha(t), x0) * x0 + _rows(self.sigma(t), x0) * eps
+
+    def target(self, x0: Any, eps: Any, t: Any) -> Any:
+        """What the network should answer at `noised(x0, eps, t)`: eps, v or x0, (B, C, H, W)."""
+        if self.prediction == "v":
+            return _rows(self.alpha(t), x0) * eps - _rows(self.sigma(t), x0) * x0
+        return eps if self.prediction == "eps" else x0
+
     def to_x0(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
         """The clean picture that `prediction` at x_t implies. All (B, C, H, W), float64 where x is."""
         alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
@@ -116,3 +132,11 @@ class Schedule:
         if self.prediction == "x0":
             return (x - alpha * prediction) / sigma
         return sigma * x + alpha * prediction
+
+
+def _rows(values: np.ndarray, like: Any) -> Any:
+    """One number as a float; (B,) as (B, 1, 1, 1), for a tensor of PyTorch on its device and in its precision."""
+    if not np.ndim(values):
+        return float(values)
+    column = values[:, None, None, None]
+    return column if isinstance(like, np.ndarray) else like.new_tensor(column)

@@ -130,9 +130,9 @@ def write_cifar() -> Callable[..., np.ndarray]:
 def model() -> object:
     """A `LoadedModel` of a small random network for 16x16 pictures and 3 classes."""
     torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
-    from cfgdiff.trainer.checkpoint import LoadedModel
     from cfgdiff.trainer.config import make_config
     from cfgdiff.trainer.unet import UNet
+    from cfgdiff.trainer.weights import LoadedModel
 
     config = make_config({"network": {"channels": 16, "multipliers": [1, 2], "attention": [4], "head_channels": 16, "patch": 2}})
     torch.manual_seed(0)

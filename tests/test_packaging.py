@@ -49,6 +49,24 @@ def test_imports_point_down_only(layer: str) -> None:
     assert not wrong
 
 
+def imported_beside(path: Path) -> set[str]:
+    """The files of its own folder that a file imports anywhere, also for type checkers alone."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    names = {node.module or "" for node in nodes if node.level == 1} | {
+        (node.module or "").removeprefix(f"cfgdiff.{path.parent.name}.") for node in nodes if not node.level
+    }
+    names |= {alias.name for node in nodes if node.level == 1 and not node.module for alias in node.names}
+    return {name for name in names if (path.parent / f"{name}.py").is_file()}
+
+
+@pytest.mark.parametrize("layer", LAYERS[1:])
+def test_no_file_imports_itself_by_way_of_others(layer: str) -> None:
+    left = {path.stem: imported_beside(path) for path in (ROOT / layer).glob("*.py")}
+    while free := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert not left
+
+
 RUN = """import sys
 sys.argv = ['cfgdiff-run', '--class', 'frog', '--n', '1', '--steps', '2', '--out', 'x.png']
 from cfgdiff.cli.run import main

@@ -1,7 +1,7 @@
 """Augmentation that does not leak into what is generated (Karras et al. 2022, EDM, appendix F.2).
 
-Pictures are transformed, and the network is told how, in a vector of nine numbers; it generates with that vector at zero. Two parts
-work together: `--set network.name=augmented-unet --set objective.name=augmented`.
+Pictures are transformed, and the network sees how, as a vector of eight numbers; it generates with that vector at zero.
+Two parts work together: `--set network.name=augmented-unet --set objective.name=augmented`.
 """
 
 import math
@@ -17,16 +17,18 @@ from .draws import Draws
 from .objective import loss
 from .unet import UNet
 
-LABELS = 8  # y-flip; log2 of the scale; cos - 1 and sin of the rotation; stretch along x and y; translation along x and y
+LABELS = (
+    8  # y-flip; log2 of the scale; cos - 1 and sin of the rotation; stretch along x and y; translation along x and y
+)
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125  # deviations: of log2, of log2, and of the shift in picture sizes
 
 
 def draw_labels(draws: Draws, probability: float) -> Tensor:
-    """(B, 8) float32: each kind of transform is there with `probability`, and zero where it is not."""
+    """(B, 8) float32: each kind of transform is drawn with `probability`, and zero otherwise."""
 
     def maybe(values: Tensor) -> Tensor:
-        there = draws.uniform() < probability
-        return torch.where(there.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
+        drawn = draws.uniform() < probability
+        return torch.where(drawn.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
 
     flip = maybe((draws.uniform() < 0.5).float())
     scale = maybe(SCALE * draws.normal((1,)))
@@ -38,7 +40,7 @@ def draw_labels(draws: Draws, probability: float) -> Tensor:
 
 
 def transform(pictures: Tensor, labels: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) as labels (B, 8) say: bicubic, mirrored at the border; untouched where a row's labels are zero."""
+    """Pictures (B, C, H, W) transformed by labels (B, 8): bicubic, mirrored at the border; zeros change nothing."""
     flip, scale, cos, sin, stretch_x, stretch_y, shift_x, shift_y = labels.unbind(dim=1)
     cos, zero = cos + 1, torch.zeros_like(cos)
     length = torch.hypot(stretch_x, stretch_y)
@@ -57,7 +59,7 @@ def transform(pictures: Tensor, labels: Tensor) -> Tensor:
 
 
 class AugmentedUNet(UNet):
-    """The U-Net, told how its picture was transformed; without that it generates pictures that were not. For objective `augmented`."""
+    """The U-Net with the transform of its picture as an input, zero when it generates. For `augmented`."""
 
     def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(config, image_shape, num_classes)
@@ -69,7 +71,7 @@ class AugmentedUNet(UNet):
         return self.answer(x, embedding if augment is None else embedding + self.augment(augment))
 
 
-class _Told(nn.Module):
+class _WithTransform(nn.Module):
     """The network with the transforms of one batch filled in."""
 
     def __init__(self, network: nn.Module, augment: Tensor) -> None:
@@ -80,12 +82,14 @@ class _Told(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """As `AugmentedUNet.forward`."""
-        answer: Tensor = self._network(x, t, label, augment=self._augment)
-        return answer
+        prediction: Tensor = self._network(x, t, label, augment=self._augment)
+        return prediction
 
 
 def augmented_loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
                    null_class: int, draws: Draws, *, probability: float = 0.12) -> Tensor:  # fmt: skip
-    """The loss on transformed pictures, for network `augmented-unet`; each transform is there with `probability` (EDM's 12 %)."""
+    """The loss on transformed pictures, for `augmented-unet`; each transform has `probability` (EDM: 12 %)."""
     augment = draw_labels(draws, probability).to(pictures.device)
-    return loss(_Told(network, augment), config, schedule, transform(pictures, augment), labels, null_class, draws)
+    return loss(
+        _WithTransform(network, augment), config, schedule, transform(pictures, augment), labels, null_class, draws
+    )

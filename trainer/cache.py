@@ -1,4 +1,4 @@
-"""Decoded pictures on disk, keyed by what they were decoded from, so that decoding is done once and memory is shared by all runs."""
+"""Decoded pictures on disk, by a hash of their files, so that they are decoded once and all runs share their memory."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def content_key(files: Iterable[Path], *settings: Any) -> str:
 
 
 def cached(key: str, decode: Callable[[], PictureSet]) -> PictureSet:
-    """What `decode` gives, from the cache where it is there. Raises `Failure` where the cache cannot be written."""
+    """The result of `decode`, from the cache if it is there. Raises `Failure` for a cache that fails."""
     folder = cache_folder() / "decoded" / key
     if not (folder / "set.json").is_file():
         _store(folder, decode())
@@ -40,25 +40,27 @@ def cached(key: str, decode: Callable[[], PictureSet]) -> PictureSet:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
         return PictureSet(described["name"], described["class_names"], **arrays, notes=tuple(described["notes"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise Failure(f"{folder}: damaged cache of decoded pictures ({str(error).splitlines()[0]}); remove the folder") from None
+        reason = str(error).splitlines()[0]
+        raise Failure(f"{folder}: damaged cache of decoded pictures ({reason}); remove the folder") from None
 
 
-def _store(folder: Path, found: PictureSet) -> None:
+def _store(folder: Path, data: PictureSet) -> None:
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(".*"):  # by a process that was killed; what is written now changes within seconds
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+        for abandoned in folder.parent.glob(".*"):  # by processes that were killed: others change theirs within seconds
+            if time.time() - abandoned.stat().st_mtime > ABANDONED:
+                shutil.rmtree(abandoned, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         for name in ARRAYS:
-            np.save(temporary / f"{name}.npy", getattr(found, name))
-        (temporary / "set.json").write_text(json.dumps({"name": found.name, "class_names": found.class_names, "notes": found.notes}))
+            np.save(temporary / f"{name}.npy", getattr(data, name))
+        described = {"name": data.name, "class_names": data.class_names, "notes": data.notes}
+        (temporary / "set.json").write_text(json.dumps(described))
         if not folder.exists():  # another process may have been faster
             os.rename(temporary, folder)
     except OSError as error:
-        reason = error.strerror or error
-        raise Failure(f"{folder}: cannot keep the decoded pictures ({reason}); make room, or set XDG_CACHE_HOME to another disk") from None
+        reason, remedy = error.strerror or error, "make room, or set XDG_CACHE_HOME to another disk"
+        raise Failure(f"{folder}: decoded pictures cannot be written ({reason}); {remedy}") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

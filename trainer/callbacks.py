@@ -1,97 +1,83 @@
-"""What happens beside the step: measuring, validation, previews, logs. Each is a small class; plugins bring more.
+"""What happens between steps: measuring, validation, previews, logs. Each is a small class; plugins add more.
 
-Callbacks run in the order meter, ema, validation, preview, log, tensorboard, then the others that the config names. None of them
-changes what a step computes.
+Callbacks run in the order of `build.DEFAULT_CALLBACKS`, then the others that the config names. None of them changes
+what a step computes.
 """
 
 import json
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime import Bundle, generate
+from cfgdiff.runtime.bundle import Defaults
+from cfgdiff.runtime.images import encoded, grid
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .run import Run
-
-
-class Callback:
-    """The hooks; a callback overrides those it needs."""
-
-    name = ""  # in the registry; empty for one that was not looked up
-    everywhere = False  # whether all processes of a run have it, and not the main one alone: for what runs the network
-
-    def tensors(self) -> dict[str, "Tensor"]:
-        """What of it a checkpoint should hold."""
-        return {}
-
-    def restore(self, tensors: dict[str, "Tensor"]) -> None:
-        """Take back what `tensors` gave, on a resumed run; empty on a new one."""
-
-    def step(self, run: "Run", loss: float) -> None:
-        """After every step; `run.step` and `run.pictures_seen` count it already."""
-
-    def metrics(self, run: "Run", values: dict[str, float]) -> None:
-        """Values that some callback has measured and handed to `run.report`."""
-
-    def end(self, run: "Run", done: bool) -> None:
-        """After the last checkpoint; `done` is False where the run was stopped early. `run.test_loss` is known where done."""
+from .checkpoint import cannot_write, write_run_file
+from .engine_torch import TorchEngine
+from .run import Callback as Callback  # plugins import it from here
+from .run import Run
 
 
-class Every:
-    """A clock of training time, the same in all processes: `due(run)` is true once in so many seconds."""
-
-    def __init__(self, run: "Run", seconds: float) -> None:
-        self.seconds, self._last = seconds, run.seconds
-
-    def due(self, run: "Run") -> bool:
-        """Whether the time has passed since it last was true (or since the start)."""
-        if run.seconds - self._last < self.seconds:
-            return False
-        self._last = run.seconds
-        return True
-
-
-class Meter(Callback):
-    """Reports loss, learning rate, pictures a second and the network's floating-point operations a second."""
+class Timed(Callback):
+    """Acts once in so many seconds of training time, which is the same in all processes, and at the end of the run."""
 
     everywhere = True
 
-    def __init__(self, run: "Run", *, seconds: NonNegativeFloat = 10.0) -> None:
-        self._every, self._losses = Every(run, seconds), list[float]()
-        self._pictures, self._spent = run.pictures_seen, run.seconds
+    def __init__(self, run: Run, seconds: float) -> None:
+        self._seconds, self._last = seconds, run.seconds
+
+    def step(self, run: Run, loss: float) -> None:
+        """Acts when it is time."""
+        if run.seconds - self._last >= self._seconds:
+            self._last = run.seconds
+            self.act(run)
+
+    def end(self, run: Run, done: bool) -> None:
+        """Acts with the final weights."""
+        if done:
+            self.act(run)
+
+    def act(self, run: Run) -> None:
+        """What it does."""
+
+
+class Meter(Timed):
+    """Reports loss, learning rate, pictures a second and the network's floating-point operations a second."""
+
+    def __init__(self, run: Run, *, seconds: NonNegativeFloat = 10.0) -> None:
+        super().__init__(run, seconds)
+        self._losses, self._pictures, self._spent = list[float](), run.pictures_seen, run.seconds
         self._flops = training_flops(run)
 
-    def step(self, run: "Run", loss: float) -> None:
-        """Counts; reports when it is time."""
+    def step(self, run: Run, loss: float) -> None:
+        """Collects the loss; reports when it is time."""
         self._losses.append(loss)
-        if self._every.due(run):
-            self._report(run)
+        super().step(run, loss)
 
-    def end(self, run: "Run", done: bool) -> None:
-        """Reports what is left."""
+    def end(self, run: Run, done: bool) -> None:
+        """Reports the last steps."""
         if self._losses:
-            self._report(run)
+            self.act(run)
 
-    def _report(self, run: "Run") -> None:
+    def act(self, run: Run) -> None:
+        """Reports the steps since the last report."""
         rate = (run.pictures_seen - self._pictures) / max(1e-9, run.seconds - self._spent)
-        values = {"loss": math.fsum(self._losses) / len(self._losses), "pictures_per_second": rate, "gflops": rate * self._flops / 1e9}
+        values = {"loss": math.fsum(self._losses) / len(self._losses)}
+        values |= {"pictures_per_second": rate, "gflops": rate * self._flops / 1e9}
         for i, optimiser in enumerate(run.optimisers):
             values[f"rate/{i}"] = optimiser.param_groups[0]["lr"]
         self._losses, self._pictures, self._spent = [], run.pictures_seen, run.seconds
         run.report(values)
 
 
-def training_flops(run: "Run") -> float:
+def training_flops(run: Run) -> float:
     """Floating-point operations of the network's forward and backward pass for one picture (a multiply-add is two)."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     x = torch.zeros(1, *run.image_shape, device=run.device)
     t, label = torch.zeros(1, device=run.device), torch.zeros(1, dtype=torch.int64, device=run.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -99,29 +85,18 @@ def training_flops(run: "Run") -> float:
     return 3.0 * counter.get_total_flops()  # backward: twice the forward
 
 
-class Validation(Callback):
+class Validation(Timed):
     """Reports the test loss of the averaged weights, in all and by noise level ln(sigma / alpha)."""
 
-    everywhere = True
+    def __init__(self, run: Run, *, seconds: NonNegativeFloat = 600.0) -> None:
+        super().__init__(run, seconds)
 
-    def __init__(self, run: "Run", *, seconds: NonNegativeFloat = 600.0) -> None:
-        self._every = Every(run, seconds)
-
-    def step(self, run: "Run", loss: float) -> None:
-        """Measures when it is time; takes about a hundredth of it for the packaged model."""
-        if self._every.due(run):
-            self._measure(run)
-
-    def end(self, run: "Run", done: bool) -> None:
-        """Measures the final weights."""
-        if done:
-            self._measure(run)
-
-    def _measure(self, run: "Run") -> None:
-        found = run.test_errors()
-        if found is None:
+    def act(self, run: Run) -> None:
+        """Measures; for the packaged model this takes about a hundredth of the time."""
+        measured = run.held_out_errors()
+        if measured is None:
             return
-        levels, errors = found
+        levels, errors = measured
         values = {"test_loss": float(errors.mean())}
         nearest = np.clip(np.rint(levels), -3, 2).astype(int)
         for level in range(-3, 3):
@@ -131,106 +106,83 @@ class Validation(Callback):
 
 
 class Best(Callback):
-    """Keeps the checkpoint with the lowest test loss so far, as RUN/checkpoints/best; it is measured by the callback validation."""
+    """Keeps the checkpoint with the lowest test loss that `validation` measured, as RUN/checkpoints/best."""
 
     everywhere = True  # a checkpoint may be gathered from all
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: Run) -> None:
         self._lowest = math.inf
 
-    def tensors(self) -> dict[str, "Tensor"]:
+    def tensors(self) -> dict[str, Tensor]:
         """The lowest test loss so far."""
-        import torch
-
         return {"lowest": torch.tensor(self._lowest, dtype=torch.float64)}
 
-    def restore(self, tensors: dict[str, "Tensor"]) -> None:
+    def restore(self, tensors: dict[str, Tensor]) -> None:
         """See `tensors`."""
         self._lowest = tensors["lowest"].item() if "lowest" in tensors else math.inf
 
-    def metrics(self, run: "Run", values: dict[str, float]) -> None:
-        """Saves where the test loss is lower than ever."""
+    def metrics(self, run: Run, values: dict[str, float]) -> None:
+        """Saves a checkpoint when the test loss is lower than ever."""
         if values.get("test_loss", math.inf) < self._lowest:
             self._lowest = values["test_loss"]
             run.save("best")
 
 
-class Preview(Callback):
-    """Writes a grid of pictures, a column a class (ten at most), to RUN/previews: always from the same noise, by the runtime's sampler."""
-
-    everywhere = True
+class Preview(Timed):
+    """Writes a grid of pictures to RUN/previews, a column a class (ten at most), always drawn from the same noise."""
 
     def __init__(
-        self, run: "Run", *, seconds: NonNegativeFloat = 600.0, rows: Annotated[int, Field(ge=1, le=1000)] = 4,
+        self, run: Run, *, seconds: NonNegativeFloat = 600.0, rows: Annotated[int, Field(ge=1, le=1000)] = 4,
         steps: Annotated[int, Field(ge=1, le=1000)] = 12, guidance: float = 2.0,
     ) -> None:  # fmt: skip
-        self._every, self._rows, self._steps, self._guidance = Every(run, seconds), rows, steps, guidance
+        super().__init__(run, seconds)
+        self._rows, self._steps, self._guidance = rows, steps, guidance
 
-    def step(self, run: "Run", loss: float) -> None:
-        """Draws when it is time."""
-        if self._every.due(run):
-            self._draw(run)
-
-    def end(self, run: "Run", done: bool) -> None:
-        """Draws with the final weights."""
-        if done:
-            self._draw(run)
-
-    def _draw(self, run: "Run") -> None:
-        from cfgdiff.runtime import Bundle, generate
-        from cfgdiff.runtime.bundle import Defaults
-        from cfgdiff.runtime.images import grid, save_png
-
-        from .engine_torch import TorchEngine
-
+    def act(self, run: Run) -> None:
+        """Draws and writes it."""
         defaults = Defaults("dpmpp-2m", self._steps, self._guidance, None)
-        bundle = Bundle(run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {})
+        bundle = Bundle(
+            run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {}
+        )
         classes = run.data.class_names[:10]
         engine = TorchEngine(run.predict, run.null_class)
         pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])
-        if not run.processes.main:
-            return
-        folder = run.out / "previews"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_png(folder / f"{run.pictures_seen:09d}.png", grid(pictures, columns=len(classes)))
+        if run.processes.main:
+            file = run.out / "previews" / f"{run.pictures_seen:09d}.png"
+            write_run_file(file, encoded(grid(pictures, columns=len(classes))), run.out)
 
 
 class Log(Callback):
-    """Appends every report as a line of JSON to RUN/log.jsonl; a resumed run drops the lines from after its checkpoint."""
+    """Appends every report to RUN/log.jsonl as a line of JSON; a resumed run drops lines from after its checkpoint."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: Run) -> None:
         self._file = run.out / "log.jsonl"
         if self._file.exists():
-            kept = [line for line in self._file.read_text().splitlines() if _seen(line, self._file) <= run.pictures_seen]
-            _replace(self._file, "".join(f"{line}\n" for line in kept))
+            kept = [line for line in self._file.read_text().splitlines() if _seen(line) <= run.pictures_seen]
+            write_run_file(self._file, "".join(f"{line}\n" for line in kept).encode(), run.out)
 
-    def metrics(self, run: "Run", values: dict[str, float]) -> None:
+    def metrics(self, run: Run, values: dict[str, float]) -> None:
         """Writes one line."""
+        entry = {"pictures": run.pictures_seen, "step": run.step, "seconds": round(run.seconds, 3)} | values
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a") as file:
-                file.write(json.dumps({"pictures": run.pictures_seen, "step": run.step, "seconds": round(run.seconds, 3)} | values) + "\n")
+                file.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise Failure(f"{self._file}: cannot be written ({error.strerror}); make room, then go on with --resume {run.out}") from None
+            raise cannot_write(self._file, error, run.out) from None
 
 
-def _seen(line: str, file: Path) -> int:
+def _seen(line: str) -> int:
     try:
         return int(json.loads(line)["pictures"])
     except (ValueError, KeyError, TypeError):
         return 2**63  # a line cut off by a crash
 
 
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
-
-
 class TensorBoard(Callback):
-    """Writes every report for TensorBoard to RUN/tensorboard (tensorboard --logdir RUN), where TensorBoard is installed."""
+    """Writes every report to RUN/tensorboard (tensorboard --logdir RUN), if TensorBoard is installed."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: Run) -> None:
         self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -238,13 +190,13 @@ class TensorBoard(Callback):
             return
         self._writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=run.pictures_seen or None)
 
-    def metrics(self, run: "Run", values: dict[str, float]) -> None:
-        """Writes one point a value, over pictures seen."""
+    def metrics(self, run: Run, values: dict[str, float]) -> None:
+        """Writes each value as a point over the pictures seen."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, run.pictures_seen)
 
-    def end(self, run: "Run", done: bool) -> None:
-        """Flushes what was not yet written."""
+    def end(self, run: Run, done: bool) -> None:
+        """Flushes and closes."""
         if self._writer is not None:
             self._writer.close()

@@ -4,13 +4,18 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cfgdiff.runtime.errors import BadInput, nearest
 from cfgdiff.runtime.schedule import Schedule
 
 LARGEST = 2**53  # of counts: what a float holds exactly
 OWN_NETWORKS = ("unet", "augmented-unet", "guided-unet")
+RENAMED_CALLBACKS = {"ema": "snapshots"}  # the names that earlier checkpoints hold
+
+
+class BadSetting(BadInput):
+    """A setting of a config that does not exist or makes no sense; the line begins with its key."""
 
 
 class _Section(BaseModel):
@@ -114,6 +119,13 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     callbacks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
 
+    @field_validator("callbacks")
+    @classmethod
+    def _callbacks_have_their_present_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {RENAMED_CALLBACKS[name]: value[name] for name in RENAMED_CALLBACKS.keys() & value} | {
+            name: options for name, options in value.items() if name not in RENAMED_CALLBACKS
+        }
+
     @model_validator(mode="after")
     def _sizes_divide(self) -> "Config":
         factor = self.network.patch * 2 ** (len(self.network.multipliers) - 1)
@@ -143,20 +155,20 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> dict[str, Any]:
     """The preset as nested dictionaries. Raises `BadInput` for an unknown name."""
     if name not in preset_names():
-        raise BadInput(f"--preset: no preset '{name}'; choose from {', '.join(preset_names())}{nearest(name, preset_names())}")
+        raise BadInput(f"preset: no preset '{name}'; choose from {', '.join(preset_names())}{nearest(name, preset_names())}")
     tree: dict[str, Any] = yaml.safe_load((resources.files(__package__) / "presets" / f"{name}.yaml").read_text())
     return tree
 
 
 def make_config(tree: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
-    """A checked config from nested dictionaries and `section.key=value` overrides. Raises `BadInput` naming the key."""
+    """A checked config from nested dictionaries and `section.key=value` overrides. Raises `BadSetting`."""
     tree = {section: dict(values) if isinstance(values, dict) else values for section, values in tree.items()}
     for override in overrides:
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot) or "\n" in override or "\r" in override:
             shown = override if override.isprintable() else repr(override)
-            raise BadInput(f"--set {shown}: expected section.key=value on one line, as in train.batch=64")
+            raise BadSetting(f"{shown}: expected section.key=value on one line, as in train.batch=64")
         tree.setdefault(section, {})[name] = _parse(key, value)
     try:
         return Config.model_validate(tree)
@@ -164,15 +176,15 @@ def make_config(tree: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "value_error":  # a check of ours, which names the keys
-            raise BadInput(f"--set {first['ctx']['error']}") from None
-        raise BadInput(f"--set {where or 'config'}: {first['msg']}, found {first['input']!r:.60}" + _choices(first)) from None
+            raise BadSetting(f"{first['ctx']['error']}") from None
+        raise BadSetting(f"{where or 'config'}: {first['msg']}, found {first['input']!r:.60}" + _choices(first)) from None
 
 
 def _parse(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError, OverflowError):  # dates and numbers that are none, deep nesting
-        raise BadInput(f"--set {key}={text!r:.60}: the value is not readable as YAML") from None
+        raise BadSetting(f"{key}={text!r:.60}: the value is not readable as YAML") from None
 
 
 def _choices(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""Labelled pictures in memory, and the order in which a run sees them. What reads them is in readers.py and in plugins."""
+"""Labelled pictures in memory, and the order in which a run sees them. They are read in readers.py and plugins."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,43 +33,49 @@ class PictureSet:
         """Raises `Failure` where shapes, types or labels are not as described; for data sets of plugins."""
         names = self.class_names
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
-            raise Failure(f"data set '{self.name}': class_names must be different words, one at least, found {names!r:.80}")
-        for what, pictures, labels in (("", self.pictures, self.labels), ("test_", self.test_pictures, self.test_labels)):
+            raise Failure(f"data set '{self.name}': class_names must be different words, found {names!r:.80}")
+        for what, pictures, labels in (
+            ("", self.pictures, self.labels),
+            ("test_", self.test_pictures, self.test_labels),
+        ):
             shape, kind, where = np.shape(pictures), getattr(pictures, "dtype", None), f"data set '{self.name}': {what}"
             if kind != np.uint8 or len(shape) != 4 or shape[1:] != np.shape(self.pictures)[1:]:
                 raise Failure(f"{where}pictures must be (N, C, H, W) uint8, found {shape} {kind}")
             if np.shape(labels) != shape[:1] or getattr(labels, "dtype", None) != np.int64:
-                raise Failure(f"{where}labels must be ({shape[0]},) int64, found {np.shape(labels)} {getattr(labels, 'dtype', None)}")
+                made = f"{np.shape(labels)} {getattr(labels, 'dtype', None)}"
+                raise Failure(f"{where}labels must be ({shape[0]},) int64, found {made}")
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
-                raise Failure(f"{where}labels must lie in 0 .. {len(self.class_names) - 1}, found {labels.min()} .. {labels.max()}")
+                expected = f"0 .. {len(self.class_names) - 1}"
+                raise Failure(f"{where}labels must lie in {expected}, found {labels.min()} .. {labels.max()}")
         if not len(self.pictures):
             raise Failure(f"data set '{self.name}': no pictures to train on")
 
 
 def load_data(path: Path, image_size: int, name: str = "auto", options: dict[str, Any] | None = None) -> PictureSet:
-    """Read `path` with the data set part of that name. Raises `Failure` naming the file or folder that is not as it must be."""
+    """Read `path` with the data set part of that name. Raises `Failure` naming the file or folder that is wrong."""
     if name == "auto":
         name = reader_of(path)
-    found: PictureSet = registry.bound("data", name, options or {})(path, image_size)
-    if not isinstance(found, PictureSet):
-        raise Failure(f"the data set '{name}' gave {type(found).__name__}; expected a cfgdiff.trainer.data.PictureSet")
-    found.check()
-    return found
+    data: PictureSet = registry.bound("data", name, options or {})(path, image_size)
+    if not isinstance(data, PictureSet):
+        raise Failure(f"data set '{name}': expected a cfgdiff.trainer.data.PictureSet, found {type(data).__name__}")
+    data.check()
+    return data
 
 
 def load_held_out(path: Path, image_size: int, class_names: list[str], what: str) -> PictureSet:
-    """The data set to measure a model of these classes on. Raises `Failure` where it holds nothing out, or is of other classes."""
+    """The data set to measure a model of these classes on. Raises `Failure` as `check_held_out`."""
     pictures = load_data(path, image_size)
     check_held_out(pictures, path, class_names, what)
     return pictures
 
 
 def check_held_out(pictures: PictureSet, path: Path, class_names: list[str], what: str) -> None:
-    """Raises `Failure` where a model of these classes cannot be measured on the data set."""
+    """Raises `Failure` where the data set holds nothing out, or has other classes than a model."""
     if not len(pictures.test_pictures):
-        raise Failure(f"--data {path}: holds out no pictures (20 or more are needed); take a larger data set")
+        raise Failure(f"{path}: holds out no pictures (20 or more are needed); take a larger data set")
     if pictures.class_names != class_names:
-        raise Failure(f"--data {path}: has the classes {', '.join(pictures.class_names)}; the {what} has {', '.join(class_names)}")
+        has, expected = (", ".join(names) for names in (pictures.class_names, class_names))
+        raise Failure(f"{path}: has the classes {has}; the {what} has {expected}")
 
 
 def reader_of(path: Path) -> str:
@@ -79,8 +85,8 @@ def reader_of(path: Path) -> str:
     if str(path) == "cifar10" and not path.exists():
         return "cifar10"
     if not path.is_dir():
-        expected = "cifar-10-batches-py, one sub-folder of pictures for each class, an .npz file, or the word cifar10 to download it"
-        raise Failure(f"--data {path}: no such file or folder; expected {expected}")
+        expected = "cifar-10-batches-py, one sub-folder of pictures for each class, an .npz file, or the word cifar10"
+        raise Failure(f"{path}: no such file or folder; expected {expected} to download it")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return "huggingface"
     return "cifar10" if cifar10_root(path) else "folder"
@@ -101,7 +107,7 @@ def hold_out(name: str, class_names: list[str], pictures: np.ndarray, labels: np
 
 def with_test(name: str, class_names: list[str], pictures: np.ndarray, labels: np.ndarray, test_pictures: np.ndarray,
               test_labels: np.ndarray) -> PictureSet:  # fmt: skip
-    """A set that comes with its held-out part, here in a random order: of that the first are measured on, and files lie sorted by class."""
+    """A set with its own held-out part, here shuffled: files lie sorted by class, and the first are measured on."""
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(test_labels))
     return PictureSet(name, class_names, pictures, labels, test_pictures[order], test_labels[order])
 
@@ -117,7 +123,7 @@ def _epoch(n: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def batch_indices(n: int, first: int, count: int, seed: int) -> np.ndarray:
-    """The pictures first .. first + count - 1 of an endless run over n pictures, shuffled anew every epoch. (count,) int64."""
+    """Pictures first .. first + count - 1 of an endless run over n, shuffled anew every epoch. (count,) int64."""
     parts = []
     for epoch in range(first // n, (first + count - 1) // n + 1):
         order = _epoch(n, epoch, seed)

@@ -1,4 +1,4 @@
-"""The processes of a run: this one alone, or all that torchrun or launch.py started. It knows nothing of networks or data.
+"""The processes of a run: this one alone, or all that torchrun or launch.py started. It knows no networks or data.
 
 Every process trains on its rows of the same global batch; the main one (rank 0) alone writes files and prints.
 """
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cfgdiff.runtime.errors import BadInput
+from .config import BadSetting
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Processes:
         return self.rank == 0
 
     def rows(self, batch: int, parts: int) -> slice:
-        """This process's rows of a batch. Raises `BadInput` where it cannot be shared out evenly, in `parts` a process."""
+        """This process's rows of a batch. Raises `BadSetting` unless every process gets the same number in `parts`."""
         if batch % (self.size * parts):
             shares = f"{self.size} process(es) times train.accumulate={parts}"
-            raise BadInput(f"--set train.batch={batch}: must be a multiple of {shares}; change one of them")
+            raise BadSetting(f"train.batch={batch}: must be a multiple of {shares}; change one of them")
         count = batch // self.size
         return slice(self.rank * count, (self.rank + 1) * count)
 
@@ -59,7 +59,9 @@ class Processes:
 
 def here() -> torch.device:
     """The GPU of this process where there is one, else the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def _starts() -> int:
 
 
 def shard(network: nn.Module) -> None:
-    """Cut every parameter up over all processes, in place (FSDP2, Zhao et al. 2023): they come together block by block, when used."""
+    """Cut every parameter up over all processes, in place (FSDP2, Zhao et al. 2023); blocks are gathered when used."""
     for blocks in (module for module in network.modules() if isinstance(module, nn.ModuleList)):
         for block in blocks:
             fully_shard(block, reshard_after_forward=True)
@@ -99,12 +101,12 @@ def shard(network: nn.Module) -> None:
 
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of tensors that may be cut up."""
+    """The parts of tensors, which may be cut up, that this process holds."""
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be cut up, put together in every process; all must call this."""
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor, which may be cut up, gathered in every process; all must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -114,7 +116,7 @@ def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def copy_whole(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into those of the same name, which may be cut up. Raises `KeyError` for one that is missing."""
+def copy_gathered(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into those of the same name, which may be cut up. Raises `KeyError` for a missing one."""
     for name, target in targets.items():
         target.copy_(cut_like(sources[name].to(target.device), target))

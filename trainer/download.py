@@ -1,4 +1,8 @@
-"""CIFAR-10 from where its authors keep it: downloaded once, checked, unpacked whole or not at all."""
+"""CIFAR-10 from its authors' server: downloaded once, checked, unpacked atomically.
+
+torchvision's downloader does less: it cannot continue an interrupted download, writes the archive under its final name,
+has no timeout, and falls back from https to http.
+"""
 
 import hashlib
 import shutil
@@ -16,7 +20,7 @@ MD5 = "c58f30108f718f92721af3b95e74349a"
 def fetch_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> Path:
     """The folder cifar-10-batches-py in `folder`, downloaded and unpacked where it is not there yet.
 
-    What an interrupted download left is gone on with. Raises `Failure` for a network that fails or an archive of another md5.
+    An interrupted download is continued. Raises `Failure` for a network that fails or an archive of another md5.
     """
     target = folder / "cifar-10-batches-py"
     if (target / "batches.meta").is_file():
@@ -33,7 +37,7 @@ def fetch_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> Path:
         shutil.rmtree(unpacked)
     except (OSError, tarfile.TarError) as error:
         shutil.rmtree(unpacked, ignore_errors=True)
-        raise Failure(f"--data cifar10: cannot unpack {archive} ({error}); make room or remove it, and try again") from None
+        raise Failure(f"{archive}: cannot be unpacked ({error}); make room or remove it, and try again") from None
     return target
 
 
@@ -44,14 +48,16 @@ def _download(url: str, md5: str, archive: Path) -> None:
     have = partial.stat().st_size if partial.is_file() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            have = have if answer.status == 206 else 0
-            total = have + int(answer.headers.get("Content-Length", 0))
+        with urllib.request.urlopen(request, timeout=30) as response:
+            have = have if response.status == 206 else 0
+            total = have + int(response.headers.get("Content-Length", 0))
             with (
                 partial.open("ab" if have else "wb") as file,
-                tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc="CIFAR-10", disable=None) as bar,
+                tqdm(
+                    total=total or None, initial=have, unit="B", unit_scale=True, desc="CIFAR-10", disable=None
+                ) as bar,
             ):
-                while chunk := answer.read(1 << 16):
+                while chunk := response.read(1 << 16):
                     have += file.write(chunk)
                     bar.update(len(chunk))
         if have < total:
@@ -61,13 +67,13 @@ def _download(url: str, md5: str, archive: Path) -> None:
             raise _unreachable(url, f"HTTP {error.code}") from None
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise _unreachable(url, str(getattr(error, "reason", error))) from None
-    found = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()  # 170 MB
-    if found != md5:
+    digest = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()  # 170 MB
+    if digest != md5:
         partial.unlink()
-        raise Failure(f"--data cifar10: the archive from {url} has md5 {found}, expected {md5}; try again, or check the address")
+        raise Failure(f"{url}: has md5 {digest}, expected {md5}; try again, or check the address")
     partial.rename(archive)
 
 
 def _unreachable(url: str, reason: str) -> Failure:
     own = "or unpack the archive (python version) yourself and give its folder"
-    return Failure(f"--data cifar10: cannot download {url} ({reason}); try again to go on where it stopped, {own}")
+    return Failure(f"cifar10: cannot download {url} ({reason}); try again to continue where it stopped, {own}")

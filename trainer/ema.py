@@ -9,7 +9,7 @@ from .distributed import local
 
 
 class EMA:
-    """A running average of a network's parameters, short at first: the decay of step n is min(decay, (1 + n) / (10 + n))."""
+    """A running average of a network's parameters; the decay of step n is min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ class TorchEngine(OpenedEngine):
     """See `cfgdiff.runtime.Engine`.
 
     Args:
-        predict: (x_t, t, label) -> eps or v, for (B, C, H, W) float32, (B,) float32 and (B,) int64 on the CPU.
+        predict: (x_t, t, label) -> the prediction, for (B, C, H, W) float32, (B,) float32 and (B,) int64 on the CPU.
         null_class: the label K.
     """
 
@@ -23,17 +23,19 @@ class TorchEngine(OpenedEngine):
         self._predict, self._null_class = predict, null_class
 
     @torch.no_grad()
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        """See `Engine.predict`; uncond + w (cond - uncond) in the guided rows (Ho & Salimans 2022, with w = 1 for none)."""
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
+        """See `Engine.predict`; guided rows are uncond + w (cond - uncond) (Ho & Salimans 2022; w = 1 is unguided)."""
         self.check_open()
         x, t, label = (torch.from_numpy(a) for a in (sample, timestep, class_label))
-        answer = self._predict(x, t, label)
+        prediction = self._predict(x, t, label)
         if g := len(guidance):
             uncond = self._predict(x[:g], t[:g], torch.full((g,), self._null_class))
-            answer[:g] = uncond + torch.from_numpy(guidance)[:, None, None, None] * (answer[:g] - uncond)
-        found: np.ndarray = answer.numpy()
-        return found
+            prediction[:g] = uncond + torch.from_numpy(guidance)[:, None, None, None] * (prediction[:g] - uncond)
+        array: np.ndarray = prediction.numpy()
+        return array
 
     def close(self) -> None:
-        """It holds nothing, and answers no more."""
+        """Nothing to release; `predict` raises from now on."""
         self.closed = True

@@ -1,7 +1,7 @@
-"""Starts the processes of a run on this machine, and stops them together. It knows nothing of what they do; see distributed.py.
+"""Starts the processes of a run on this machine, and stops them together; see distributed.py for what they do.
 
-They meet as those of torchrun do, in a store that this process keeps at a free port. What torchrun has and this has not: several
-machines, and restarts.
+They meet as those of torchrun do, in a store that this process keeps at a free port. Only torchrun can use several
+machines, and restart processes.
 """
 
 import logging
@@ -34,37 +34,39 @@ def gpus() -> int:
 
 
 def how_many(wanted: int | None, batch: int, parts: int, on_gpus: int, on_cores: int) -> int:
-    """The number of processes: `wanted`, or for None one a GPU, else one a core, as far as they can share the batch out.
+    """The number of processes: `wanted`, or for None one a GPU, else one a core, as many as can share the batch evenly.
 
-    Raises `BadInput` for more than there are GPUs, and for a batch that cannot be shared out evenly, in `parts` a process.
+    Raises `BadInput` for more than there are GPUs, and as `Processes.rows`.
     """
     if wanted is None:
         return next((n for n in range(on_gpus or on_cores, 1, -1) if batch % (n * parts) == 0), 1)
     if on_gpus and wanted > on_gpus:
-        raise BadInput(f"--processes {wanted}: expected at most one for each GPU, of which there are {on_gpus}")
+        raise BadInput(f"processes: expected at most one for each GPU, of which there are {on_gpus}; found {wanted}")
     Processes(torch.device("cpu"), 0, wanted).rows(batch, parts)
     return wanted
 
 
 def launch(count: int, threads: int | None, work: Work) -> None:
-    """Run `work`, which must be picklable, in `count` processes that share the threads out (by default all cores), to the end.
+    """Run `work`, which must be picklable, to its end in `count` processes that share `threads` (by default all cores).
 
-    SIGINT and SIGTERM are handed on to all of them, once. Raises what the first that failed raised, or `Failure` where one was killed.
+    SIGINT and SIGTERM are passed on to all of them, once. Raises the first error of a process, or `Failure` where one
+    was killed.
     """
     share = max(1, (threads or min(cores(), torch.get_num_threads())) // count)
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     failures = multiprocessing.get_context("spawn").SimpleQueue()
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it would report whom it ends after a failure
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it would report what it terminates
     received: list[int] = []
 
-    def hand_on(number: int, _: Any) -> None:
+    def pass_on(number: int, _: Any) -> None:
         received.append(number)
         for child in children.processes if len(received) == 1 else ():
             child.terminate()
 
-    with _signals_held(), _variable("OMP_NUM_THREADS", str(share)):  # held in the children, too, until they have set what to do
-        children = start_processes(_child, (count, store.port, share, work, failures), count, join=False, start_method="spawn")
-        previous = {number: signal.signal(number, hand_on) for number in STOPS}
+    arguments = count, store.port, share, work, failures
+    with _signals_held(), _variable("OMP_NUM_THREADS", str(share)):  # held until the children have set handlers, too
+        children = start_processes(_child, arguments, count, join=False, start_method="spawn")
+        previous = {number: signal.signal(number, pass_on) for number in STOPS}
     try:
         while not children.join():
             pass
@@ -85,7 +87,12 @@ def _child(rank: int, count: int, port: int, threads: int, work: Work, failures:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     torch.set_num_threads(threads)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "launch"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "TORCHELASTIC_RUN_ID": "launch",
+    }
     with ExitStack() as stack:
         try:
             work(stack.enter_context(joined()))
@@ -93,7 +100,8 @@ def _child(rank: int, count: int, port: int, threads: int, work: Work, failures:
                 signal.signal(number, signal.SIG_IGN)  # all is done
         except Exception as error:
             known = isinstance(error, Failure | OSError | ImportError)  # what the command line has a line for
-            failures.put((error if known else None, traceback.format_exc()))  # before the others fail for want of this process
+            report = error if known else None, traceback.format_exc()
+            failures.put(report)  # before the others fail for want of this process
             raise SystemExit(1) from None
 
 
@@ -102,7 +110,8 @@ def _raise_first(failures: "SimpleQueue[Any]", end: Any, count: int) -> None:
     if code != 1 or failures.empty():
         how = f"was killed by {end.signal_name}" if code < 0 else f"ended with exit code {code}"
         why = " (is there too little memory?)" if code == -signal.SIGKILL else ""
-        raise Failure(f"process {end.error_index + 1} of {count} {how}{why}; --resume goes on from the last checkpoint") from None
+        remedy = "resume the run to continue from its last checkpoint"
+        raise Failure(f"process {end.error_index + 1} of {count} {how}{why}; {remedy}") from None
     error, text = failures.get()
     if error is not None:
         raise error from None

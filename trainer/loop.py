@@ -1,21 +1,24 @@
-"""The training loop: what happens in which order. The loss is in objective.py, the network in unet.py, the rest in callbacks.
+"""The training loop. The loss is in objective.py, the network in unet.py; everything else is a callback.
 
 Everything random in step n is drawn from (seed, n), so a resumed run repeats an uninterrupted one bit for bit.
 """
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from cfgdiff.runtime.errors import Failure
 
 from .checkpoint import BEFORE_DECAY
+from .data import batch_indices
+from .draws import Draws
 from .optim import rate_factor, set_rate
 from .run import Run
 
@@ -24,12 +27,12 @@ def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
     """One step of the run on this process's pictures (B, C, H, W) uint8 with labels (B,). Returns their loss."""
     config, total = run.config, torch.zeros((), device=run.device)
     torch.manual_seed((config.train.seed * 1_000_003 + run.step) * run.processes.size + run.processes.rank)  # dropout
-    for part, draws, last in run.parts():  # one, unless gradients accumulate
+    for part, draws, last in _parts(run):  # one, unless gradients accumulate
         x = pictures[part].to(run.device, non_blocking=True).float() / 127.5 - 1
         if config.train.flip:
             flipped = (draws.uniform() < 0.5).to(run.device)
             x = torch.where(flipped[:, None, None, None], x.flip(3), x)
-        with run.gradients_shared(last):
+        with _gradients_shared(run.loss, last):
             with record_function("forward"), run.autocast():
                 value = run.loss(x, labels[part].to(run.device, non_blocking=True), draws) / config.train.accumulate
             with record_function("backward"):
@@ -38,6 +41,20 @@ def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
     with record_function("update"):
         update(run)
     return total.item()  # last, for a GPU works behind: to read a value is to wait for it
+
+
+def _parts(run: Run) -> Iterator[tuple[slice, Draws, bool]]:
+    """The parts of this process's rows: which rows, their random numbers, and whether it is the last part."""
+    train, rows = run.config.train, run.processes.rows(run.config.train.batch, run.config.train.accumulate)
+    count = (rows.stop - rows.start) // train.accumulate
+    for i in range(train.accumulate):
+        draws = Draws(train.seed, run.step, train.batch, rows.start + i * count, count, str(run.device))
+        yield slice(i * count, (i + 1) * count), draws, i == train.accumulate - 1
+
+
+def _gradients_shared(loss: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """The context of a backward pass after which the processes average their gradients, or leave that for later."""
+    return loss.no_sync() if not now and isinstance(loss, DistributedDataParallel) else nullcontext()
 
 
 def update(run: Run) -> None:
@@ -54,34 +71,68 @@ def update(run: Run) -> None:
     run.ema.update(run.network, run.step)
 
 
-def train(run: Run) -> bool:
-    """Train to the end, with checkpoints. Returns False where SIGINT or SIGTERM ended it early (after a last checkpoint)."""
-    config, saved, stopped = run.config.train, run.seconds, False
-    in_decay, decay_from = run.decaying, 1 - run.config.optimiser.decay_share
-    with _stop_requests() as requests, ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(run.batch, run.pictures_seen)
-        while run.progress < 1 and not stopped:
+def steps(run: Run, stops: Sequence[object] = ()) -> Generator[float, None, None]:
+    """Train without end, one step for each value that is taken: data, `train_step`, counters, callbacks.
+
+    Args:
+        stops: ends it after the step in which something is appended to it, in any process.
+
+    Yields:
+        The loss, as the mean over all processes.
+
+    Raises:
+        Failure: it is not finite.
+    """
+    size = run.config.train.batch
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(_batch, run, run.pictures_seen)
+        while True:
             started = time.monotonic()
-            if not in_decay and run.progress >= decay_from:
-                in_decay = True
-                run.save(BEFORE_DECAY)
             with record_function("data"):
                 pictures, labels = coming.result()
-                coming = ahead.submit(run.batch, run.pictures_seen + config.batch)
-            value = train_step(run, pictures, labels) / run.processes.size
-            run.step, run.pictures_seen = run.step + 1, run.pictures_seen + config.batch
-            value, spent, wanted = run.processes.total(value, (time.monotonic() - started) * run.processes.main, len(requests))
-            run.seconds, stopped = run.seconds + spent, wanted > 0
-            if not value < float("inf"):
-                raise Failure(f"the loss became {value} after {run.pictures_seen} pictures; lower optimiser.lr and resume from {run.out}")
+                coming = ahead.submit(_batch, run, run.pictures_seen + size)
+            loss = train_step(run, pictures, labels) / run.processes.size
+            run.step, run.pictures_seen = run.step + 1, run.pictures_seen + size
+            loss, spent, asked_to_stop = run.processes.total(
+                loss, (time.monotonic() - started) * run.processes.main, len(stops)
+            )
+            run.seconds += spent
+            if not loss < float("inf"):
+                remedy = f"lower optimiser.lr and resume from {run.out}"
+                raise Failure(f"the loss became {loss} after {run.pictures_seen} pictures; {remedy}")
             with record_function("callbacks"):
                 for callback in run.callbacks:
-                    callback.step(run, value)
-            if run.seconds - saved > config.checkpoint_seconds:
+                    callback.step(run, loss)
+            if asked_to_stop:
+                return
+            yield loss
+
+
+def _batch(run: Run, first: int) -> tuple[Tensor, Tensor]:
+    """This process's rows of the batch that begins after `first` pictures: (B, C, H, W) uint8 and (B,) int64."""
+    train, data = run.config.train, run.data
+    index = batch_indices(len(data.labels), first, train.batch, train.seed)[
+        run.processes.rows(train.batch, train.accumulate)
+    ]
+    rows = torch.from_numpy(data.pictures[index]), torch.from_numpy(data.labels[index])
+    return (rows[0].pin_memory(), rows[1].pin_memory()) if run.device.type == "cuda" else rows
+
+
+def train(run: Run) -> bool:
+    """Train to the end, with checkpoints. Returns False where SIGINT or SIGTERM ended it early, after a checkpoint."""
+    config, saved, decaying = run.config, run.seconds, run.decaying
+    with _stop_requests() as stops, closing(steps(run, stops)) as losses:
+        while run.progress < 1:
+            if not decaying and run.progress >= 1 - config.optimiser.decay_share:
+                decaying = True
+                run.save(BEFORE_DECAY)
+            if next(losses, None) is None:
+                break
+            if run.seconds - saved > config.train.checkpoint_seconds:
                 run.save()
                 saved = run.seconds
         done = run.progress >= 1
-        errors = run.test_errors() if done else None
+        errors = run.held_out_errors() if done else None
         run.test_loss = None if errors is None else float(errors[1].mean())
         run.save()
         for callback in run.callbacks:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from cfgdiff.runtime.schedule import Schedule
 
-from .config import ObjectiveConfig
+from . import registry
+from .config import Config, ObjectiveConfig
 from .draws import Draws
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -43,13 +44,8 @@ def drop_labels(labels: Tensor, null_class: int, share: float, draws: Draws) -> 
 
 def noised(schedule: Schedule, pictures: Tensor, t: np.ndarray, eps: Tensor) -> tuple[Tensor, Tensor]:
     """x_t and the target the network should answer with, both (B, C, H, W), for pictures in [-1, 1] and t (B,)."""
-    alpha = torch.from_numpy(schedule.alpha(t)).float().to(eps.device)[:, None, None, None]  # (B, 1, 1, 1)
-    sigma = torch.from_numpy(schedule.sigma(t)).float().to(eps.device)[:, None, None, None]
     x0 = pictures / schedule.data_std
-    x_t = alpha * x0 + sigma * eps
-    if schedule.prediction == "v":
-        return x_t, alpha * eps - sigma * x0
-    return x_t, eps if schedule.prediction == "eps" else x0
+    return schedule.noised(x0, eps, t), schedule.target(x0, eps, t)
 
 
 def loss_weights(config: ObjectiveConfig, schedule: Schedule, t: np.ndarray) -> np.ndarray:
@@ -110,14 +106,29 @@ def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictur
     return (errors * torch.from_numpy(loss_weights(config, schedule, t)).float().to(x_t.device)).mean()
 
 
-def test_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class Loss(nn.Module):
+    """The objective that a config names, as a module with one forward pass, as torch's wrappers want it."""
+
+    def __init__(self, network: nn.Module, config: Config, null_class: int) -> None:
+        super().__init__()
+        self.network, self._config, self._null_class = network, config, null_class
+        self._objective = registry.bound("objective", config.objective.name, config.objective.options)
+
+    def forward(self, pictures: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """(B, C, H, W) in [-1, 1], (B,) -> a scalar."""
+        config = self._config
+        value: Tensor = self._objective(self.network, config.objective, config.schedule, pictures, labels, self._null_class, draws)
+        return value
+
+
+def held_out_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The squared error on held-out pictures with their labels, at ln(sigma / alpha) ~ N(-0.5, 1.2), from a fixed seed.
 
     The levels are the quantiles of that distribution in a random order, one a picture, so that they add no variance.
     Comparable only between models of the same prediction type and data_std, on the same pictures.
 
     Args:
-        predict: (x_t, t, label) -> eps or v, for (B, C, H, W) float32, (B,) float32 and (B,) int64.
+        predict: (x_t, t, label) -> the prediction, for (B, C, H, W) float32, (B,) float32 and (B,) int64.
         pictures: (N, C, H, W) uint8, the first `TEST_PICTURES` of which are taken.
         labels: (N,) int64.
 
@@ -132,9 +143,9 @@ def test_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labe
     return _errors_at(levels, predict, schedule, pictures, labels)
 
 
-def test_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of `test_errors`: one number for a model."""
-    return float(test_errors(predict, schedule, pictures, labels)[1].mean())
+def held_out_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of `held_out_errors`: one number for a model."""
+    return float(held_out_errors(predict, schedule, pictures, labels)[1].mean())
 
 
 def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
@@ -145,7 +156,7 @@ def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.
     the network's squared errors: it is their mean times the weights' sum, plus what no network changes.
 
     Args:
-        predict, pictures, labels: as for `test_errors`.
+        predict, pictures, labels: as for `held_out_errors`.
     """
     paper = Schedule("linear", 1000, "eps")
     steps = np.arange(2, paper.T + 1)
@@ -165,7 +176,7 @@ def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.
 @torch.no_grad()
 def _errors_at(levels_of: Callable[[Tensor], np.ndarray], predict: Predict, schedule: Schedule, pictures: np.ndarray,
                labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """As `test_errors`, at the ln(sigma / alpha) that `levels_of` makes of the quantiles (n,)."""
+    """As `held_out_errors`, at the ln(sigma / alpha) that `levels_of` makes of the quantiles (n,)."""
     x0, label = torch.tensor(pictures[:TEST_PICTURES]).float() / 127.5 - 1, torch.tensor(labels[:TEST_PICTURES])
     generator = torch.Generator().manual_seed(20_061)
     n = len(x0)

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW, or Muon (Jordan et al. 2024) for the network's inner matrices with AdamW for the rest; and the rate's schedule."""
+"""AdamW, or Muon (Jordan et al. 2024) for the network's inner matrices and AdamW for the rest; learning rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.errors import Failure
 
 from . import registry
-from .config import OptimiserConfig
-from .distributed import cut_like, local, whole
+from .config import BadSetting, OptimiserConfig
+from .distributed import cut_like, gathered, local
 
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16; others emulate it, a hundred times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot tell
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
+    instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 cannot tell
+    return any(instructions.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, by Newton-Schulz iterations of degree 5. (K, M, N) -> (K, M, N) float32.
+    """Roughly the nearest semi-orthogonal matrices, by Newton-Schulz iterations of degree 5: (K, M, N) float32.
 
-    Each iteration multiplies X with a polynomial of X X^T. These polynomials commute, so all of them are gathered on the short side
-    first: less than half of the work for a 3x3 convolution, and the same result.
+    Each iteration multiplies X with a polynomial of X X^T. These polynomials commute, so their product is computed
+    first, on the short side: less than half of the work for a 3x3 convolution, and the same result.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: singular values land in about [0.7, 1.2]
     x = matrices.float()
@@ -59,14 +59,17 @@ class Muon(torch.optim.Optimizer):
             for shape, params in alike.items():
                 self._update(params, shape, **{key: group[key] for key in ("lr", "momentum", "weight_decay")})
 
-    def _update(self, params: list[nn.Parameter], shape: torch.Size, lr: float, momentum: float, weight_decay: float) -> None:
+    def _update(
+        self, params: list[nn.Parameter], shape: torch.Size, lr: float, momentum: float, weight_decay: float
+    ) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         averages = [self.state[p]["momentum"] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(local(averages), local(grads), 1 - momentum)
-        nesterov = torch.stack([whole(g) for g in torch._foreach_lerp(grads, averages, momentum)]).flatten(2)  # (K, M, N)
+        ahead = torch._foreach_lerp(grads, averages, momentum)
+        nesterov = torch.stack([gathered(g) for g in ahead]).flatten(2)  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
         updates = [cut_like(update.reshape(shape), p) for p, update in zip(params, orthogonalise(nesterov), strict=True)]
         torch._foreach_mul_(local(params), 1 - lr * weight_decay)
@@ -84,13 +87,16 @@ def muon(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimi
     inner = [p for name, p in named if p.ndim == 4 and not name.startswith(("stem", "head"))]
     rest = [p for name, p in named if p.ndim != 4 or name.startswith(("stem", "head"))]
     if not inner:
-        raise BadInput("optimiser.name=muon: this network has no convolutions between stem and head; set optimiser.name=adamw")
+        missing = "this network has no convolutions between stem and head"
+        raise BadSetting(f"optimiser.name=muon: {missing}; set optimiser.name=adamw")
     return [_adamw(rest, config), Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay)]
 
 
 def _adamw(params: list[nn.Parameter], config: OptimiserConfig) -> torch.optim.Optimizer:
     fused = params[0].is_cuda  # elsewhere torch updates them together where it can
-    return torch.optim.AdamW(params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=fused or None)
+    return torch.optim.AdamW(
+        params, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=fused or None
+    )
 
 
 def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
@@ -103,8 +109,8 @@ def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.o
     held = [id(p) for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
     wanted = [id(p) for p in network.parameters() if p.requires_grad]
     if sorted(held) != sorted(wanted):
-        found = f"holds {len(set(held))} in {len(held)} places"
-        raise Failure(f"optimiser '{config.name}': must hold each of the {len(wanted)} parameters once, {found}")
+        expected, places = f"each of the {len(wanted)} parameters once", f"holds {len(set(held))} in {len(held)} places"
+        raise Failure(f"optimiser '{config.name}': must hold {expected}, {places}")
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["base_lr"] = group["lr"]
@@ -112,7 +118,7 @@ def make_optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.o
 
 
 def rate_factor(config: OptimiserConfig, step: int, progress: float) -> float:
-    """What the rates are multiplied with: linear warm-up in steps, then 1, then linear to 0 over the last `decay_share` of the run.
+    """The factor of the rates: linear warm-up in steps, then 1, then linear to 0 over the last `decay_share`.
 
     Args:
         step: steps done before this one.

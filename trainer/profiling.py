@@ -2,40 +2,34 @@
 
 import time
 
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
-from .loop import train_step
+from .loop import steps as training_steps
 from .run import Run
 
-PHASES = ("data", "forward", "backward", "update", "callbacks")  # as the loop marks them; `update` is optimisers and averages
+# As the loop marks them; `update` is optimisers and averages.
+PHASES = ("data", "forward", "backward", "update", "callbacks")
 
 
 def profile_steps(run: Run, steps: int = 10, warm_up: int = 3) -> str:
-    """Train `steps` steps after a few unmeasured ones, with the run's callbacks; returns a table of phases and of operators."""
-
-    def one() -> None:
-        with record_function("data"):
-            pictures, labels = run.batch(run.pictures_seen)
-        loss = train_step(run, pictures, labels)
-        run.step, run.pictures_seen = run.step + 1, run.pictures_seen + run.config.train.batch
-        with record_function("callbacks"):
-            for callback in run.callbacks:
-                callback.step(run, loss)
-
+    """Train `steps` steps after `warm_up` unmeasured ones, with callbacks; returns a table of phases and operators."""
+    losses = training_steps(run)
     for _ in range(warm_up):
-        one()
+        next(losses)
     cuda = run.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as found:
+    with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as profiler:
         started = time.monotonic()
         for _ in range(steps):
-            one()
+            next(losses)
         spent = time.monotonic() - started
-    averages = found.key_averages()
-    lines = [f"{spent / steps:.3f} s a step, {steps * run.config.train.batch / spent:.1f} pictures/s over {steps} steps (profiling on)", ""]
-    phases = {event.key: event.cpu_time_total / 1e6 for event in averages if event.key in PHASES}
-    lines += [f"{name:<12}{phases.get(name, 0.0) / steps:9.4f} s{phases.get(name, 0.0) / spent:7.1%}" for name in PHASES]
+    losses.close()
+    averages, batch = profiler.key_averages(), run.config.train.batch
+    rate = steps * batch / spent
+    lines = [f"{spent / steps:.3f} s a step, {rate:.1f} pictures/s over {steps} steps (profiling on)", ""]
+    phases = {name: 0.0 for name in PHASES} | {e.key: e.cpu_time_total / 1e6 for e in averages if e.key in PHASES}
+    lines += [f"{name:<12}{phases[name] / steps:9.4f} s{phases[name] / spent:7.1%}" for name in PHASES]
     lines += ["", "the ten operators that take most:"]
-    own = "self_device_time_total" if cuda else "self_cpu_time_total"
-    operators = sorted((event for event in averages if event.key not in PHASES), key=lambda event: -getattr(event, own))
-    lines += [f"{event.key[:44]:<46}{getattr(event, own) / 1e6 / steps:9.4f} s{event.count / steps:8.1f} calls" for event in operators[:10]]
+    kind = "self_device_time_total" if cuda else "self_cpu_time_total"
+    operators = sorted((getattr(e, kind), e.key[:44], e.count) for e in averages if e.key not in PHASES)
+    lines += [f"{name:<46}{own / 1e6 / steps:9.4f} s{n / steps:8.1f} calls" for own, name, n in operators[:-11:-1]]
     return "\n".join(lines)

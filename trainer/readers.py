@@ -1,4 +1,4 @@
-"""The built-in data sets but for folders of pictures: CIFAR-10 in its official python layout, an .npz of arrays, Hugging Face's."""
+"""The data sets that are no folders of pictures: CIFAR-10 in its python layout, .npz files, Hugging Face's."""
 
 import pickle
 from dataclasses import replace
@@ -17,31 +17,33 @@ from .download import MD5, URL, fetch_cifar10
 from .picture_folder import DECODING, square
 
 MOST_CLASSES = 65_536
+ALLOWED = {"numpy": ("_reconstruct", "ndarray", "dtype"), "_codecs": ("encode",)}  # in pickles
+NUMPY_CORE = "numpy._core" if np.__version__ >= "2" else "numpy.core"
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Reads NumPy arrays, lists and bytes, and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0], name) in {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}:
-            return super().find_class(module.replace("numpy.core", "numpy._core") if np.__version__ >= "2" else module, name)
+        if name in ALLOWED.get(module.split(".")[0], ()):
+            return super().find_class(module.replace("numpy.core", NUMPY_CORE), name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
 def _unpickle(path: Path, *keys: bytes) -> list[Any]:
-    """What a file of CIFAR-10 holds under these keys."""
+    """The values of a file of CIFAR-10 under these keys."""
     unpack = "unpack the archive (python version) again"
     try:
         with path.open("rb") as file:
             tree = _ArraysOnly(file, encoding="bytes").load()
     except FileNotFoundError:
-        raise Failure(f"--data: {path} is missing; unpack the CIFAR-10 archive (python version) again") from None
-    except Exception as error:  # a damaged pickle raises what it likes
+        raise Failure(f"{path}: is missing; unpack the CIFAR-10 archive (python version) again") from None
+    except Exception as error:  # a damaged pickle raises errors of any type
         line = " ".join(str(error).split()) or type(error).__name__
-        raise Failure(f"--data: {path} is not a CIFAR-10 batch ({line:.80}); {unpack}") from None
+        raise Failure(f"{path}: is not a CIFAR-10 batch ({line:.80}); {unpack}") from None
     if not isinstance(tree, dict) or not set(keys) <= tree.keys():
         named = " and ".join(f"'{key.decode()}'" for key in keys)
-        raise Failure(f"--data: {path}: expected a dictionary with {named}, found {type(tree).__name__}; {unpack}")
+        raise Failure(f"{path}: expected a dictionary with {named}, found {type(tree).__name__}; {unpack}")
     return [tree[key] for key in keys]
 
 
@@ -50,49 +52,58 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     rows, labels = _unpickle(path, b"data", b"labels")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise Failure(f"--data: {path}: data must be (N, 3072) uint8, 32x32 pictures, found {found}; unpack the archive again")
-    if not isinstance(labels, list) or len(labels) != len(rows) or not all(isinstance(k, int) and 0 <= k < 10 for k in labels):
-        raise Failure(f"--data: {path}: labels must be {len(rows)} whole numbers of 0 .. 9, found {labels!r:.60}; unpack the archive again")
+        raise Failure(f"{path}: data must be (N, 3072) uint8, 32x32 pictures, found {found}; unpack the archive again")
+    digits = isinstance(labels, list) and all(isinstance(k, int) and 0 <= k < 10 for k in labels)
+    if not digits or len(labels) != len(rows):
+        expected = f"{len(rows)} whole numbers of 0 .. 9"
+        raise Failure(f"{path}: labels must be {expected}, found {labels!r:.60}; unpack the archive again")
     return rows, np.array(labels, np.int64)
 
 
 def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> PictureSet:
-    """CIFAR-10 in its official python layout (cifar-10-batches-py); where `path` is the word cifar10, downloaded once."""
-    root = fetch_cifar10(cache_folder(), url, md5) if str(path) == "cifar10" and not path.exists() else cifar10_root(path)
+    """CIFAR-10 in its python layout (cifar-10-batches-py); downloaded once if `path` is the word cifar10."""
+    named = str(path) == "cifar10" and not path.exists()
+    root = fetch_cifar10(cache_folder(), url, md5) if named else cifar10_root(path)
     if root is None:
-        raise Failure(f"--data {path}: no CIFAR-10 there; expected cifar-10-batches-py as unpacked from the archive (python version)")
+        raise Failure(f"{path}: no CIFAR-10 there; expected cifar-10-batches-py from the archive (python version)")
     if image_size != 32:
-        raise Failure(f"--data {root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
+        raise Failure(f"{root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
 
     def read(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
         batches = [_batch(root / name) for name in names]
-        return np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, 32, 32), np.concatenate([labels for _, labels in batches])
+        rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return rows.reshape(-1, 3, 32, 32), labels
 
-    (found,) = _unpickle(root / "batches.meta", b"label_names")
-    if not isinstance(found, list) or len(found) != 10 or not all(isinstance(name, bytes) and name.isascii() for name in found):
-        raise Failure(f"--data: {root / 'batches.meta'}: label_names must be ten words, found {found!r:.60}; unpack the archive again")
+    meta = root / "batches.meta"
+    (names,) = _unpickle(meta, b"label_names")
+    words = isinstance(names, list) and all(isinstance(name, bytes) and name.isascii() for name in names)
+    if not words or len(names) != 10:
+        raise Failure(f"{meta}: label_names must be ten words, found {names!r:.60}; unpack the archive again")
     pictures, labels = read([f"data_batch_{i}" for i in range(1, 6)])
     test_pictures, test_labels = read(["test_batch"])
-    return PictureSet("cifar10", [name.decode() for name in found], pictures, labels, test_pictures, test_labels)
+    return PictureSet("cifar10", [name.decode() for name in names], pictures, labels, test_pictures, test_labels)
 
 
 def npz(path: Path, image_size: int) -> PictureSet:
-    """An .npz with `pictures` (N, H, W, 3) uint8 and `labels` (N,), and `class_names` where they have names; as cfgdiff-run writes it."""
-    found = _arrays(path, ("pictures", "labels", "class_names"))
-    if missing := {"pictures", "labels"} - found.keys():
-        expected = f"expected pictures (N, H, W, 3) uint8 and labels (N,), found {sorted(found)}"
-        raise Failure(f"--data {path}: has no array '{min(missing)}'; {expected}")
-    pictures, labels = found["pictures"], found["labels"]
+    """An .npz with `pictures` (N, H, W, 3) uint8, `labels` (N,) and maybe `class_names`; as cfgdiff-run writes it."""
+    arrays = _arrays(path, ("pictures", "labels", "class_names"))
+    if missing := {"pictures", "labels"} - arrays.keys():
+        expected = f"expected pictures (N, H, W, 3) uint8 and labels (N,), found {sorted(arrays)}"
+        raise Failure(f"{path}: has no array '{min(missing)}'; {expected}")
+    pictures, labels = arrays["pictures"], arrays["labels"]
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
-        raise Failure(f"--data {path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
+        raise Failure(f"{path}: pictures must be (N, H, W, 3) uint8, found {pictures.shape} {pictures.dtype}")
     if labels.dtype.kind not in "iu" or labels.shape != pictures.shape[:1] or labels.min() < 0:
-        raise Failure(f"--data {path}: labels must be ({len(pictures)},) whole numbers from 0, found {labels.shape} {labels.dtype}")
-    names, most = _names(path, found.get("class_names")), int(labels.max())
+        expected = f"({len(pictures)},) whole numbers from 0"
+        raise Failure(f"{path}: labels must be {expected}, found {labels.shape} {labels.dtype}")
+    names, most = _names(path, arrays.get("class_names")), int(labels.max())
     if most >= (limit := len(names) or MOST_CLASSES):
-        raise Failure(f"--data {path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
+        raise Failure(f"{path}: labels must lie in 0 .. {limit - 1}, found {most}; number the classes from 0 on")
     names, notes = names or [str(k) for k in range(most + 1)], []
     if absent := sorted(set(range(len(names))) - set(labels.tolist())):
-        notes.append(f"{counted(len(absent), 'class', 'classes')} without a picture: {', '.join(names[k] for k in absent[:5])}")
+        notes.append(
+            f"{counted(len(absent), 'class', 'classes')} without a picture: {', '.join(names[k] for k in absent[:5])}"
+        )
     if pictures.shape[1:3] == (image_size, image_size):
         planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
     else:
@@ -109,19 +120,19 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             return {name: np.asarray(arrays[name]) for name in names if name in arrays.files}
     except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds for what is damaged, and MemoryError
         line = " ".join(str(error).split()) or type(error).__name__
-        raise Failure(f"--data {path}: not readable as .npz ({line:.80}); write it with numpy.savez") from None
+        raise Failure(f"{path}: not readable as .npz ({line:.80}); write it with numpy.savez") from None
 
 
-def _names(path: Path, found: np.ndarray | None) -> list[str]:
-    if found is None:
+def _names(path: Path, names: np.ndarray | None) -> list[str]:
+    if names is None:
         return []
-    if found.ndim != 1 or found.dtype.kind not in "US" or not len(found):
-        raise Failure(f"--data {path}: class_names must be (K,) words, found {found.shape} {found.dtype}; leave them out")
-    return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found.tolist()]
+    if names.ndim != 1 or names.dtype.kind not in "US" or not len(names):
+        raise Failure(f"{path}: class_names must be (K,) words, found {names.shape} {names.dtype}; leave them out")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names.tolist()]
 
 
 def huggingface(path: Path, image_size: int, *, split: str = "train", test_split: str | None = None) -> PictureSet:
-    """A data set of Hugging Face `datasets`, by its name on the hub or its folder; needs a column of pictures and one of class labels."""
+    """A data set of Hugging Face, by name on the hub or folder; needs a column of pictures and one of class labels."""
     from tqdm import tqdm
 
     try:
@@ -130,22 +141,24 @@ def huggingface(path: Path, image_size: int, *, split: str = "train", test_split
         raise Failure("data.name=huggingface needs the package datasets: pip install 'cfgdiff[huggingface]'") from None
     saved = (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
     try:
-        whole = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+        loaded = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise Failure(f"--data {path}: datasets cannot load it ({str(error).splitlines()[0]}); expected a name or a folder") from None
-    parts = whole if isinstance(whole, dict) else {split: whole}
+        reason = str(error).splitlines()[0]
+        raise Failure(f"{path}: datasets cannot load it ({reason}); expected a name or a folder") from None
+    parts = loaded if isinstance(loaded, dict) else {split: loaded}
     for wanted in (split, *([test_split] if test_split else [])):
         if wanted not in parts:
-            raise Failure(f"--data {path}: no split '{wanted}'; choose from {', '.join(parts)} with data.options={{split: NAME}}")
+            choices = f"{', '.join(parts)} with data.options={{split: NAME}}"
+            raise Failure(f"{path}: no split '{wanted}'; choose from {choices}")
     columns = parts[split].features
     image = next((name for name, kind in columns.items() if isinstance(kind, datasets.Image)), None)
     label = next((name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)
     if image is None or label is None:
-        raise Failure(f"--data {path}: expected a column of type Image and one of type ClassLabel, found {', '.join(columns)}")
+        raise Failure(f"{path}: expected a column of type Image and one of type ClassLabel, found {', '.join(columns)}")
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
         rows = tqdm(parts[name], desc=f"decoding {name}", unit="pictures", leave=False, disable=None)
-        pictures = [(square(row[image], image_size, f"--data {path}"), row[label]) for row in rows]
+        pictures = [(square(row[image], image_size, str(path)), row[label]) for row in rows]
         return np.stack([picture for picture, _ in pictures]), np.array([k for _, k in pictures], np.int64)
 
     def decode() -> PictureSet:

@@ -1,6 +1,6 @@
-"""Names for the parts of a run: built-ins, parts of installed packages (entry points `cfgdiff.plugins`) and of `--plugin FILE.py`.
+"""Names for the parts of a run: built-ins, and those of installed packages (entry points `cfgdiff.plugins`) and files.
 
-A plugin is a Python file that registers what it brings:
+A plugin is a Python file that registers its parts:
 
     from cfgdiff.trainer.registry import register
 
@@ -22,7 +22,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cfgdiff.runtime.errors import BadInput, Failure, nearest
+from cfgdiff.runtime.errors import Failure, nearest
+
+from .config import BadSetting
 
 GROUP = "cfgdiff.plugins"
 KINDS = {  # what each kind of part is called with
@@ -47,9 +49,9 @@ BUILT_IN = {  # imported when used
     ("optimiser", "adamw"): "optim:adamw",
     ("optimiser", "muon"): "optim:muon",
     ("callback", "best"): "callbacks:Best",
-    ("callback", "ema"): "power_ema:PowerEMA",
     ("callback", "meter"): "callbacks:Meter",
     ("callback", "log"): "callbacks:Log",
+    ("callback", "snapshots"): "power_ema:PowerEMA",
     ("callback", "tensorboard"): "callbacks:TensorBoard",
     ("callback", "trackio"): "trackers:Trackio",
     ("callback", "wandb"): "trackers:Wandb",
@@ -61,7 +63,7 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Part:
-    """Something a run is made of: what makes it, and where that comes from."""
+    """A part that a run can be made of. `origin` says where it comes from, `make` is the function or class."""
 
     kind: str
     name: str
@@ -80,9 +82,10 @@ _origin = "this program"
 
 
 def register(kind: str, name: str) -> Callable[[Made], Made]:
-    """Decorator: give a function or class a name among the parts of its kind. Raises `Failure` for a taken name or a wrong signature."""
+    """Decorator: register a part under a name. Raises `Failure` for a taken name or a wrong signature."""
     if kind not in KINDS:
-        raise Failure(f"{_origin}: no kind of part '{kind}'; choose from {', '.join(KINDS)}{nearest(kind, list(KINDS))}")
+        choices = f"choose from {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
+        raise Failure(f"{_origin}: no kind of part '{kind}'; {choices}")
     if name in names(kind):
         taken = _added[kind, name].origin if (kind, name) in _added else "cfgdiff"
         raise Failure(f"{_origin}: the {kind} '{name}' is already there, from {taken}; choose another name")
@@ -100,14 +103,14 @@ def _check_signature(kind: str, name: str, make: Callable[..., Any]) -> None:
     given = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
     required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if given != KINDS[kind]:
-        expected, found = ", ".join(KINDS[kind]), inspect.signature(make)
-        raise Failure(f"{_origin}: the {kind} '{name}' must take ({expected}), then options by keyword only; found {found}")
+        expected = f"({', '.join(KINDS[kind])}), then options by keyword only"
+        raise Failure(f"{_origin}: the {kind} '{name}' must take {expected}; found {inspect.signature(make)}")
     if required:
         raise Failure(f"{_origin}: option '{required[0]}' of the {kind} '{name}' has no default; give it one")
 
 
 def _load(origin: str, load: Callable[[], Any]) -> None:
-    """Run what registers parts, once, under the name of where it comes from; what it registered goes where it fails."""
+    """Run what registers parts, once, under the name of its origin; on failure its registrations are rolled back."""
     global _origin
     if origin in _loaded:
         return
@@ -119,12 +122,13 @@ def _load(origin: str, load: Callable[[], Any]) -> None:
         _added.update(before)
         if isinstance(error, Failure) or not isinstance(error, Exception):
             raise
-        line = str(error).splitlines()[0] if str(error) else "no message"
-        raise Failure(f"{origin}: cannot be loaded ({type(error).__name__}: {line}); mend or leave out the plugin") from error
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise Failure(f"{origin}: cannot be loaded ({reason}); correct or leave out the plugin") from error
     finally:
         _origin = "this program"
     if _added.keys() == before.keys():
-        raise Failure(f"{origin}: registers nothing; expected at least one @register(KIND, NAME) from cfgdiff.trainer.registry")
+        expected = "at least one @register(KIND, NAME) from cfgdiff.trainer.registry"
+        raise Failure(f"{origin}: registers nothing; expected {expected}")
     _loaded.add(origin)
 
 
@@ -134,15 +138,15 @@ def load_plugins(files: tuple[Path, ...] = ()) -> None:
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         _load(f"package {package} ({point.name})", point.load)
     for file in files:
-        _load(f"--plugin {file}", functools.partial(_run_file, file))
+        _load(str(file), functools.partial(_run_file, file))
 
 
 def _run_file(file: Path) -> None:
     if not file.is_file():
-        raise Failure(f"--plugin {file}: no such file; expected a Python file that registers parts")
+        raise Failure(f"{file}: no such file; expected a Python file that registers parts")
     spec = importlib.util.spec_from_file_location(f"cfgdiff_plugin_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise Failure(f"--plugin {file}: expected a Python file, its name ending in .py")
+        raise Failure(f"{file}: expected a Python file, its name ending in .py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
@@ -152,14 +156,15 @@ def names(kind: str) -> list[str]:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises `BadInput` with the choices where there is no such part. Imports nothing."""
+    """Raises `BadSetting` with the choices where there is no such part. Imports nothing."""
     if name not in (known := names(kind)):
-        choices = f"choose from {', '.join(known)}, or bring one with --plugin FILE.py{nearest(name, known)}"
-        raise BadInput(f"--set: no {kind} '{name}'; {choices}")
+        key = "callbacks" if kind == "callback" else f"{kind}.name"
+        choices = f"choose from {', '.join(known)}, or load a plugin{nearest(name, known)}"
+        raise BadSetting(f"{key}: no {kind} '{name}'; {choices}")
 
 
 def find(kind: str, name: str) -> Part:
-    """The part of this name. Raises `BadInput` with the choices."""
+    """The part of this name. Raises `BadSetting` with the choices."""
     check_name(kind, name)
     if (kind, name) in _added:
         return _added[kind, name]
@@ -168,32 +173,34 @@ def find(kind: str, name: str) -> Part:
 
 
 def bound(kind: str, name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """What makes the part of this name, with its options filled in. Raises `BadInput` for an unknown name or option, or a wrong value."""
-    part, checked = find(kind, name), {}
+    """The part of this name with its options bound. Raises `BadSetting` for unknown names or options and bad values."""
+    part, checked, key = find(kind, name), {}, f"callbacks.{name}" if kind == "callback" else f"{kind}.options"
     known = {p.name: p.annotation for p in inspect.signature(part.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for option, value in options.items():
         if option not in known:
             choices = f"known options: {', '.join(known)}{nearest(option, list(known))}" if known else "it has none"
-            raise BadInput(f"--set: the {kind} '{name}' has no option '{option}'; {choices}")
-        checked[option] = _checked(f"option '{option}' of the {kind} '{name}'", value, known[option])
+            raise BadSetting(f"{key}: the {kind} '{name}' has no option '{option}'; {choices}")
+        checked[option] = _checked(f"{key}: option '{option}' of the {kind} '{name}'", value, known[option])
     return functools.partial(part.make, **checked)
 
 
 def _checked(what: str, value: Any, annotation: Any) -> Any:
-    """The value as the annotated type. Raises `BadInput` where it is none; what pydantic does not understand is taken as it is."""
+    """The value as the annotated type, or unchanged if pydantic does not know that type. Raises `BadSetting`."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return value
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        )
     except (PydanticUserError, NameError):
         return value
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(f"--set: {what}: {first['msg']}, found {first['input']!r:.60}") from None
+        raise BadSetting(f"{what}: {first['msg']}, found {first['input']!r:.60}") from None
 
 
 def all_parts() -> list[Part]:

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold: state.json's keys, and tensors of the right names, shapes and finite values. It reads and writes no file."""
+"""What a checkpoint must hold: the keys of state.json, and tensors of the right names, shapes and finite values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from .optim import Muon
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # of torch.amp.GradScaler
-# What each keeps for a parameter; the states of plugins' optimisers are not checked.
+# The state that each keeps for a parameter; the optimisers of plugins are not checked.
 OPTIMISER_KEYS: dict[type, set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     Muon: {"momentum"},
@@ -23,7 +23,7 @@ OPTIMISER_KEYS: dict[type, set[str]] = {
 
 
 class State(BaseModel):
-    """state.json. `data` is the folder or name of the data set, as an absolute path; runs from before it was kept have none."""
+    """state.json. `data` is the absolute path or the name of the data set; early checkpoints have none."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -47,7 +47,7 @@ class State(BaseModel):
         try:
             make_config(value)
         except BadInput as error:
-            raise ValueError(str(error).removeprefix("--set ")) from None
+            raise ValueError(str(error)) from None
         return value
 
     @field_validator("scaler")
@@ -61,7 +61,7 @@ class State(BaseModel):
 def damaged(folder: Path, reason: object) -> Failure:
     """The line about a checkpoint folder that cannot be used."""
     line = " ".join(str(reason).split()) or type(reason).__name__
-    return Failure(f"{folder}: damaged checkpoint ({line:.200}); remove this folder to go on from an earlier one")
+    return Failure(f"{folder}: damaged checkpoint ({line:.200}); remove this folder to continue from an earlier one")
 
 
 def check_state(tree: Any) -> None:
@@ -71,33 +71,40 @@ def check_state(tree: Any) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
-        what = f"{first['ctx']['error']}" if first["type"] == "value_error" else f"{first['msg']}, found {first['input']!r:.60}"
+        what = (
+            f"{first['ctx']['error']}"
+            if first["type"] == "value_error"
+            else f"{first['msg']}, found {first['input']!r:.60}"
+        )
         raise ValueError(f"state.json: {where}: {what if first['type'] != 'missing' else 'is missing'}") from None
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of a tensor that holds NaN or infinity, if there is one; callbacks may keep an infinity."""
     for name, value in tensors.items():
-        if value.is_floating_point() and not (~value.isnan() if name.startswith("callback.") else value.isfinite()).all():
+        if (
+            value.is_floating_point()
+            and not (~value.isnan() if name.startswith("callback.") else value.isfinite()).all()
+        ):
             return name
     return None
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str = "") -> None:
+def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str = "") -> None:
     """Raises `ValueError` where names, shapes or kinds of numbers differ."""
-    if strange := sorted(found.keys() ^ expected.keys()):
+    if strange := sorted(given.keys() ^ expected.keys()):
         raise ValueError(f"{prefix}{strange[0]} {'is missing' if strange[0] in expected else 'is of another network'}")
     for name, value in expected.items():
-        if found[name].shape != value.shape or found[name].is_floating_point() != value.is_floating_point():
-            was, wanted = f"{tuple(found[name].shape)} {found[name].dtype}", f"{tuple(value.shape)} {value.dtype}"
+        if given[name].shape != value.shape or given[name].is_floating_point() != value.is_floating_point():
+            was, wanted = f"{tuple(given[name].shape)} {given[name].dtype}", f"{tuple(value.shape)} {value.dtype}"
             raise ValueError(f"{prefix}{name}: expected {wanted}, found {was}")
 
 
-def optimiser_states(optimiser: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """`<parameter>.<key>` -> {parameter: {key: value}}. Raises `ValueError` for what is not a state of this optimiser."""
+def optimiser_states(optimiser: torch.optim.Optimizer, given: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """`<parameter>.<key>` -> {parameter: {key: value}}. Raises `ValueError` for the state of another optimiser."""
     params = [p for group in optimiser.param_groups for p in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
-    for name, value in found.items():
+    for name, value in given.items():
         which, _, key = name.partition(".")
         if not which.isdecimal() or int(which) >= len(params):
             raise ValueError(f"{name}: the optimiser has no such parameter")

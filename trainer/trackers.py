@@ -1,39 +1,37 @@
-"""Experiment trackers as callbacks: `--set callbacks.wandb='{project: mine}'`, and the same for trackio. Both speak the same interface."""
+"""Experiment trackers as callbacks: `--set callbacks.wandb='{project: mine}'`, and the same for trackio."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cfgdiff.runtime.errors import Failure
 
-from .callbacks import Callback
-
-if TYPE_CHECKING:
-    from .run import Run
+from .run import Callback, Run
 
 
 class _Tracker(Callback):
-    """Hands every report to a tracker, under the pictures seen."""
+    """Passes every report to a tracker, under the pictures seen."""
 
     package = ""
 
-    def __init__(self, run: "Run", *, project: str = "cfgdiff", run_name: str | None = None) -> None:
+    def __init__(self, run: Run, *, project: str = "cfgdiff", run_name: str | None = None) -> None:
         try:
             self._tracker: Any = importlib.import_module(self.package)
         except ModuleNotFoundError:
-            raise Failure(f"callbacks.{self.package}: it is not installed; pip install {self.package}, or leave it out") from None
+            remedy = f"pip install {self.package}, or leave it out"
+            raise Failure(f"callbacks.{self.package}: {self.package} is not installed; {remedy}") from None
         name = run_name or run.out.resolve().name
         self._tracker.init(project=project, name=name, config=run.config.model_dump(mode="json"), **self.more(run))
 
-    def more(self, run: "Run") -> dict[str, Any]:
-        """What else its `init` is given."""
+    def more(self, run: Run) -> dict[str, Any]:
+        """Further arguments of its `init`."""
         return {}
 
-    def metrics(self, run: "Run", values: dict[str, float]) -> None:
-        """Hands on one report."""
+    def metrics(self, run: Run, values: dict[str, float]) -> None:
+        """Passes on one report."""
         self._tracker.log(values, step=run.pictures_seen)
 
-    def end(self, run: "Run", done: bool) -> None:
-        """Tells the tracker that no more will come."""
+    def end(self, run: Run, done: bool) -> None:
+        """Closes the tracker."""
         self._tracker.finish()
 
 
@@ -42,7 +40,7 @@ class Wandb(_Tracker):
 
     package = "wandb"
 
-    def more(self, run: "Run") -> dict[str, Any]:
+    def more(self, run: Run) -> dict[str, Any]:
         """Its files go into the run's folder."""
         return {"dir": str(run.out)}
 

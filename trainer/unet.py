@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over positions, with heads of `config.head_channels` channels, added to its input."""
+    """Self-attention over positions, one head for every whole `config.head_channels` channels, added to its input."""
 
     def __init__(self, channels: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps or v from x_t, t and the class.
+    """The prediction (eps, v or x0) from x_t, t and the class.
 
     Args:
         config: widths and depths.
@@ -180,17 +180,17 @@ class UNet(nn.Module):
             label: class 0 .. K-1, or K for none, (B,) int64.
 
         Returns:
-            eps or v, (B, C, H, W).
+            eps, v or x0, (B, C, H, W).
         """
         return self.answer(x, self.embed(t, label))
 
     def embed(self, t: Tensor, label: Tensor) -> Tensor:
-        """What the blocks are conditioned on, before its last activation: (B,), (B,) -> (B, E)."""
+        """The embedding of t and the class, before its last activation: (B,), (B,) -> (B, E)."""
         embedding: Tensor = self.time(timestep_embedding(t, self.width)) + self.label(label)
         return embedding
 
     def answer(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x_t (B, C, H, W) and its `embed`ding -> eps or v."""
+        """x_t (B, C, H, W) and what `embed` returned -> the prediction."""
         embedding = F.silu(embedding)
         x = self.stem(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [x]

@@ -74,11 +74,11 @@ def test_the_network_is_that_of_the_command_with_the_norm_of_the_weights(
     packaged: Bundle, command: str, norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
-    from cfgdiff.trainer import checkpoint, config
+    from cfgdiff.trainer import build, config, weights
 
     made = config.make_config(config.load_preset("cifar10-small"), (f"network.norm={norm}",))
-    weights = checkpoint.make_network(made, packaged.image_shape, 10).state_dict()
-    monkeypatch.setattr(checkpoint, "initial_weights", lambda _: weights)
+    own = build.make_network(made, packaged.image_shape, 10).state_dict()
+    monkeypatch.setattr(weights, "initial_weights", lambda _: (own, {}))
     network = torch_network(replace(packaged, provenance={"command": command}))
-    assert network.state_dict().keys() == weights.keys() and not network.training
-    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert network.state_dict().keys() == own.keys() and not network.training
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())

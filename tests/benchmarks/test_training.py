@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from cfgdiff.benchmarks import training
 from cfgdiff.benchmarks.timing import Case, interleaved
 from cfgdiff.benchmarks.training import configs, our_steps, report, steps_of, their_steps
-from cfgdiff.trainer import run
+from cfgdiff.trainer import build
 from cfgdiff.trainer.config import Config, load_preset, make_config
 from cfgdiff.trainer.data import PictureSet, load_data
 from cfgdiff.trainer.optim import fast_bfloat16
@@ -54,7 +54,7 @@ def test_both_loops_change_the_weights_in_the_same_precision(
         return made[-1]
 
     monkeypatch.setattr(training, "make_network", watched)
-    monkeypatch.setattr(run, "make_network", watched)
+    monkeypatch.setattr(build, "make_network", watched)
     loop = their_steps(config, data)
     next(loop)
     before = made[0].head.weight.detach().clone()

@@ -198,7 +198,7 @@ def write_classifier(path: Path, bundle: Bundle) -> Path:
         (["--n", "3"], 2, "--n"),
         (["--features", "fid"], 2, "--features"),
         (["absent"], 1, "no bundle there"),
-        (["--data", "absent"], 1, "--data absent: no such file or folder"),
+        (["--data", "absent"], 1, "absent: no such file or folder"),
         (["--alexnet", "absent"], 1, "--alexnet: absent: not readable as safetensors"),
         (["--classifier", "absent"], 1, "--classifier: absent: not readable as a classifier"),
         (["--features", "inception"], 1, "--features inception: its weights cannot be fetched (no network)"),

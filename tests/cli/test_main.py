@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
 from cfgdiff.runtime import Bundle
-from cfgdiff.trainer.checkpoint import load_model
+from cfgdiff.trainer.weights import load_model
 
 MAIN, RUN = ("from cfgdiff.cli.main import main; main()", "from cfgdiff.cli.run import main; main()")
 TINY = [f"--set={s}" for s in ("train.pictures=64", "train.batch=8", "train.image_size=16", "network.channels=16", "network.attention=[]")]

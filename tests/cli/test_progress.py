@@ -12,9 +12,9 @@ pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff
 
 from cfgdiff.cli import progress
 from cfgdiff.cli.progress import Lines, train_with_progress
+from cfgdiff.trainer.build import new_run
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import PictureSet
-from cfgdiff.trainer.run import Run
 
 
 def test_lines_come_now_and_then(capsys: pytest.CaptureFixture) -> None:
@@ -34,7 +34,7 @@ def test_a_bar_is_for_terminals(terminal: bool, tmp_path: Path, monkeypatch: pyt
     pictures = np.zeros((38, 3, 8, 8), np.uint8)
     data = PictureSet("night", ["dark"], pictures, np.zeros(38, np.int64), pictures[:1], np.zeros(1, np.int64), ("all is dark",))
     network = {"channels": 8, "multipliers": [1], "attention": [], "head_channels": 8, "patch": 2}
-    run = Run(make_config({"network": network, "train": {"pictures": 8, "batch": 4, "image_size": 8}}), data, tmp_path / "run", "train")
+    run = new_run(make_config({"network": network, "train": {"pictures": 8, "batch": 4, "image_size": 8}}), data, tmp_path / "run", "train")
     shown = io.StringIO()
     monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", shown)

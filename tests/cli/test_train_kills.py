@@ -1,4 +1,4 @@
-"""`cfgdiff train` killed before one of its file operations, from the first to the last: what is there goes on, to the same weights."""
+"""`cfgdiff train` killed before any of its file operations can be resumed, and ends with the same weights."""
 
 import os
 import subprocess
@@ -65,8 +65,15 @@ def after():
 outcome(lambda: (prepare(), start(), keep()))
 print(every_kill(prepare, start, folder, lambda k: outcome(lambda: (check(), go_on(), after())), every={every}))
 """
-SETTINGS = ["network.channels=8", "network.head_channels=8", "network.multipliers=[1]", "network.attention=[]", "train.image_size=8"]
-SETTINGS += ["train.pictures=32", "train.batch=8", "train.checkpoint_seconds=0.0001", "callbacks.ema={snapshots: 2}", "callbacks.best={}"]
+SETTINGS = [
+    "network.channels=8",
+    "network.head_channels=8",
+    "network.multipliers=[1]",
+    "network.attention=[]",
+    "train.image_size=8",
+]
+SETTINGS += ["train.pictures=32", "train.batch=8", "train.checkpoint_seconds=0.0001", "callbacks.best={}"]
+SETTINGS += ["callbacks.snapshots={snapshots: 2}"]
 SETTINGS += ["callbacks.tensorboard=null", "callbacks.preview={rows: 1, steps: 1}", "callbacks.meter={seconds: 0}"]
 
 

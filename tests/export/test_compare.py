@@ -6,8 +6,8 @@ import pytest
 
 from cfgdiff.export.compare import draw, errors_by_level, feature_distance, features, noised
 from cfgdiff.runtime import Bundle, open_engine
-from cfgdiff.trainer.checkpoint import LoadedModel
 from cfgdiff.trainer.engine_torch import TorchEngine
+from cfgdiff.trainer.weights import LoadedModel
 
 
 def test_noised_pictures_are_at_their_level(described: Bundle) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from cfgdiff.export.fold import GuidedNetwork
 from cfgdiff.export.parity import CASES, example
-from cfgdiff.trainer.checkpoint import LoadedModel
+from cfgdiff.trainer.weights import LoadedModel
 
 
 @pytest.mark.parametrize(("b", "g"), CASES)

@@ -15,8 +15,8 @@ from cfgdiff.export.edit import SMALL
 from cfgdiff.export.graph import OPSET, build_graph, rounded
 from cfgdiff.export.parity import check_graph
 from cfgdiff.runtime import Bundle
-from cfgdiff.trainer.checkpoint import LoadedModel, initial_weights
 from cfgdiff.trainer.unet import ResidualBlock, UNet
+from cfgdiff.trainer.weights import LoadedModel, graph_weights
 
 
 def test_inputs_and_outputs_are_the_contract(graph: onnx.ModelProto) -> None:
@@ -41,7 +41,7 @@ def test_weights_keep_their_names_and_big_ones_are_halves(graph: onnx.ModelProto
 
 def test_a_run_can_start_from_the_graph(graph: onnx.ModelProto, model: LoadedModel, tmp_path) -> None:
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
-    weights, expected = initial_weights(tmp_path), rounded(model.network).state_dict()
+    weights, expected = graph_weights(tmp_path / "model.onnx"), rounded(model.network).state_dict()
     assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in expected.items())
 
 
@@ -51,7 +51,7 @@ def test_merged_weights_keep_both_names(model: LoadedModel, tmp_path) -> None:
     for p in network.parameters():
         p.data.fill_(0.25)  # all weights of a shape are equal, so the exporter merges them
     (tmp_path / "model.onnx").write_bytes(build_graph(network, 3, model.image_shape).SerializeToString())
-    weights = initial_weights(tmp_path)
+    weights = graph_weights(tmp_path / "model.onnx")
     assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in network.state_dict().items())
 
 
@@ -74,7 +74,7 @@ def test_weights_that_are_computed_away_or_not_used(tmp_path: Path) -> None:
     graph = build_graph(network, 3, (3, 8, 8))
     assert "conv.bias" not in {i.name for i in graph.graph.initializer}
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
-    weights, expected = initial_weights(tmp_path), network.state_dict()
+    weights, expected = graph_weights(tmp_path / "model.onnx"), network.state_dict()
     assert {name for name in expected if name not in weights} == {"head.weight", "head.bias"}
     assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in expected.items() if name in weights)
 

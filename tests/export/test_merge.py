@@ -8,8 +8,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from cfgdiff.export.merge import merge_products
-from cfgdiff.trainer.checkpoint import LoadedModel
 from cfgdiff.trainer.unet import ResidualBlock
+from cfgdiff.trainer.weights import LoadedModel
 
 
 def _model(attributes: list[dict[str, float]]) -> onnx.ModelProto:

@@ -10,10 +10,9 @@ from cfgdiff.export.graph import rounded
 from cfgdiff.export.parity import bundle_measures, check_graph
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.checkpoint import LoadedModel
 from cfgdiff.trainer.engine_torch import TorchEngine
-from cfgdiff.trainer.objective import rate
-from cfgdiff.trainer.objective import test_loss as measured_loss
+from cfgdiff.trainer.objective import held_out_loss, rate
+from cfgdiff.trainer.weights import LoadedModel
 
 
 def test_the_true_graph_agrees_with_pytorch(graph: onnx.ModelProto, model: LoadedModel) -> None:
@@ -40,5 +39,5 @@ def test_the_measures_of_a_bundle_are_those_of_its_network(model: LoadedModel, d
     rng = np.random.default_rng(0)
     pictures, labels = rng.integers(0, 256, (40, *model.image_shape), dtype=np.uint8), rng.integers(0, 3, 40)
     held_out = (model.network, model.schedule, pictures, labels)
-    expected = {"test_loss": measured_loss(*held_out), "rate": rate(*held_out)}
+    expected = {"test_loss": held_out_loss(*held_out), "rate": rate(*held_out)}
     assert bundle_measures(TorchEngine(model.network, 3), described, pictures, labels) == pytest.approx(expected, rel=1e-5)

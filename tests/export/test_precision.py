@@ -8,7 +8,7 @@ from onnx import TensorProto, shape_inference
 
 from cfgdiff.export.parity import CASES, example
 from cfgdiff.export.precision import half
-from cfgdiff.trainer.checkpoint import LoadedModel
+from cfgdiff.trainer.weights import LoadedModel
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from cfgdiff.export.quantise import OUTSIDE, WEIGHT_MOST, _balance, channel_peak
 from cfgdiff.runtime import Bundle, open_engine
 from cfgdiff.runtime.engine_openvino import _unrounded, import_openvino
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.trainer.checkpoint import LoadedModel
 from cfgdiff.trainer.unet import UNet
+from cfgdiff.trainer.weights import LoadedModel
 
 
 @pytest.fixture(scope="module")

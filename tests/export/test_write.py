@@ -17,7 +17,7 @@ from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import engines_beside, graph_digest
-from cfgdiff.trainer.checkpoint import LoadedModel
+from cfgdiff.trainer.weights import LoadedModel
 
 
 @pytest.fixture

@@ -50,7 +50,8 @@ def test_checkpoints(judged: Judge, model: Any, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
     from safetensors.torch import save
 
-    from cfgdiff.trainer.checkpoint import FORMAT, load_model
+    from cfgdiff.trainer.checkpoint import FORMAT
+    from cfgdiff.trainer.weights import load_model
 
     weights = {f"ema.{name}": value for name, value in model.network.state_dict().items()}
     state = {

@@ -47,6 +47,23 @@ def test_predictions_lead_back_to_picture_and_noise(prediction: str) -> None:
         np.testing.assert_allclose(schedule.to_eps(answer, x, t), eps, atol=1e-9)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_the_forward_process_is_the_same_for_arrays_and_tensors(prediction: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+    schedule, rng = Schedule(prediction=prediction), np.random.default_rng(0)
+    x0, eps = rng.standard_normal((2, 3, 4, 4)), rng.standard_normal((2, 3, 4, 4))
+    t = np.array([333.3, 900.0])
+    x_t, target = schedule.noised(x0, eps, t), schedule.target(x0, eps, t)
+    for row, alpha_bar in enumerate(schedule.alpha_bar(t)):
+        np.testing.assert_allclose(x_t[row], math.sqrt(alpha_bar) * x0[row] + math.sqrt(1 - alpha_bar) * eps[row], rtol=1e-12)
+        np.testing.assert_array_equal(schedule.noised(x0[row], eps[row], t[row]), x_t[row])
+        np.testing.assert_allclose(schedule.to_x0(target[row], x_t[row], t[row]), x0[row], atol=1e-9)
+    for found, expected in ((schedule.noised, x_t), (schedule.target, target)):
+        tensor = found(torch.from_numpy(x0).float(), torch.from_numpy(eps).float(), t)
+        assert tensor.dtype == torch.float32
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("wrong", [{"kind": "sigmoid"}, {"prediction": "x"}, {"T": 0}, {"data_std": 0.0}])
 def test_what_is_not_known_is_refused(wrong: dict) -> None:
     with pytest.raises(Failure, match="schedule"):

@@ -1,4 +1,4 @@
-"""Transforms against torch's own flips, rotations and shifts; a network that is told of them trains and forgets them."""
+"""Transforms against torch's own flips, rotations and shifts; a network that sees them trains with and without."""
 
 import math
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cfgdiff.trainer.augment import LABELS, AugmentedUNet, draw_labels, transform
+from cfgdiff.trainer.build import new_run
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.draws import Draws
 from cfgdiff.trainer.loop import train
-from cfgdiff.trainer.run import Run
 
 
 def told(**parts: float) -> torch.Tensor:
@@ -76,11 +76,13 @@ def test_every_kind_is_there_as_often_as_asked() -> None:
 def test_it_trains_and_generates_without_being_told(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     tiny_tree["network"]["name"], tiny_tree["objective"]["name"] = "augmented-unet", "augmented"
     config = make_config(tiny_tree, ("objective.options={probability: 0.9}", "objective.weighting=learned"))
-    run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
+    run = new_run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
     train(run)
     network = run.network
     assert isinstance(network, AugmentedUNet) and network.loss_weight.series.any()
     x, t, label = torch.randn(2, 3, 16, 16), torch.full((2,), 500.0), torch.tensor([0, 1])
     with torch.no_grad():
-        plain, zero, moved = (network.eval()(x, t, label, a) for a in (None, torch.zeros(2, LABELS), told(flip=1.0).expand(2, -1)))
+        plain, zero, moved = (
+            network.eval()(x, t, label, a) for a in (None, torch.zeros(2, LABELS), told(flip=1.0).expand(2, -1))
+        )
     assert torch.equal(plain, zero) and not torch.equal(plain, moved)

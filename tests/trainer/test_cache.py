@@ -1,4 +1,4 @@
-"""Pictures are decoded once, and again when a file, the size or the settings change; a cache that will not do is named."""
+"""Pictures are decoded once, and again when a file, the size or the settings change; a damaged cache is named."""
 
 import os
 import time
@@ -15,7 +15,9 @@ from cfgdiff.trainer.cache import cached
 from cfgdiff.trainer.data import load_data
 
 
-def test_a_folder_is_decoded_once_and_again_when_it_changes(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_decoded_once_and_again_when_it_changes(
+    picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded: list[Path] = []
     decode = reader._decode
     monkeypatch.setattr(reader, "_decode", lambda path, *more: (decoded.append(path), decode(path, *more))[1])
@@ -32,7 +34,9 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(picture_folder: Path
     assert len(list((cache_folder() / "decoded").iterdir())) == 3
 
 
-def test_a_cache_that_cannot_be_kept_or_read_is_named(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_kept_or_read_is_named(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load_data(picture_folder, 16)
     kept = next((cache_folder() / "decoded").iterdir())
     (kept / "labels.npy").write_bytes(b"nothing")
@@ -40,7 +44,7 @@ def test_a_cache_that_cannot_be_kept_or_read_is_named(picture_folder: Path, tmp_
         load_data(picture_folder, 16)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(Failure, match=r"cannot keep the decoded pictures .*XDG_CACHE_HOME"):
+    with pytest.raises(Failure, match=r"decoded pictures cannot be written .*XDG_CACHE_HOME"):
         cached("key", lambda: data)
 
 

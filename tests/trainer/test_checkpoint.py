@@ -14,17 +14,19 @@ from safetensors.torch import load_file, save_file
 
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer import checkpoint
+from cfgdiff.trainer.build import DEFAULT_CALLBACKS, add_callbacks, new_run
 from cfgdiff.trainer.callbacks import Best
-from cfgdiff.trainer.checkpoint import find_checkpoint, initial_weights, load_model, origin, read_checkpoint, write_checkpoint
+from cfgdiff.trainer.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import PictureSet
 from cfgdiff.trainer.loop import train
 from cfgdiff.trainer.power_ema import PowerEMA
-from cfgdiff.trainer.run import DEFAULT_CALLBACKS, Run, resume
+from cfgdiff.trainer.start import resume
+from cfgdiff.trainer.weights import load_model
 
 STATE = {
-    "config": {}, "class_names": ["cat"], "image_shape": [3, 32, 32], "data_set": "cats", "command": "cfgdiff train", "step": 8,
-    "pictures_seen": 64, "hours": 0.5, "test_loss": None, "initialised_from": None, "decaying": False, "scaler": {},
+    "config": {}, "class_names": ["cat"], "image_shape": [3, 32, 32], "data_set": "cats", "command": "cfgdiff train",
+    "step": 8, "pictures_seen": 64, "hours": 0.5, "test_loss": None, "initialised_from": None, "decaying": False, "scaler": {},
 }  # fmt: skip
 
 
@@ -75,32 +77,6 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
-def test_no_checkpoint_and_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="no checkpoint there"):
-        initial_weights(tmp_path)
-    (tmp_path / "model.onnx").write_bytes(b"nonsense")
-    with pytest.raises(Failure, match="not a readable ONNX file"):
-        initial_weights(tmp_path)
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"provenance": 3}'])
-def test_weights_that_do_not_say_where_they_come_from(tmp_path: Path, text: str | None) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"")
-    if text is not None:
-        (tmp_path / "bundle.json").write_text(text)
-    with pytest.raises(Failure, match=r"--init .*bundle\.json: does not say where the weights come from"):
-        origin(tmp_path)
-
-
-def test_weights_of_a_damaged_bundle_are_not_started_from(copied: Path) -> None:
-    assert "stem.weight" in initial_weights(copied)
-    data = bytearray((copied / "model.onnx").read_bytes())
-    data[len(data) // 2] ^= 1
-    (copied / "model.onnx").write_bytes(data)
-    with pytest.raises(Failure, match=r"model\.onnx: damaged, sha256"):
-        initial_weights(copied)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -122,7 +98,9 @@ def test_weights_of_a_damaged_bundle_are_not_started_from(copied: Path) -> None:
 )
 def test_a_state_of_the_wrong_kind_is_one_line(change: dict, message: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "000000064", STATE | change, {"a": torch.ones(2)})
-    with pytest.raises(Failure, match=rf"000000064: damaged checkpoint \(state\.json: {message}.*\); remove this folder") as error:
+    with pytest.raises(
+        Failure, match=rf"000000064: damaged checkpoint \(state\.json: {message}.*\); remove this folder"
+    ) as error:
         read_checkpoint(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -138,7 +116,9 @@ def test_a_state_that_lacks_a_key_says_which(key: str, tmp_path: Path) -> None:
 def test_a_state_that_is_something_else_is_one_line(text: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "000000064", STATE, {"a": torch.ones(2)})
     (find_checkpoint(tmp_path) / "state.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(Failure, match=r"^.*000000064: (damaged checkpoint \(.+\); remove|checkpoint format \[1\], expected 1)") as error:
+    with pytest.raises(
+        Failure, match=r"^.*000000064: (damaged checkpoint \(.+\); remove|checkpoint format \[1\], expected 1)"
+    ) as error:
         read_checkpoint(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
@@ -150,17 +130,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
     assert read_checkpoint(tmp_path)[1].keys() == tensors.keys()
     write_checkpoint(tmp_path, "000000128", STATE, tensors | {"ema.b": torch.tensor([1.0, value])})
     with pytest.raises(Failure, match=r"000000128: damaged checkpoint \(ema\.b holds values that are not finite\)"):
-        initial_weights(tmp_path)
-
-
-def test_a_bundle_whose_weights_are_not_finite_is_refused(tmp_path: Path) -> None:
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.array([1, np.nan], np.float32), "stem.weight")])
-    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
-    with pytest.raises(Failure, match=r"--init .*model\.onnx: stem\.weight holds values that are not finite"):
-        initial_weights(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 def noise() -> PictureSet:
@@ -177,9 +147,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "network": {"channels": 8, "multipliers": [1], "attention": [], "head_channels": 8, "patch": 2},
         "optimiser": {"name": "muon"}, "train": {"pictures": 8, "batch": 4, "image_size": 8}, "callbacks": {"best": {}},
     })  # fmt: skip
-    run = Run(config, noise(), out, "cfgdiff train")
+    run = new_run(config, noise(), out, "cfgdiff train")
     run.callbacks += [PowerEMA(run), Best(run)]
-    run.callbacks[0].name, run.callbacks[1].name = "ema", "best"
+    run.callbacks[0].name, run.callbacks[1].name = "snapshots", "best"
     train(run)
     return out
 
@@ -188,15 +158,15 @@ def going_on(run: Path) -> None:
     """Read it in both ways, and train on."""
     load_model(run)
     resumed = resume(run, lambda tree: make_config(tree, ("train.pictures=16",)), lambda _: noise(), "more", None)
-    callbacks = dict.fromkeys(DEFAULT_CALLBACKS) | {"ema": {}, "best": {}}
+    callbacks = dict.fromkeys(DEFAULT_CALLBACKS) | {"snapshots": {}, "best": {}}
     resumed.config = make_config(resumed.config.model_dump() | {"callbacks": callbacks})
-    resumed.add_callbacks()
+    add_callbacks(resumed)
     train(resumed)
 
 
 DAMAGED = [
     "network.stem.weight", "ema.label.weight", "optimiser.0.0.exp_avg", "optimiser.0.0.step", "optimiser.1.0.momentum",
-    "callback.ema.0.stem.weight", "callback.best.lowest",
+    "callback.snapshots.0.stem.weight", "callback.best.lowest",
 ]  # fmt: skip
 
 
@@ -228,18 +198,25 @@ def test_a_run_whose_weights_are_no_longer_finite_writes_no_checkpoint(small_run
     run = resume(small_run, make_config, lambda _: noise(), "more", None)
     run.out = tmp_path / "run"
     torch.nn.init.constant_(run.network.stem.weight, float("nan"))
-    with pytest.raises(Failure, match=r"^network\.stem\.weight is no longer finite after 8 pictures: no checkpoint written; lower"):
+    with pytest.raises(
+        Failure, match=r"^network\.stem\.weight is no longer finite after 8 pictures: no checkpoint written; lower"
+    ):
         run.save()
     assert not run.out.exists()
 
 
 def test_data_of_other_classes_or_shape_are_not_gone_on_with(small_run: Path) -> None:
     for change, message in (
-        ({"class_names": ["a", "c"]}, r"--data: has the classes a, c; the run .*run has a, b"),
-        ({name: np.zeros((4, 3, 16, 16), np.uint8) for name in ("pictures", "test_pictures")}, "has the shape 3, 16, 16; the run"),
+        ({"class_names": ["a", "c"]}, r"data set 'noise' has the classes a, c; the run .*run has a, b"),
+        (
+            {name: np.zeros((4, 3, 16, 16), np.uint8) for name in ("pictures", "test_pictures")},
+            "has the shape 3, 16, 16; the run",
+        ),
     ):
         with pytest.raises(Failure, match=message):
-            resume(small_run, make_config, lambda _, change=change: dataclasses.replace(noise(), **change), "more", None)
+            resume(
+                small_run, make_config, lambda _, change=change: dataclasses.replace(noise(), **change), "more", None
+            )
 
 
 KILLED = """
@@ -283,3 +260,24 @@ def test_a_kill_before_any_file_operation_loses_no_checkpoint(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 15  # two folders written, one of them in the place of another, two removed
+
+
+def test_a_checkpoint_from_before_a_callback_was_renamed_resumes_bit_for_bit(small_run: Path, tmp_path: Path) -> None:
+    kept = {}
+    for name in ("present", "earlier"):
+        run = Path(shutil.copytree(small_run, tmp_path / name))
+        folder = find_checkpoint(run)
+        state, tensors = json.loads((folder / "state.json").read_text()), load_file(folder / "tensors.safetensors")
+        state["config"]["callbacks"] = {"snapshots" if name == "present" else "ema": {"snapshots": 3}}
+        if name == "earlier":
+            assert any(key.startswith("callback.snapshots.") for key in tensors)
+            tensors = {key.replace("callback.snapshots.", "callback.ema."): value for key, value in tensors.items()}
+        (folder / "state.json").write_text(json.dumps(state))
+        save_file(tensors, folder / "tensors.safetensors")
+        resumed = resume(run, lambda tree: make_config(tree, ("train.pictures=16",)), lambda _: noise(), "more", None)
+        assert resumed.config.callbacks == {"snapshots": {"snapshots": 3}}
+        add_callbacks(resumed)
+        train(resumed)
+        kept[name] = load_file(find_checkpoint(run) / "tensors.safetensors")
+    assert kept["present"].keys() == kept["earlier"].keys()
+    assert all(torch.equal(value, kept["earlier"][key]) for key, value in kept["present"].items())

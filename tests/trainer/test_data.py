@@ -18,7 +18,10 @@ def test_the_order_is_epochs_of_permutations_however_it_is_cut() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pictures": np.zeros((4, 3, 8, 8), np.float32)}, r"pictures must be \(N, C, H, W\) uint8, found \(4, 3, 8, 8\) float32"),
+        (
+            {"pictures": np.zeros((4, 3, 8, 8), np.float32)},
+            r"pictures must be \(N, C, H, W\) uint8, found \(4, 3, 8, 8\) float32",
+        ),
         ({"test_pictures": np.zeros((2, 3, 9, 9), np.uint8)}, "test_pictures must be"),
         ({"labels": np.zeros(3, np.int64)}, r"labels must be \(4,\) int64, found \(3,\)"),
         ({"labels": np.array([0, 1, 2, 0])}, r"labels must lie in 0 \.\. 1, found 0 \.\. 2"),

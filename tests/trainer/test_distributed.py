@@ -1,4 +1,4 @@
-"""One process and two, started by --processes or by torchrun: the same pictures in the same order, the same losses, the same weights."""
+"""One process and two, by --processes or torchrun: the same pictures in the same order, losses and weights."""
 
 import json
 import os
@@ -36,9 +36,19 @@ SETTINGS = [
 CODE = "from cfgdiff.cli.main import main; main()"
 
 
-def train(folder: Path, out: str, torchrun: int, *more: str, resumed: bool = False) -> "subprocess.CompletedProcess[str]":
+def train(
+    folder: Path, out: str, torchrun: int, *more: str, resumed: bool = False
+) -> "subprocess.CompletedProcess[str]":
     (folder / "each.py").write_text(PLUGIN)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun), "--no-python", sys.executable]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(torchrun),
+        "--no-python",
+        sys.executable,
+    ]
     chosen = [word for setting in [*SETTINGS, "callbacks.each={}"] for word in ("--set", setting)]
     new_or_old = ["--resume", out] if resumed else ["--preset", "smoke", "--out", out]
     command = ["train", *new_or_old, "--data", str(folder / "pictures"), "--plugin", "each.py", "--threads", "1"]
@@ -61,7 +71,9 @@ def test_two_processes_train_like_one_sharded_or_not(picture_folder: Path, tmp_p
         assert result.returncode == 0, result.stderr
         assert result.stderr.count(f"{count} x cpu") == 1 and result.stderr.count("done: 96 pictures") == 1
     one, *others = (step_losses(tmp_path / out) for out in ("one", "two", "shards"))
-    kept, *others_kept = (load_file(find_checkpoint(tmp_path / out) / "tensors.safetensors") for out in ("one", "two", "shards"))
+    kept, *others_kept = (
+        load_file(find_checkpoint(tmp_path / out) / "tensors.safetensors") for out in ("one", "two", "shards")
+    )
     assert len(one) == 12
     for found, tensors in zip(others, others_kept, strict=True):
         assert found == pytest.approx(one, rel=1e-3) and tensors.keys() == kept.keys()
@@ -96,8 +108,30 @@ def test_torchrun_restarts_from_the_last_checkpoint(picture_folder: Path, tmp_pa
     (tmp_path / "each.py").write_text(PLUGIN)
     (tmp_path / "crash.py").write_text(CRASH)
     chosen = [word for setting in [*SETTINGS, "callbacks.each={}", "callbacks.crash={}"] for word in ("--set", setting)]
-    command = ["train", "--preset", "smoke", "--data", "pictures", "--out", "run", "--plugin", "each.py", "--plugin", "crash.py", *chosen]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--no-python"]
+    command = [
+        "train",
+        "--preset",
+        "smoke",
+        "--data",
+        "pictures",
+        "--out",
+        "run",
+        "--plugin",
+        "each.py",
+        "--plugin",
+        "crash.py",
+        *chosen,
+    ]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        "--no-python",
+    ]
     result = subprocess.run(
         [sys.executable, *torchrun, sys.executable, "-c", CODE, *command],
         cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
@@ -111,7 +145,9 @@ def test_rows_are_shared_out_evenly_or_refused() -> None:
     cpu = torch.device("cpu")
     shares = [Processes(cpu, rank, 4).rows(64, 2) for rank in range(4)]
     assert [list(range(64))[rows] for rows in shares] == [list(range(k, k + 16)) for k in (0, 16, 32, 48)]
-    with pytest.raises(BadInput, match=r"train.batch=60: must be a multiple of 4 process\(es\) times train.accumulate=2"):
+    with pytest.raises(
+        BadInput, match=r"train.batch=60: must be a multiple of 4 process\(es\) times train.accumulate=2"
+    ):
         Processes(cpu, 0, 4).rows(60, 2)
 
 

@@ -1,4 +1,4 @@
-"""A download from a server of our own: checked, unpacked, gone on with where it stopped; what goes wrong is one line."""
+"""A download from a server of our own: checked, unpacked, continued where it stopped; failures are one line."""
 
 import hashlib
 import io
@@ -77,7 +77,7 @@ def test_it_is_fetched_once_and_read(server: Server, tmp_path: Path) -> None:
 
 def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.cut = 70_000
-    with pytest.raises(Failure, match="try again to go on"):
+    with pytest.raises(Failure, match="try again to continue"):
         fetch_cifar10(tmp_path / "cache", server.url, server.md5)
     assert fetch_cifar10(tmp_path / "cache", server.url, server.md5).is_dir()
     assert server.asked == [None, "bytes=70000-"]
@@ -103,7 +103,7 @@ def test_no_network_is_one_line(tmp_path: Path) -> None:
 
 def test_an_archive_that_cannot_be_unpacked_leaves_nothing_half(tmp_path: Path) -> None:
     broken = Server(b"no archive" * 100)
-    with pytest.raises(Failure, match="cannot unpack"):
+    with pytest.raises(Failure, match="cannot be unpacked"):
         fetch_cifar10(tmp_path / "cache", broken.url, broken.md5)
     broken.close()
     assert not (tmp_path / "cache" / "cifar-10-batches-py").exists()

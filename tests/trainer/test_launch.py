@@ -73,7 +73,11 @@ def test_an_unexpected_error_shows_its_own_traceback(work: ModuleType, capfd: py
     with pytest.raises(SystemExit) as end:
         launch(2, 2, work.stumble)
     shown = capfd.readouterr().err
-    assert end.value.code == 1 and shown.count("Traceback") == 1 and shown.endswith("ZeroDivisionError: division by zero\n")
+    assert (
+        end.value.code == 1
+        and shown.count("Traceback") == 1
+        and shown.endswith("ZeroDivisionError: division by zero\n")
+    )
 
 
 def test_a_killed_process_is_named(work: ModuleType, capfd: pytest.CaptureFixture) -> None:
@@ -83,7 +87,9 @@ def test_a_killed_process_is_named(work: ModuleType, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_training_ends_all(number: int, work: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_signal_before_training_ends_all(
+    number: int, work: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     def press() -> None:
         while not all((tmp_path / f"{rank}.txt").exists() for rank in (0, 1)):
             time.sleep(0.05)
@@ -99,15 +105,25 @@ def test_a_signal_before_training_ends_all(number: int, work: ModuleType, tmp_pa
 
 @pytest.mark.parametrize(
     ("batch", "parts", "on_gpus", "on_cores", "expected"),
-    [(128, 1, 0, 2, 2), (128, 1, 8, 2, 8), (128, 1, 0, 6, 4), (12, 2, 0, 4, 3), (12, 2, 0, 1, 1), (7, 1, 0, 4, 1), (7, 2, 3, 4, 1)],
+    [
+        (128, 1, 0, 2, 2),
+        (128, 1, 8, 2, 8),
+        (128, 1, 0, 6, 4),
+        (12, 2, 0, 4, 3),
+        (12, 2, 0, 1, 1),
+        (7, 1, 0, 4, 1),
+        (7, 2, 3, 4, 1),
+    ],
 )
-def test_auto_is_a_process_for_each_gpu_or_core(batch: int, parts: int, on_gpus: int, on_cores: int, expected: int) -> None:
+def test_auto_is_a_process_for_each_gpu_or_core(
+    batch: int, parts: int, on_gpus: int, on_cores: int, expected: int
+) -> None:
     assert how_many(None, batch, parts, on_gpus, on_cores) == expected
 
 
 def test_a_number_that_cannot_be_is_refused() -> None:
     assert how_many(4, 64, 1, 0, 2) == 4, "more than cores is the user's choice"
-    with pytest.raises(BadInput, match="--processes 4: expected at most one for each GPU, of which there are 2"):
+    with pytest.raises(BadInput, match=r"^processes: expected at most one for each GPU, of which there are 2; found 4$"):
         how_many(4, 64, 1, 2, 16)
     with pytest.raises(BadInput, match=r"train.batch=64: must be a multiple of 3 process\(es\)"):
         how_many(3, 64, 1, 0, 2)
@@ -135,5 +151,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(reach: str, picture_folder: Pa
     left = read_checkpoint(tmp_path / "run")[0]["pictures_seen"]
     assert not list((tmp_path / "run").rglob("*.partial"))
     more = [*shlex.split(line)[5:], "--set", f"train.pictures={left + 16}"]
-    resumed = subprocess.run([sys.executable, "-c", CODE, *more], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    resumed = subprocess.run(
+        [sys.executable, "-c", CODE, *more], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert resumed.returncode == 0 and f"done: {left + 16:,} pictures" in resumed.stderr, resumed.stderr

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed equals one never interrupted, bit for bit; more pictures go on from before the decay."""
+"""A run that is killed and resumed equals an undisturbed one; a longer one continues from before the decay."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -16,12 +17,15 @@ import yaml
 from safetensors.torch import load_file
 
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.trainer.build import new_run as create
 from cfgdiff.trainer.callbacks import Callback
-from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, load_model, read_checkpoint
+from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, read_checkpoint
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
-from cfgdiff.trainer.loop import train
-from cfgdiff.trainer.run import Run, resume
+from cfgdiff.trainer.loop import steps, train
+from cfgdiff.trainer.run import Run
+from cfgdiff.trainer.start import resume, start_from
+from cfgdiff.trainer.weights import load_model
 
 SCRIPT = """
 import sys, pathlib, torch, yaml, time
@@ -29,19 +33,21 @@ from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.callbacks import Callback
 from cfgdiff.trainer.loop import train
-from cfgdiff.trainer.run import Run, resume
+from cfgdiff.trainer.build import add_callbacks, new_run
+from cfgdiff.trainer.start import resume
 torch.set_num_threads(1)
-tree, data, out, pause = yaml.safe_load(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), float(sys.argv[4])
+tree, data, out = yaml.safe_load(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+pause = float(sys.argv[4])
 load = lambda config: load_data(data, config.train.image_size)
 if (out / "checkpoints").exists():
     run = resume(out, make_config, load, "again", None)
 else:
     config = make_config(tree)
-    run = Run(config, load(config), out, "first", None)
+    run = new_run(config, load(config), out, "first", None)
 class Pause(Callback):
     def step(self, run, loss):
         time.sleep(pause)
-run.add_callbacks()
+add_callbacks(run)
 run.callbacks.append(Pause())
 train(run)
 """
@@ -51,10 +57,14 @@ def trained(tree: dict, data: Path, out: Path, pause: float = 0.0) -> "subproces
     """A training process."""
     tree = tree | {"callbacks": dict.fromkeys(("preview", "tensorboard", "validation"))}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, yaml.safe_dump(tree), str(data), str(out), str(pause)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, yaml.safe_dump(tree), str(data), str(out), str(pause)], env=environment
+    )
 
 
-def test_ten_sigkills_and_resumes_equal_an_undisturbed_run(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_ten_sigkills_and_resumes_equal_an_undisturbed_run(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     tree = tiny_tree | {"train": tiny_tree["train"] | {"pictures": 240, "keep": 2}}
     assert trained(tree, picture_folder, tmp_path / "whole").wait() == 0
     moments = random.Random(5)
@@ -68,7 +78,7 @@ def test_ten_sigkills_and_resumes_equal_an_undisturbed_run(tiny_tree: dict, pict
         assert process.wait() == -signal.SIGKILL
     assert trained(tree, picture_folder, tmp_path / "killed").wait() == 0
     whole, other = (load_file(find_checkpoint(tmp_path / name) / "tensors.safetensors") for name in ("whole", "killed"))
-    assert whole.keys() == other.keys() and any(key.startswith("callback.ema.") for key in whole)
+    assert whole.keys() == other.keys() and any(key.startswith("callback.snapshots.") for key in whole)
     assert [k for k in whole if not torch.equal(whole[k], other[k])] == []
     assert read_checkpoint(tmp_path / "killed")[0]["command"].count("again") == 10
 
@@ -93,7 +103,7 @@ class Hook(Callback):
 
 def new_run(tree: dict, data: Path, out: Path) -> Run:
     config = make_config(tree)
-    return Run(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
+    return create(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
 
 
 def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
@@ -104,14 +114,20 @@ def test_more_pictures_go_on_from_before_the_decay(tiny_tree: dict, picture_fold
     assert rates[4] == pytest.approx(1e-3) and 0 < rates[-1] < 5e-4
     state, _ = read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)
     assert 0.7 * 96 <= state["pictures_seen"] < 0.7 * 96 + 8
-    longer = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=200",)), lambda _: run.data, "more", None)
+    longer = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=200",)), lambda _: run.data, "more", None
+    )
     assert longer.pictures_seen == state["pictures_seen"]
     assert train(longer)
     assert longer.pictures_seen == 200 and find_checkpoint(tmp_path / "run").name == "000000200"
-    not_decaying = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=400",)), lambda _: run.data, "more", None)
+    not_decaying = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=400",)), lambda _: run.data, "more", None
+    )
     not_decaying.step, not_decaying.pictures_seen = 30, 240
     not_decaying.save()
-    later = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=500",)), lambda _: run.data, "more", None)
+    later = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=500",)), lambda _: run.data, "more", None
+    )
     assert later.pictures_seen == 240
 
 
@@ -125,10 +141,43 @@ def test_a_kill_on_the_threshold_of_the_decay_does_not_lose_the_checkpoint_from_
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)[0]["pictures_seen"] == 72
 
 
+def test_a_run_resumed_in_its_decay_keeps_the_checkpoint_from_before_it(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
+    run = new_run(tiny_tree, picture_folder, tmp_path / "run")
+    run.callbacks.append(Hook(lambda: run.pictures_seen == 80 and os.kill(os.getpid(), signal.SIGTERM)))
+    assert not train(run)
+    seen = read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)[0]["pictures_seen"]
+    assert train(resume(tmp_path / "run", make_config, lambda _: run.data, "again", None))
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / BEFORE_DECAY)[0]["pictures_seen"] == seen == 72
+
+
+def test_a_step_returns_to_the_state_of_the_run_at_most_twice(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
+    run, called = new_run(tiny_tree, picture_folder, tmp_path / "run"), list[str]()
+    losses = steps(run)
+    next(losses)
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith(
+            ("trainer/run.py", "trainer/objective.py", "trainer/unet.py")
+        ):
+            called.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+
+    sys.setprofile(watch)
+    next(losses)
+    sys.setprofile(None)
+    assert [name for name in called if name.startswith("run.")] == ["run.autocast", "run.progress"]
+    way = [name for name in called if name in ("run.autocast", "objective.forward", "objective.loss", "unet.answer")]
+    assert way == ["run.autocast", "objective.forward", "objective.loss", "unet.answer"]
+
+
 @pytest.mark.parametrize("fast", [True, False])
-def test_precision_auto_is_what_the_device_computes_in(fast: bool, tiny_tree: dict, picture_folder: Path, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr("cfgdiff.trainer.run.fast_bfloat16", lambda device: fast)
+def test_precision_auto_is_what_the_device_computes_in(
+    fast: bool, tiny_tree: dict, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfgdiff.trainer.build.fast_bfloat16", lambda device: fast)
     assert new_run(tiny_tree, picture_folder, tmp_path / "run").precision == ("bfloat16" if fast else "float32")
     named = tiny_tree | {"train": tiny_tree["train"] | {"precision": "float32"}}
     assert new_run(named, picture_folder, tmp_path / "run").precision == "float32"
@@ -138,25 +187,35 @@ def test_the_network_of_a_run_cannot_change(tiny_tree: dict, picture_folder: Pat
     run = new_run(tiny_tree, picture_folder, tmp_path / "run")
     run.save()
     with pytest.raises(BadInput, match="network of a run cannot change"):
-        resume(tmp_path / "run", lambda tree: make_config(tree, ("network.channels=32",)), lambda _: run.data, "more", None)
+        resume(
+            tmp_path / "run", lambda tree: make_config(tree, ("network.channels=32",)), lambda _: run.data, "more", None
+        )
 
 
-def test_init_takes_the_averaged_weights_and_refuses_others(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_init_takes_the_averaged_weights_and_refuses_others(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     first = new_run(tiny_tree, picture_folder, tmp_path / "first")
     train(first)
     second = new_run(tiny_tree, picture_folder, tmp_path / "second")
-    second.start_from(tmp_path / "first")
-    assert all(torch.equal(a, b) for a, b in zip(second.network.parameters(), first.ema.network.parameters(), strict=True))
+    start_from(second, tmp_path / "first")
+    assert all(
+        torch.equal(a, b) for a, b in zip(second.network.parameters(), first.ema.network.parameters(), strict=True)
+    )
     assert second.pictures_seen == 0
     train(second)
     source = load_model(tmp_path / "second").provenance["initialised_from"]  # not a path, which says nothing elsewhere
     assert source == load_model(tmp_path / "first").provenance and source["pictures_seen"] == 96
-    wider = new_run(tiny_tree | {"network": tiny_tree["network"] | {"channels": 32}}, picture_folder, tmp_path / "wider")
+    wider = new_run(
+        tiny_tree | {"network": tiny_tree["network"] | {"channels": 32}}, picture_folder, tmp_path / "wider"
+    )
     with pytest.raises(Failure, match=r"expected .* of shape .* found"):
-        wider.start_from(tmp_path / "first")
-    bare = new_run(tiny_tree | {"network": tiny_tree["network"] | {"norm": "affine"}}, picture_folder, tmp_path / "bare")
-    with pytest.raises(Failure, match=r"has \d+ weights that this network lacks, as .*norm.*; add --set network.norm=group$"):
-        bare.start_from(tmp_path / "first")
+        start_from(wider, tmp_path / "first")
+    bare = new_run(
+        tiny_tree | {"network": tiny_tree["network"] | {"norm": "affine"}}, picture_folder, tmp_path / "bare"
+    )
+    with pytest.raises(Failure, match=r"has \d+ weights that this network lacks, as .*norm.*; set network.norm=group$"):
+        start_from(bare, tmp_path / "first")
 
 
 def test_checkpoints_from_before_the_choice_of_norm_have_group_normalisation(
@@ -172,7 +231,9 @@ def test_checkpoints_from_before_the_choice_of_norm_have_group_normalisation(
     after, x = load_model(tmp_path / "run"), torch.randn(2, 3, 16, 16)
     given = x, torch.tensor([3.0, 900.0]), torch.tensor([0, 2])
     assert torch.equal(after.network(*given), before.network(*given)) and after.config.network.norm == "group"
-    resumed = resume(tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=120",)), lambda _: run.data, "more", None)
+    resumed = resume(
+        tmp_path / "run", lambda tree: make_config(tree, ("train.pictures=120",)), lambda _: run.data, "more", None
+    )
     assert resumed.config.network.norm == "group"
 
 
@@ -210,7 +271,7 @@ def losses(tree: dict, data: Path, out: Path, *overrides: str) -> tuple[list[flo
     """The loss of every step, and the run."""
     found: list[float] = []
     config = make_config(tree, overrides)
-    run = Run(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
+    run = create(config, load_data(data, config.train.image_size), out, "cfgdiff train", None)
 
     class Keep(Callback):
         def step(self, run: Run, loss: float) -> None:
@@ -221,7 +282,9 @@ def losses(tree: dict, data: Path, out: Path, *overrides: str) -> tuple[list[flo
     return found, run
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     tiny_tree["network"]["dropout"] = 0.0
     tiny_tree["train"]["precision"] = "float32"  # on every processor: bfloat16 rounds each part of its own
     whole, run = losses(tiny_tree, picture_folder, tmp_path / "whole")
@@ -229,23 +292,29 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_tree: dict, pic
     assert parts == pytest.approx(whole, rel=2e-3)
     for a, b in zip(run.network.parameters(), other.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=2e-3)
-    with pytest.raises(BadInput, match=r"train.batch=8: must be a multiple of 1 process\(es\) times train.accumulate=3"):
+    with pytest.raises(
+        BadInput, match=r"train.batch=8: must be a multiple of 1 process\(es\) times train.accumulate=3"
+    ):
         losses(tiny_tree, picture_folder, tmp_path / "odd", "train.accumulate=3")
 
 
 def test_clipping_bounds_the_step(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     tiny_tree["optimiser"] = {"name": "adamw", "warmup_steps": 0}
     config = make_config(tiny_tree, ("train.clip=0.001",))
-    run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train", None)
+    run = create(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train", None)
     norms: list[float] = []
     run.optimisers[0].register_step_pre_hook(
-        lambda *_: norms.append(sum(p.grad.square().sum().item() for p in run.network.parameters() if p.grad is not None) ** 0.5)
+        lambda *_: norms.append(
+            sum(p.grad.square().sum().item() for p in run.network.parameters() if p.grad is not None) ** 0.5
+        )
     )
     train(run)
     assert len(norms) == 12 and max(norms) == pytest.approx(0.001, rel=1e-2)
 
 
-def test_float16_trains_with_a_scaler_that_a_checkpoint_keeps(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_float16_trains_with_a_scaler_that_a_checkpoint_keeps(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     exact, _ = losses(tiny_tree, picture_folder, tmp_path / "exact", "train.precision=float32")
     found, run = losses(tiny_tree, picture_folder, tmp_path / "half", "train.precision=float16")
     assert found == pytest.approx(exact, rel=0.05)
@@ -257,12 +326,14 @@ def test_float16_trains_with_a_scaler_that_a_checkpoint_keeps(tiny_tree: dict, p
     assert resume(tmp_path / "half", make_config, lambda _: run.data, "again", None).scaler.get_scale() == 8.0
 
 
-def test_the_learned_weight_trains_and_stays_out_of_the_model(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+def test_the_learned_weight_trains_and_stays_out_of_the_model(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
     tiny_tree["objective"]["weighting"] = "learned"
     _, run = losses(tiny_tree, picture_folder, tmp_path / "run", "train.pictures=400")
     assert run.network.loss_weight.series.abs().max() > 1e-3
     model = load_model(tmp_path / "run")
     assert "loss_weight.series" in model.network.state_dict()
     plain = new_run(tiny_tree, picture_folder, tmp_path / "more")
-    plain.start_from(tmp_path / "run")
+    start_from(plain, tmp_path / "run")
     assert torch.equal(plain.network.loss_weight.series, run.ema.network.loss_weight.series)

@@ -9,8 +9,16 @@ import torch
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.trainer.config import ObjectiveConfig
 from cfgdiff.trainer.draws import Draws
-from cfgdiff.trainer.objective import LearnedWeight, drop_labels, loss, loss_weights, noised, rate, sample_timesteps
-from cfgdiff.trainer.objective import test_loss as measured_loss
+from cfgdiff.trainer.objective import (
+    LearnedWeight,
+    drop_labels,
+    held_out_loss,
+    loss,
+    loss_weights,
+    noised,
+    rate,
+    sample_timesteps,
+)
 
 
 def test_x_t_has_the_mean_and_variance_of_its_closed_form() -> None:
@@ -130,23 +138,31 @@ class _Zero(torch.nn.Module):
 def test_a_network_that_answers_zero_has_the_loss_of_its_target() -> None:
     """E |eps|^2 = 1; and E |v|^2 = 1 on data of unit variance, whatever the noise level."""
     generator = torch.Generator().manual_seed(0)
-    stored = torch.where(torch.rand(512, 3, 8, 8, generator=generator) < 0.5, 64, 191).byte()  # -0.5 and 0.5: data_std is 0.5
+    stored = torch.where(
+        torch.rand(512, 3, 8, 8, generator=generator) < 0.5, 64, 191
+    ).byte()  # -0.5 and 0.5: data_std is 0.5
     pictures, labels = stored / 127.5 - 1, torch.zeros(512, dtype=torch.int64)
     for prediction, data_std, weighting in (("eps", 1.0, "simple"), ("v", 0.5, "simple"), ("x0", 0.5, "learned")):
         config = ObjectiveConfig(prediction=prediction, data_std=data_std, timesteps="lognormal", weighting=weighting)
         schedule = Schedule(prediction=prediction, data_std=data_std)
-        assert loss(_Zero(), config, schedule, pictures, labels, 3, Draws(0, 0, 512)).item() == pytest.approx(1, abs=0.02)
-        assert measured_loss(lambda x, t, label: torch.zeros_like(x), schedule, stored.numpy(), labels.numpy()) == pytest.approx(
+        assert loss(_Zero(), config, schedule, pictures, labels, 3, Draws(0, 0, 512)).item() == pytest.approx(
             1, abs=0.02
         )
+        assert held_out_loss(
+            lambda x, t, label: torch.zeros_like(x), schedule, stored.numpy(), labels.numpy()
+        ) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize(("kind", "prediction", "data_std"), [("cosine", "v", 0.5), ("linear", "eps", 1.0), ("cosine", "x0", 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "prediction", "data_std"), [("cosine", "v", 0.5), ("linear", "eps", 1.0), ("cosine", "x0", 0.5)]
+)
 def test_the_rate_is_that_of_a_gaussian_in_closed_form(kind: str, prediction: str, data_std: float) -> None:
     """Pictures of independent normal values and their exact denoiser, against the sum over DDPM's 1000 steps of the divergences of
     two normal distributions: the posterior (equation 7), and the same with the estimate in x0's place and the variance beta."""
     std, schedule = 0.3, Schedule(kind, prediction=prediction, data_std=data_std)
-    pictures = np.clip(np.random.default_rng(0).normal(127.5, 127.5 * std, (1024, 3, 8, 8)).round(), 0, 255).astype(np.uint8)
+    pictures = np.clip(np.random.default_rng(0).normal(127.5, 127.5 * std, (1024, 3, 8, 8)).round(), 0, 255).astype(
+        np.uint8
+    )
 
     def denoiser(x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         answers, variance = [], (std / data_std) ** 2

@@ -9,8 +9,12 @@ from cfgdiff.trainer.config import OptimiserConfig
 from cfgdiff.trainer.optim import fast_bfloat16, make_optimisers, orthogonalise, rate_factor
 
 
-@pytest.mark.parametrize(("found", "expected"), [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)])
-def test_bfloat16_is_taken_where_the_processor_computes_in_it(found: dict, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("found", "expected"), [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)]
+)
+def test_bfloat16_is_taken_where_the_processor_computes_in_it(
+    found: dict, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert fast_bfloat16(torch.device("cpu")) is expected
 
@@ -26,7 +30,10 @@ def test_orthogonalise_is_close_to_the_polar_factor(shape: tuple[int, int, int])
 
 
 def test_orthogonalise_equals_the_plain_newton_schulz_iteration() -> None:
-    matrices = torch.randn(2, 16, 90, generator=torch.Generator().manual_seed(2)).double() @ torch.logspace(0, -4, 90).double().diag()
+    matrices = (
+        torch.randn(2, 16, 90, generator=torch.Generator().manual_seed(2)).double()
+        @ torch.logspace(0, -4, 90).double().diag()
+    )
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True)
     for _ in range(5):
         gram = x @ x.mT
@@ -45,17 +52,23 @@ def test_muon_takes_inner_convolutions_and_adamw_the_rest(tiny_network: torch.nn
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_adamw_gets_its_settings(tiny_network: torch.nn.Module, name: str) -> None:
-    group = make_optimisers(tiny_network, OptimiserConfig(name=name, lr=0.004, beta2=0.99, weight_decay=0.1))[0].param_groups[0]
+    group = make_optimisers(tiny_network, OptimiserConfig(name=name, lr=0.004, beta2=0.99, weight_decay=0.1))[
+        0
+    ].param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.004, (0.9, 0.99), 0.1)
 
 
-def test_an_optimiser_must_hold_every_parameter_once(tiny_network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimiser_must_hold_every_parameter_once(
+    tiny_network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def half(network: torch.nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
         """SGD for the first half."""
         return [torch.optim.SGD(list(network.parameters())[::2], lr=0.1)]
 
     monkeypatch.setattr(registry, "_added", {("optimiser", "half"): registry.Part("optimiser", "half", "here", half)})
-    with pytest.raises(Failure, match=r"optimiser 'half': must hold each of the \d+ parameters once, holds \d+ in \d+ places"):
+    with pytest.raises(
+        Failure, match=r"optimiser 'half': must hold each of the \d+ parameters once, holds \d+ in \d+ places"
+    ):
         make_optimisers(tiny_network, OptimiserConfig(name="half"))
 
 

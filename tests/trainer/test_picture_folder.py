@@ -1,4 +1,4 @@
-"""Folders of pictures: which files are read as what, what is held out, and that all that is left out or changed is said."""
+"""Folders of pictures: which files are read as what, what is held out, and that notes name all that is changed."""
 
 from pathlib import Path
 
@@ -25,8 +25,13 @@ def test_a_folder_of_two_parts_is_their_split(names: tuple[str, str], tmp_path: 
     data = load_data(tmp_path, 16)
     assert data.class_names == ["cat", "dog"]
     assert sorted(data.pictures[:, 0, 0, 0].tolist()) == [10] * 6 + [20] * 6
-    assert sorted(zip(data.test_labels.tolist(), data.test_pictures[:, 0, 0, 0].tolist(), strict=True)) == [(0, 110)] * 3 + [(1, 120)] * 3
-    assert data.test_labels.tolist() != sorted(data.test_labels), "the first thousand must not be of the first classes alone"
+    assert (
+        sorted(zip(data.test_labels.tolist(), data.test_pictures[:, 0, 0, 0].tolist(), strict=True))
+        == [(0, 110)] * 3 + [(1, 120)] * 3
+    )
+    assert data.test_labels.tolist() != sorted(data.test_labels), (
+        "the first thousand must not be of the first classes alone"
+    )
     assert f"'{names[0]}' is trained on, '{names[1]}' held out" in data.notes
 
 
@@ -35,7 +40,9 @@ def test_other_parts_of_a_split_are_left_out_and_said(tmp_path: Path) -> None:
         fill(tmp_path / part / "cat", 10)
     fill(tmp_path / "unlabelled", 10)
     data = load_data(tmp_path, 16)
-    assert len(data.pictures) == len(data.test_pictures) == 4 and data.notes[0].endswith("'test' held out; unlabelled, val left out")
+    assert len(data.pictures) == len(data.test_pictures) == 4 and data.notes[0].endswith(
+        "'test' held out; unlabelled, val left out"
+    )
 
 
 def test_train_without_another_part_is_held_out_from(tmp_path: Path) -> None:
@@ -56,11 +63,16 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     [
         (["train", "test"], "'train' and 'test' look like a split, but hold no class folders"),
         (["train/cat", "test/cat", "test/cow"], "'test' has the class 'cow', which 'train' lacks"),
-        (["images/cat", "images/dog"], r"'images' alone is there and holds folders, no pictures; if these are the classes, give .*images"),
+        (
+            ["images/cat", "images/dog"],
+            r"'images' alone is there and holds folders, no pictures; if these are the classes, give .*images",
+        ),
         (["test/cat", "test/dog"], "holds 'test' alone, with folders in it; expected 'train' beside it"),
     ],
 )
-def test_what_would_train_other_classes_than_meant_is_refused(folders: list[str], expected: str, tmp_path: Path) -> None:
+def test_what_would_train_other_classes_than_meant_is_refused(
+    folders: list[str], expected: str, tmp_path: Path
+) -> None:
     for folder in folders:
         fill(tmp_path / folder, 10)
     with pytest.raises(Failure, match=expected) as error:
@@ -78,11 +90,17 @@ def test_files_that_are_left_out_or_lie_deep_are_said(tmp_path: Path) -> None:
     (tmp_path / "dog" / "._0.png").write_bytes(b"what a Mac leaves")
     (tmp_path / "dog" / "new.heic").write_bytes(b"")
     layout = scan(tmp_path)
-    assert layout.classes == ["cat", "dog"] and [label for _, label in layout.train] == [0] * 6 + [1] * 4 and layout.test is None
+    assert (
+        layout.classes == ["cat", "dog"]
+        and [label for _, label in layout.train] == [0] * 6 + [1] * 4
+        and layout.test is None
+    )
     deep, beside, strange = layout.notes
     assert deep == "2 pictures in folders inside a class folder: taken for that class, for example cat/more/deep0.png"
     assert beside == "1 picture in no class folder: left out, for example beside0.png"
-    assert strange.startswith("1 file of other kinds than ") and strange.endswith(": left out, for example dog/new.heic")
+    assert strange.startswith("1 file of other kinds than ") and strange.endswith(
+        ": left out, for example dog/new.heic"
+    )
     assert load_data(tmp_path, 16).notes[:3] == layout.notes
 
 
@@ -112,7 +130,7 @@ def test_sixteen_bits_and_floating_point_keep_their_brightness(tmp_path: Path) -
     data = load_data(tmp_path, 16)
     np.testing.assert_allclose(data.pictures[data.labels == 1].mean(axis=(1, 2, 3)), [33_138 / 257, 127.5], atol=0.5)
     Image.fromarray(np.full((16, 16), 300, np.int32)).save(tmp_path / "dog" / "c.tif")
-    with pytest.raises(Failure, match=r"cannot read .*c\.tif: expected 8 or 16 bits, .*--skip-broken"):
+    with pytest.raises(Failure, match=r"cannot read .*c\.tif: expected 8 or 16 bits, .*option skip_broken"):
         load_data(tmp_path, 16)
 
 
@@ -120,7 +138,9 @@ def test_gray_folders_are_said(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     Image.new("L", (16, 16), 7).save(tmp_path / "cat" / "0.png")
     data = load_data(tmp_path, 16)
-    assert data.notes == ("all pictures are gray; the model has three channels all the same",) and data.pictures.shape == (1, 3, 16, 16)
+    assert data.notes == (
+        "all pictures are gray; the model has three channels all the same",
+    ) and data.pictures.shape == (1, 3, 16, 16)
 
 
 def test_what_was_skipped_is_said_from_the_cache_too(picture_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Averages of a chosen width: their profile against its definition, the reconstruction against an average that was kept all along."""
+"""Averages of a chosen width: the profile against its definition, the reconstruction against a running average."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from cfgdiff.runtime.errors import BadInput, Failure
-from cfgdiff.trainer.checkpoint import load_model
+from cfgdiff.trainer.build import add_callbacks, new_run
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.distributed import Processes
 from cfgdiff.trainer.loop import train
 from cfgdiff.trainer.power_ema import PowerEMA, coefficients, gamma_of_width, overlap, reconstruct, write_reconstructed
-from cfgdiff.trainer.run import Run
+from cfgdiff.trainer.weights import load_model
 
 
 @pytest.mark.parametrize("width", [0.02, 0.05, 0.1, 0.25])
@@ -28,7 +28,7 @@ def test_the_profile_has_the_width(width: float) -> None:
 
 @pytest.mark.parametrize("width", [0.0, 0.3, float("nan")])
 def test_widths_that_no_profile_has(width: float) -> None:
-    with pytest.raises(BadInput, match=r"--width .*: expected 0.005 .. 0.28"):
+    with pytest.raises(BadInput, match=r"^width .*: expected 0.005 .. 0.28"):
         gamma_of_width(width)
 
 
@@ -78,12 +78,14 @@ def test_a_width_chosen_afterwards_equals_one_kept_all_along(tmp_path: Path) -> 
 
 def test_a_run_can_be_averaged_anew_and_loaded(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
     config = make_config(tiny_tree)
-    run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
-    run.add_callbacks()
+    run = new_run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
+    add_callbacks(run)
     train(run)
     _, averaged = write_reconstructed(tmp_path / "run", 0.1, tmp_path / "run" / "ema-0.1")
     model = load_model(tmp_path / "run" / "ema-0.1")
-    assert model.provenance["command"].endswith("cfgdiff ema RUN --width 0.1") and model.provenance["pictures_seen"] == 96
+    assert (
+        model.provenance["command"].endswith("cfgdiff ema RUN --width 0.1") and model.provenance["pictures_seen"] == 96
+    )
     callback = next(c for c in run.callbacks if isinstance(c, PowerEMA))
     for (name, p), track in zip(model.network.named_parameters(), callback._tracks[1], strict=True):
         torch.testing.assert_close(p, averaged[name])
@@ -108,12 +110,20 @@ def test_no_snapshots_and_damaged_ones_are_named(tmp_path: Path) -> None:
         ({"step": "0", "gamma": "1"}, {"weight": torch.ones(2)}, "step 0.0 and gamma 1"),
         ({"step": "8", "gamma": "1"}, {"weight": torch.ones(3)}, r"weight: expected \(2,\)"),
         ({"step": "8", "gamma": "1"}, {"weights": torch.ones(2)}, "weight is missing"),
-        ({"step": "8", "gamma": "1"}, {"weight": torch.tensor([1, torch.nan])}, "weight holds values that are not finite"),
+        (
+            {"step": "8", "gamma": "1"},
+            {"weight": torch.tensor([1, torch.nan])},
+            "weight holds values that are not finite",
+        ),
     ],
 )
-def test_a_snapshot_that_does_not_fit_is_named(metadata: dict | None, tensors: dict, message: str, tmp_path: Path) -> None:
+def test_a_snapshot_that_does_not_fit_is_named(
+    metadata: dict | None, tensors: dict, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "ema").mkdir()
-    save_file({"weight": torch.ones(2)}, tmp_path / "ema" / "000000009-0.safetensors", metadata={"step": "9", "gamma": "2.0"})
+    save_file(
+        {"weight": torch.ones(2)}, tmp_path / "ema" / "000000009-0.safetensors", metadata={"step": "9", "gamma": "2.0"}
+    )
     save_file(tensors, tmp_path / "ema" / "000000008-0.safetensors", metadata=metadata)
     with pytest.raises(Failure, match=message) as error:
         reconstruct(tmp_path, 0.1)
@@ -122,9 +132,13 @@ def test_a_snapshot_that_does_not_fit_is_named(metadata: dict | None, tensors: d
 
 def test_what_a_kill_left_is_removed_and_other_files_are_not(tmp_path: Path) -> None:
     (tmp_path / "ema").mkdir()
-    for name in ("000000009-0.safetensors", "000000002-0.partial", "000000001-0.safetensors", "notes.safetensors"):
+    left = ("000000009-0.safetensors", "000000002-0.partial", ".000000002-0.safetensors.01234567.partial")
+    for name in (*left, "000000001-0.safetensors", "notes.safetensors"):
         (tmp_path / "ema" / name).touch()
     run = _Weights(tmp_path, 10)
     run.step = 5
     PowerEMA(run)
-    assert sorted(file.name for file in (tmp_path / "ema").iterdir()) == ["000000001-0.safetensors", "notes.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "ema").iterdir()) == [
+        "000000001-0.safetensors",
+        "notes.safetensors",
+    ]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.trainer.build import add_callbacks, new_run
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.loop import train
-from cfgdiff.trainer.run import Run
 
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
@@ -23,9 +23,11 @@ def test_every_report_is_handed_on(package: str, tiny_tree: dict, picture_folder
         finish=lambda: told.append(("finish",)),
     )
     monkeypatch.setitem(sys.modules, package, fake)
-    config = make_config(tiny_tree, (f"callbacks.{package}={{project: mine}}", "callbacks.meter={seconds: 0}", "callbacks.preview=null"))
-    run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
-    run.add_callbacks()
+    config = make_config(
+        tiny_tree, (f"callbacks.{package}={{project: mine}}", "callbacks.meter={seconds: 0}", "callbacks.preview=null")
+    )
+    run = new_run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
+    add_callbacks(run)
     train(run)
     _, settings = told[0]
     assert (settings["project"], settings["name"], settings["config"]["train"]["pictures"]) == ("mine", "run", 96)
@@ -38,6 +40,6 @@ def test_a_package_that_is_not_there_is_named(tiny_tree: dict, picture_folder: P
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = make_config(tiny_tree, ("callbacks.wandb={}",))
-    run = Run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
-    with pytest.raises(Failure, match=r"callbacks\.wandb: it is not installed; pip install wandb"):
-        run.add_callbacks()
+    run = new_run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
+    with pytest.raises(Failure, match=r"callbacks\.wandb: wandb is not installed; pip install wandb"):
+        add_callbacks(run)

@@ -42,7 +42,11 @@ def test_going_up_narrow_answers_alike_for_less_work() -> None:
 
 def test_time_and_class_both_change_the_answer_and_rows_do_not_mix(tiny_network: torch.nn.Module) -> None:
     network = randomised(tiny_network)
-    x, t, label = torch.randn(1, 3, 16, 16).expand(4, -1, -1, -1), torch.tensor([5.0, 5.0, 500.0, 5.0]), torch.tensor([0, 1, 0, 3])
+    x, t, label = (
+        torch.randn(1, 3, 16, 16).expand(4, -1, -1, -1),
+        torch.tensor([5.0, 5.0, 500.0, 5.0]),
+        torch.tensor([0, 1, 0, 3]),
+    )
     with torch.no_grad():
         together = network(x, t, label)
         alone = torch.cat([network(x[i : i + 1], t[i : i + 1], label[i : i + 1]) for i in range(4)])
@@ -61,13 +65,17 @@ def test_the_packaged_preset_has_the_parts_of_adm() -> None:
     assert sum(p.numel() for p in network.parameters()) < 7.5e6  # under 15 MB in float16
 
 
-@pytest.mark.parametrize(("norm", "share"), [("group", 30), ("affine", 300)])  # Muon takes the directions of gradients, not their sizes
+@pytest.mark.parametrize(
+    ("norm", "share"), [("group", 30), ("affine", 300)]
+)  # Muon takes the directions of gradients, not their sizes
 def test_the_deepest_blocks_get_their_share_of_the_first_gradients(norm: str, share: float) -> None:
     torch.manual_seed(0)
     network = UNet(make_config(load_preset("cifar10-small"), (f"network.norm={norm}",)).network, (3, 32, 32), 10)
     torch.nn.init.normal_(network.head.weight, std=0.05)  # it starts at zero, and so would every gradient behind it
     x, eps = torch.randn(16, 3, 32, 32), torch.randn(16, 3, 32, 32)
-    torch.nn.functional.mse_loss(network(x, torch.full((16,), 500.0), torch.zeros(16, dtype=torch.int64)), eps).backward()
+    torch.nn.functional.mse_loss(
+        network(x, torch.full((16,), 500.0), torch.zeros(16, dtype=torch.int64)), eps
+    ).backward()
     gradients = {name: p.grad.norm() for name, p in network.named_parameters() if name.endswith("conv_out.weight")}
     assert min(gradients.values()) > max(gradients.values()) / share
 
