@@ -36,23 +36,22 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
     from cfgdiff.export.description import store_fitted
     from cfgdiff.export.fit import fit_steps as fit
     from cfgdiff.export.fit import total_evaluations
-    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime import Request, load_bundle, open_engine
     from cfgdiff.runtime.errors import Failure
-    from cfgdiff.runtime.guidance import Guidance
+    from cfgdiff.runtime.plan import guidance_of
 
-    found, wanted = load_bundle(bundle), sorted(set(steps))
+    loaded, wanted = load_bundle(bundle), sorted(set(steps))
     if not 1 <= wanted[0] <= wanted[-1] < teacher_steps:
         given = ", ".join(map(str, steps))
         raise click.UsageError(f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}")
-    w, inside = found.defaults.guidance if guidance is None else guidance, found.defaults.interval
-    guided = Guidance((w,), inside if interval is None else interval)
-    if not os.access(found.path, os.W_OK | os.X_OK):
-        raise Failure(f"{found.path}: cannot be written, but the result is kept there; give a copy of the bundle")
-    engine = open_engine(found, "cpu", "float32", threads)
+    guided = guidance_of(loaded, Request([], guidance=guidance, interval=interval))
+    if not os.access(loaded.path, os.W_OK | os.X_OK):
+        raise Failure(f"{loaded.path}: cannot be written, but the result is kept there; give a copy of the bundle")
+    engine = open_engine(loaded, "cpu", "float32", threads)
     total = total_evaluations(wanted, pictures, teacher_evaluations=teacher_steps)
     with click.progressbar(length=total, label="fitting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        fits = fit(engine, found, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update)
-    store_fitted(found, {n: one.fitted for n, one in fits.items()})
+        fits = fit(engine, loaded, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update)
+    store_fitted(loaded, {n: result.fitted for n, result in fits.items()})
     click.echo(f"mean squared error to {teacher_steps} evaluations of dpmpp-2m, on other pictures: fitted, dpmpp-2m")
-    for n, one in fits.items():
-        click.echo(f"{n:>4} evaluations: {one.error:.5f}, {one.plain_error:.5f}")
+    for n, result in fits.items():
+        click.echo(f"{n:>4} evaluations: {result.error:.5f}, {result.plain_error:.5f}")

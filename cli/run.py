@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,9 @@ from .errors import one_line, run_command
 from .flags import INTERVAL, MOST_STEPS, Count, FilePath, Numbers, log_to_stderr, typed_flags
 
 if TYPE_CHECKING:
-    from cfgdiff.runtime import Bundle
-    from cfgdiff.runtime.generate import Blend
+    from cfgdiff.runtime import Blend, Bundle, Request
 
-    from .job import Job
-
+    from .draw import Drawing
 
 PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
 # What the note inside a picture does not say; all else --remake takes from there.
@@ -101,81 +100,84 @@ Examples:
 @click.option("--list-classes", is_flag=True, help="Print the model's classes and stop; with --json as a list.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
-def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None, frames: int, source: Path | None,
-            strength: float | None, mask: Path | None, out: Path, kind: str, resume: bool, remake: Path | None, stream: bool,
-            model: Path | None, engine: str, precision: str, threads: int | None, uncertified: bool, as_json: bool, list_classes: bool,
-            verbose: bool, batch: int, **settings: Any) -> None:  # fmt: skip
+def command(out: Path, remake: Path | None, model: Path | None, list_classes: bool, as_json: bool, verbose: bool, **flags: Any) -> None:
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
     started = time.perf_counter()
     _refuse_idle_flags(click.get_current_context())
-    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime import load_bundle, resolve
     from cfgdiff.runtime.outputs import check_place
 
-    from .draw import Drawing, draw, redraw
-    from .job import noted_strength, read_edit
+    from .draw import Drawing, Target, draw, redraw
+    from .edit import noted_strength, read_edit
     from .opening import Wanted, first_note
 
     log_to_stderr(verbose)
-    bundle, asked = load_bundle(model), Wanted(engine, precision, threads, uncertified)
+    bundle = load_bundle(model)
+    wanted = Wanted(*(flags.pop(name) for name in ("engine", "precision", "threads", "uncertified")))
+    target = Target(out, flags.pop("kind"), resume=flags.pop("resume"), stream=flags.pop("stream"))
+    source, strength, mask = (flags.pop(name) for name in ("source", "strength", "mask"))
     if list_classes:
         click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
         return
-    check_place(out, resume)
+    check_place(out, target.resume)
     if remake is not None and source is not None and strength is None:
         strength = noted_strength(remake)
     edit = read_edit(bundle, source, strength, mask)
     if remake is not None:
-        click.echo(redraw(remake, bundle, out, edit, partial(asked.open_as_noted, bundle, "--remake")), err=True)
+        click.echo(redraw(remake, bundle, out, edit, partial(wanted.open_as_noted, bundle, "--remake")), err=True)
         return
-    job, columns = _job(bundle, classes, n, interpolate, frames, settings, edit)
-    plan, noted = job.plan(bundle), first_note(out, kind) if resume else None
-    opened = asked.open_as_noted(bundle, "--resume", *noted)[0] if noted else asked.open(bundle, plan, len(job.classes), batch)
-    drawing = Drawing(bundle, job, plan, opened, batch)
-    loaded = time.perf_counter()
-    drawn = draw(drawing, out, kind, columns, resume, stream)
-    done = time.perf_counter()
-    weights, name = plan.guidance.weights, drawing.engine.name
-    report = {
-        "n": len(job.classes), "steps": plan.steps, "rows": drawing.engine.rows, "engine": name, "precision": drawing.engine.precision,
-        "sampler": plan.sampler, "spacing": plan.spacing, "guidance": weights[0] if len(set(weights)) == 1 else list(weights),
-        "seed": job.settings["seed"],
-        "seconds": {"load": round(loaded - started, 4), "first": round(drawn.first - started, 4), "total": round(done - started, 4)},
-    }  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(report))
-    else:
-        there = f", {len(job.classes) - drawn.n} were there" if drawn.n < len(job.classes) else ""
-        count = f"{drawn.n} picture{'s' * (drawn.n != 1)}"
-        click.echo(one_line(f"{count} in {done - started:.1f} s ({name}, {drawing.engine.precision}){there}: {out}"), err=True)
+    request, columns = _request(bundle, **flags, edit=edit)
+    plan, noted = resolve(bundle, request), first_note(out, target.kind) if target.resume else None
+    opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(plan)
+    drawing, loaded = Drawing(plan, opened), time.perf_counter()
+    drawn = draw(drawing, replace(target, columns=columns))
+    times = {"load": loaded - started, "first": drawn.first - started, "total": time.perf_counter() - started}
+    click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)
 
 
-def _job(bundle: "Bundle", wanted: tuple[str, ...], n: int | None, seeds: tuple[int, int] | None, frames: int, settings: dict[str, Any],
-         edit: Any) -> "tuple[Job, int | None]":  # fmt: skip
-    """What is to be drawn, and the columns of its grid: an interpolation is a row."""
+def _report(drawing: "Drawing", seconds: dict[str, float]) -> str:
+    """What --json prints."""
+    plan, engine, w = drawing.plan, drawing.engine, drawing.plan.weights.tolist()
+    return json.dumps({
+        "n": len(plan), "steps": plan.steps, "rows": engine.rows, "engine": engine.name, "precision": engine.precision,
+        "sampler": plan.course.sampler, "spacing": plan.course.spacing, "guidance": w[0] if len(set(w)) == 1 else w,
+        "seed": plan.request.seed, "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    })  # fmt: skip
+
+
+def _summary(drawing: "Drawing", n: int, seconds: dict[str, float], out: Path) -> str:
+    """One line, where `n` pictures were drawn."""
+    engine, kept = drawing.engine, len(drawing.plan) - n
+    there = f", {kept} were there" if kept else ""
+    drawn = f"{n} picture{'s' * (n != 1)} in {seconds['total']:.1f} s"
+    return one_line(f"{drawn} ({engine.name}, {engine.precision}){there}: {out}")
+
+
+def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None, frames: int,
+             guidance: tuple[float, ...] | None, **settings: Any) -> "tuple[Request, int | None]":  # fmt: skip
+    """The request of the flags, and the columns of its grid: an interpolation is a row."""
+    from cfgdiff.runtime import Request
     from cfgdiff.runtime.guidance import Guidance
 
-    from .job import Job
-
-    names = _classes(bundle, wanted)
-    weights, settings = settings["guidance"], {key: value for key, value in settings.items() if key != "guidance"}
-    if weights is not None:
-        Guidance(weights)  # all of the list, even where there are fewer pictures
-    if seeds is None:
-        rows, frames, count = [*range(n or 16)], 1, n or 16
-        job_classes, blend = [names[i % len(names)] for i in rows], None
+    names = _classes(bundle, classes)
+    if guidance is not None:
+        Guidance(guidance)  # all of the list, even where there are fewer pictures
+    if interpolate is None:
+        indices, frames, columns = list(range(n or 16)), 1, None
+        wanted = [names[i % len(names)] for i in indices]
     else:
         if (n or 1) * frames > MOST:
             raise click.UsageError(f"--frames: expected at most {MOST} pictures in all, found {n or 1} interpolations of {frames}")
-        rows = [row for row in range(n or 1) for _ in range(frames)]
-        count, settings = len(rows), settings | {"seed": seeds[0]}
-        job_classes, blend = _between(names, seeds, frames, n or 1)
-    guidance = None if weights is None else [weights[i // frames % len(weights)] for i in range(count)]
-    return Job(job_classes, rows, guidance, settings, blend, *edit), None if seeds is None else frames
+        indices, columns = [row for row in range(n or 1) for _ in range(frames)], frames
+        wanted, settings["blend"] = _between(names, interpolate[1], frames, n or 1)
+        settings["seed"] = interpolate[0]
+    weights = None if guidance is None else [guidance[i // frames % len(guidance)] for i in range(len(indices))]
+    return Request(wanted, guidance=weights, indices=indices, **settings), columns
 
 
 def _classes(bundle: "Bundle", wanted: tuple[str, ...]) -> list[str]:
-    """The names of the classes as the model has them, all of them known. A whole entry that is a name is not taken apart at its commas."""
-    from cfgdiff.runtime.generate import class_labels
+    """The names of the classes as the model has them. An entry that is a name is not split at its commas."""
+    from cfgdiff.runtime.request import class_labels
 
     known = bundle.class_names
     names = [name.strip() for entry in wanted for name in ([entry] if entry in known else entry.split(",")) if name.strip()]
@@ -188,13 +190,14 @@ def _classes(bundle: "Bundle", wanted: tuple[str, ...]) -> list[str]:
     return known
 
 
-def _between(names: list[str], seeds: tuple[int, int], frames: int, n: int) -> "tuple[list[str], Blend]":
-    from cfgdiff.runtime.generate import Blend
+def _between(names: list[str], seed: int, frames: int, n: int) -> "tuple[list[str], Blend]":
+    """The classes at the one end of n interpolations, and the other end."""
+    from cfgdiff.runtime import Blend
 
     if len(names) > 2:
         raise click.UsageError(f"--interpolate: expected one class, or two to go between, found {len(names)}; correct --class")
     shares = [frame / (frames - 1) for frame in range(frames)]
-    return names[:1] * (n * frames), Blend(seeds[1], names[-1:] * (n * frames), shares * n)
+    return names[:1] * (n * frames), Blend(seed, names[-1:] * (n * frames), shares * n)
 
 
 main = run_command(command)

@@ -152,9 +152,10 @@ def read_note(path: Path) -> dict[str, Any]:
     return note
 
 
-def check_note(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises `BadInput` where a picture that is to be kept was made otherwise than `wanted` says."""
+def check_note(where: str, note: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises `BadInput` where `note`, that of a picture which a resumed run keeps, differs from the run's."""
     read_back = json.loads(json.dumps(wanted))
-    differing = [f"{key} {found.get(key)} (now {value})" for key, value in read_back.items() if found.get(key) != value]
+    differing = [f"{key} {note.get(key)} (now {value})" for key, value in read_back.items() if note.get(key) != value]
     if differing:
-        raise BadInput(f"--resume: {where} was made with {', '.join(differing)}; give the same flags or another --out")
+        made = f"{where} was made with {', '.join(differing)}"
+        raise BadInput(f"resume: {made}; ask for the same, or for another place with `out`")

@@ -1,6 +1,6 @@
-"""Where a run's pictures go: a folder, one picture, a grid, an .npz or a .tar. It knows no engines and no flags but --out and --resume.
+"""Where pictures go: a folder, one picture, a grid, an .npz or a .tar. It knows no engines and no flags.
 
-A folder's pictures are whole or absent one by one, so that a run can be continued; every other file is whole or absent as a whole.
+Each picture of a folder is complete or absent, so an interrupted run can resume; so is every other file.
 """
 
 import io
@@ -78,7 +78,8 @@ class Folder:
         pictures = [np.atleast_3d(np.asarray(load_picture(self.file(i), str(self.file(i))))) for i in range(min(self._n, GRID_MOST))]
         for i, picture in enumerate(pictures):
             if picture.shape != pictures[0].shape:
-                raise Failure(f"{self.file(i)}: expected a picture of {pictures[0].shape}, found {picture.shape}; remove it and --resume")
+                expected = f"expected a picture of {pictures[0].shape}, found {picture.shape}"
+                raise Failure(f"{self.file(i)}: {expected}; remove it, then resume the run")
         save_png(self.path / "grid.png", grid(np.stack(pictures), columns=self._columns))
 
 
@@ -199,21 +200,22 @@ def check_place(path: Path, resume: bool = False) -> None:
     """Raises `Failure` where `path` cannot be written, or not be continued, before any work."""
     suffix = path.suffix.lower()
     if suffix in REFUSED and not path.is_dir():
-        raise BadInput(f"--out {path}: cannot write a {suffix} file; expected the name of a folder, or one ending in {', '.join(SUFFIXES)}")
+        expected = f"expected the name of a folder, or one ending in {', '.join(SUFFIXES)}"
+        raise BadInput(f"{path}: cannot write a {suffix} file; {expected}")
     if resume and suffix in SUFFIXES and suffix != ".tar":
-        raise BadInput(f"--resume: only a folder or .tar can be continued, found --out {path}; start again without it")
+        raise BadInput(f"resume: only a folder or .tar can be resumed, found {path}; start again without it")
     if suffix not in SUFFIXES and path.exists() and not path.is_dir():
-        raise Failure(f"--out {path}: is a file; expected a folder, or a name ending in {', '.join(SUFFIXES)}")
+        raise Failure(f"{path}: is a file; expected a folder, or a name ending in {', '.join(SUFFIXES)}")
     if suffix in SUFFIXES and path.is_dir():
-        raise Failure(f"--out {path}: is a folder; expected a name for a {suffix} file")
+        raise Failure(f"{path}: is a folder; expected a name for a {suffix} file")
     folder = path.parent if suffix in SUFFIXES else path
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise Failure(f"--out {path}: cannot write in {existing}; choose another place")
+        raise Failure(f"{path}: cannot write in {existing}; choose another place")
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failure(f"--out: cannot make folder {folder} ({error.strerror}); choose another place") from None
+        raise Failure(f"{folder}: the folder cannot be made ({error.strerror}); choose another place") from None

@@ -19,6 +19,7 @@ alpha_s, is k-diffusion's sigma_up = ratio_s sqrt(1 - ratio_s^2 / ratio_t^2), an
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -29,7 +30,7 @@ from .schedule import Schedule
 
 Predict = Callable[[np.ndarray, float], np.ndarray]
 Noise = Callable[[int], np.ndarray]
-Sampler = Callable[[Predict, np.ndarray, np.ndarray, Schedule, Noise], np.ndarray]
+Solve = Callable[[Predict, np.ndarray, np.ndarray, Schedule, Noise], np.ndarray]
 Nodes = list[tuple[float, np.ndarray]]  # evaluations as (t, x0), the newest first
 
 
@@ -165,19 +166,58 @@ def _exponential_step(x: np.ndarray, t: float, s: float, nodes: Nodes, schedule:
 
 # Row k: the weights of the last k + 1 slopes for an even step (Adams-Bashforth of order k + 1), the newest first.
 ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm, "ddim": ddim, "dpmpp-2m": dpmpp_2m, "dpmpp-3m": dpmpp_3m, "unipc": unipc, "ipndm": ipndm, "heun": heun,
-    "euler": ddim, "euler-a": partial(ddim, eta=1.0),  # the same formulas in ratio, by their names in k-diffusion
-}  # fmt: skip
 
 
-def find_sampler(name: str, eta: float = 0.0) -> Sampler:
-    """The sampler of that name, with eta if it is ddim. Raises `BadInput` listing the choices, or where eta does not fit."""
-    name = named("--sampler", "sampler", name, SAMPLERS)
+@dataclass(frozen=True)
+class Sampler:
+    """An entry of `SAMPLERS`. It says everything about a sampler: a new one is its function and an entry.
+
+    Attributes:
+        solve: the function.
+        spacing: the spacing of its evaluations by default, a name in `SPACINGS` (spacing.py).
+        twice: it evaluates at every level but the first twice, as `heun` does.
+        noisy: it draws noise at every step; it does not solve the ODE.
+        takes_eta: `solve` has the parameter `eta`.
+    """
+
+    solve: Solve
+    spacing: str
+    twice: bool = False
+    noisy: bool = False
+    takes_eta: bool = False
+
+    def levels(self, evaluations: int) -> int:
+        """The number of noise levels that `evaluations` of the network are for. An even number of two each ends in Euler's step."""
+        return evaluations // 2 + 1 if self.twice else evaluations
+
+    def evaluations(self, levels: int) -> int:
+        """The most evaluations that `levels` noise levels take: the inverse of `levels`."""
+        return 2 * levels - 1 if self.twice else levels
+
+
+# The spacings are those of the published CIFAR-10 tables; the papers' own for ddpm and ddim; k-diffusion's for euler and
+# euler-a, which are ddim's formula in ratio under their names there.
+SAMPLERS = {
+    "ddpm": Sampler(ddpm, "uniform", noisy=True),
+    "ddim": Sampler(ddim, "uniform", takes_eta=True),
+    "dpmpp-2m": Sampler(dpmpp_2m, "karras"),
+    "dpmpp-3m": Sampler(dpmpp_3m, "log-snr"),
+    "unipc": Sampler(unipc, "log-snr"),
+    "ipndm": Sampler(ipndm, "karras"),
+    "heun": Sampler(heun, "karras", twice=True),
+    "euler": Sampler(ddim, "karras"),
+    "euler-a": Sampler(partial(ddim, eta=1.0), "karras", noisy=True),
+}
+
+
+def solver(name: str, eta: float = 0.0) -> Solve:
+    """The function of the sampler of that name, with `eta` where it takes one. Raises `BadInput`, naming the parameter."""
+    name = named("sampler", "sampler", name, SAMPLERS)
     if not 0 <= eta <= 1:
-        raise BadInput(f"--eta: expected 0 .. 1, found {eta}; 0 is deterministic, 1 is as noisy as ddpm")
+        raise BadInput(f"eta: expected 0 .. 1, found {eta}; 0 is deterministic, 1 is as noisy as ddpm")
     if eta == 0:
-        return SAMPLERS[name]
-    if name != "ddim":
-        raise BadInput(f"--eta: only ddim takes it, found sampler {name}; add --sampler ddim, or leave it out")
-    return partial(ddim, eta=eta)
+        return SAMPLERS[name].solve
+    if not SAMPLERS[name].takes_eta:
+        takers = " or ".join(other for other, sampler in SAMPLERS.items() if sampler.takes_eta)
+        raise BadInput(f"eta: only {takers} takes it, found sampler {name}; set `sampler` to {takers}, or leave it out")
+    return partial(SAMPLERS[name].solve, eta=eta)  # type: ignore[call-arg]  # `takes_eta` says that it is one

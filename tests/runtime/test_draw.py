@@ -43,7 +43,7 @@ def test_it_opens_an_engine_for_the_work_there_is_and_closes_it(packaged: Bundle
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"classes": "frog"}, "classes"), ({"classes": []}, "--n"), ({"steps": 2.5}, "--steps"), ({"batch": 0}, "--batch")],
+    [({"classes": "frog"}, "classes"), ({"classes": []}, "classes"), ({"steps": 2.5}, "steps"), ({"batch": 0}, "batch")],
 )
 def test_bad_input_is_named_before_an_engine_is_opened(packaged: Bundle, opening: Any, wrong: dict, message: str) -> None:
     with pytest.raises(BadInput, match=f"^{message}: expected"):

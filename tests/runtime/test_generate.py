@@ -1,15 +1,17 @@
 """The loop on the packaged model: independence of batches, the cost of guidance, early errors."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 
-from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime import Blend, Bundle, Edit, Engine, Request, generate, resolve, sample
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.fitted import Fitted
-from cfgdiff.runtime.generate import Blend, Edit, arc, class_labels, to_uint8
+from cfgdiff.runtime.generate import arc, to_uint8
 from cfgdiff.runtime.noise import normals
+from cfgdiff.runtime.request import class_labels
 from cfgdiff.runtime.spacing import timesteps_for
 
 
@@ -83,23 +85,49 @@ def test_eta_reaches_ddim_and_its_noise_is_the_pictures_own(engine: Engine, pack
     ("settings", "expected"),
     [
         ({"classes": ["forg"]}, "did you mean 'frog'"), ({"classes": [10]}, "no class '10'"),
-        ({"classes": []}, "--n"), ({"steps": 0}, "--steps"),
-        ({"guidance": float("nan")}, "--guidance"), ({"sampler": "x"}, "--sampler"), ({"batch": 0}, "--batch"), ({"seed": -1}, "--seed"),
-        ({"spacing": "x"}, "--spacing"), ({"timesteps": [2, 3]}, "--timesteps"), ({"timesteps": []}, "--steps"),
-        ({"steps": 3, "timesteps": [3, 2]}, "--timesteps"), ({"eta": 0.5}, "--eta"),
+        ({"classes": []}, "^classes: expected a list of names or numbers, found \\[\\]"), ({"steps": 0}, "^steps: "),
+        ({"guidance": float("nan")}, "^guidance: "), ({"sampler": "x"}, "^sampler: "), ({"batch": 0}, "^batch: "), ({"seed": -1}, "^seed: "),
+        ({"spacing": "x"}, "^spacing: "), ({"timesteps": [2, 3]}, "^timesteps: "), ({"timesteps": []}, "^steps: "),
+        ({"steps": 3, "timesteps": [3, 2]}, "^timesteps: "), ({"eta": 0.5}, "^eta: "),
         ({"classes": "frog"}, r"^classes: expected a list of names or numbers, found 'frog'; as in \['airplane'\]$"),
         ({"classes": 6}, "^classes: expected a list"), ({"classes": {"frog": 1}}, "^classes: expected a list"),
         ({"classes": [True]}, "no class 'True'"), ({"classes": [2.5]}, "no class '2.5'"), ({"classes": [-1]}, "no class '-1'"),
-        ({"steps": 2.5}, "^--steps: expected 1 or more, a whole number, found 2.5"), ({"batch": 2.5}, "^--batch: .* found 2.5"),
-        ({"batch": None}, "^--batch: .* found None"), ({"seed": "a"}, "^--seed: .* found 'a'"), ({"seed": 1.5}, "^--seed: .* found 1.5"),
-        ({"seed": [1, 2]}, "^--seed: expected 1 numbers, one for each class, found 2"), ({"seed": 2**64}, "^--seed: expected 0"),
+        ({"steps": 2.5}, "^steps: expected 1 or more, a whole number, found 2.5"), ({"batch": 2.5}, "^batch: .* found 2.5"),
+        ({"batch": None}, "^batch: .* found None"), ({"seed": "a"}, "^seed: .* found 'a'"), ({"seed": 1.5}, "^seed: .* found 1.5"),
+        ({"seed": [1, 2]}, "^seed: expected 1 numbers, one for each class, found 2"), ({"seed": 2**64}, "^seed: expected 0"),
         ({"indices": [-1]}, "^indices: expected 0"), ({"indices": [0.5]}, "^indices: .* found 0.5"),
-        ({"guidance": [1.0, float("nan")]}, "^--guidance: expected finite numbers, found 1.0, nan"), ({"spacing": ""}, "no spacing ''"),
+        ({"guidance": [1.0, float("nan")]}, "^guidance: expected finite numbers, found 1.0, nan"), ({"spacing": ""}, "no spacing ''"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_at_the_call(packaged: Bundle, settings: dict, expected: str) -> None:
     with pytest.raises(BadInput, match=expected):
         generate(Recorder(), packaged, **({"classes": ["frog"]} | settings))
+
+
+def test_generate_is_short_and_a_request_says_the_same(packaged: Bundle) -> None:
+    parameters = inspect.signature(generate).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][3:] == ["steps", "guidance", "seed", "sampler"]
+    assert len(parameters) - 1 <= 8  # what guidance comes with
+    request = Request(["cat", "dog"], 3, 2.0, 5, "ddim", eta=0.5, interval=(0.1, 9), batch=1)
+    drawn = list(sample(Recorder(), resolve(packaged, request)))
+    settings = {"eta": 0.5, "interval": (0.1, 9), "batch": 1}
+    short = list(generate(Recorder(), packaged, ["cat", "dog"], 3, 2.0, 5, "ddim", **settings))
+    assert [first for first, _ in drawn] == [first for first, _ in short] == [0, 1]
+    np.testing.assert_array_equal(*(np.concatenate([part for _, part in parts]) for parts in (drawn, short)))
+    with pytest.raises(TypeError, match="stpes"):
+        generate(Recorder(), packaged, ["cat"], stpes=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.steps = 4  # type: ignore[misc]
+
+
+def test_rescaling_fits_two_rows_a_picture_into_an_engine(packaged: Bundle) -> None:
+    class Answering(Recorder):
+        def predict(self, sample: np.ndarray, *others: np.ndarray) -> np.ndarray:
+            return sample + super().predict(sample, *others)
+
+    engine = Answering()
+    pictures(engine, packaged, 5, guidance=2.0, rescale=0.5, steps=1, interval=(0, np.inf))
+    assert [b for b, _, _ in engine.calls] == [4, 4, 2]  # of at most 5 rows
 
 
 def test_pictures_fill_the_range_of_uint8() -> None:
@@ -174,14 +202,14 @@ def test_it_can_be_watched_and_stopped(packaged: Bundle) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"guidance": [1.0, 2.0]}, "--guidance: expected 1 or 3 numbers"),
+        ({"guidance": [1.0, 2.0]}, "^guidance: expected 1 or 3 numbers"),
         ({"indices": [0, 1]}, "indices: expected 3 numbers"),
         ({"blend": Blend(1, ["cat"] * 2, [0, 1])}, "blend: expected 3 shares"),
-        ({"blend": Blend(-1, ["cat"] * 3, [0, 0, 1])}, "--seed: expected"),
-        ({"blend": Blend([1, 2], ["cat"] * 3, [0, 0, 1])}, "--seed: expected 3 numbers"),
-        ({"blend": Blend(1, ["cat"] * 3, [0, float("nan"), 1])}, r"blend: expected shares of 0 \.\. 1, found 0, nan, 1"),
-        ({"edit": Edit(np.zeros((32, 32, 4), np.uint8))}, "--from: expected uint8"),
-        ({"edit": Edit(np.zeros((32, 32, 3), np.uint8), 1.0, np.zeros((3, 3), bool))}, "--mask: expected bool"),
+        ({"blend": Blend(-1, ["cat"] * 3, [0, 0, 1])}, "^blend.seed: expected"),
+        ({"blend": Blend([1, 2], ["cat"] * 3, [0, 0, 1])}, "^blend.seed: expected 3 numbers"),
+        ({"blend": Blend(1, ["cat"] * 3, [0, float("nan"), 1])}, r"^blend.shares: expected shares of 0 \.\. 1, found 0, nan, 1"),
+        ({"edit": Edit(np.zeros((32, 32, 4), np.uint8))}, "^edit.picture: expected uint8"),
+        ({"edit": Edit(np.zeros((32, 32, 3), np.uint8), 1.0, np.zeros((3, 3), bool))}, "^edit.mask: expected bool"),
     ],
 )
 def test_what_does_not_belong_together_is_refused_at_the_call(packaged: Bundle, wrong: dict, message: str) -> None:
@@ -194,7 +222,7 @@ def test_names_of_classes_are_taken_in_any_case_and_numbers_are_numpys_too(packa
     assert class_labels(packaged, np.array([1, 9])).tolist() == class_labels(packaged, ("automobile", "truck")).tolist() == [1, 9]
     twins = dataclasses.replace(packaged, class_names=["cat", "Cat", "dog"])
     assert class_labels(twins, ["Cat", "cat"]).tolist() == [1, 0]
-    with pytest.raises(BadInput, match="--class: class 'CAT' may be cat or Cat"):
+    with pytest.raises(BadInput, match="^classes: class 'CAT' may be cat or Cat"):
         class_labels(twins, ["CAT"])
 
 
@@ -231,7 +259,7 @@ def test_what_is_not_finite_fails_and_is_no_black_picture(packaged: Bundle) -> N
             answer = super().predict(sample, timestep, class_label, guidance) + 1e6
             return answer + np.float32(np.nan) if len(self.calls) == 2 else answer
 
-    with pytest.raises(Failure, match=r"^fake, float32: the network's answer at t = 500 is not finite: "):
+    with pytest.raises(Failure, match=r"^fake, float32: the network's prediction at t = 500 is not finite: "):
         pictures(Damaged(), packaged, 2, sampler="ddim", timesteps=[900, 500, 20], steps=None)
     steps = Fitted((999.0, 0.0), ((1.0, 1e38, 0.0, 0.0),), 4.0)
     with pytest.raises(Failure, match=r"^fake, float32: the finished picture is not finite: weights or fitted steps are damaged"):
