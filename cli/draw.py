@@ -32,7 +32,9 @@ class CountingEngine:
         self.engine, self.rows = engine, 0
         self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`."""
         self.rows += network_rows(len(sample), len(guidance))
         return self.engine.predict(sample, timestep, class_label, guidance)
@@ -91,7 +93,9 @@ def draw(drawing: Drawing, target: Target) -> Drawn:
         if len(missing):
             watchers = [sink.see] if isinstance(sink, Gif) else []
             with _progress(len(missing), plan.steps, target.stream) as shown:
-                drawn = sample(drawing.engine, plan.take(missing), lambda *seen: [see(*seen) for see in (shown, *watchers)])
+                drawn = sample(
+                    drawing.engine, plan.take(missing), lambda *seen: [see(*seen) for see in (shown, *watchers)]
+                )
                 for first, pictures in drawn:
                     first_done = time.perf_counter() if first == 0 else first_done
                     sink.add(missing[first : first + len(pictures)], pictures)
@@ -113,7 +117,9 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Edit | None,
     """
     target, note = _target(file, out), read_note(file)
     if not all(isinstance(note.get(key), str) for key in ("engine", "precision", "model_sha256")):
-        raise Failure(f"{file}: its note lacks the model; expected a picture of a folder or .tar as written by cfgdiff-run")
+        raise Failure(
+            f"{file}: its note lacks the model; expected a picture of a folder or .tar as written by cfgdiff-run"
+        )
     request, digest = request_of(note, edit), model_digest(bundle, note["precision"])
     check_original(note.get("from"), edit)
     mode = "RGB" if bundle.image_shape[0] == 3 else "L"
@@ -164,7 +170,10 @@ def _progress(n: int, steps: int, stream: bool) -> Iterator[Callable[[int, np.nd
             if first not in seen:
                 preview.forget()
             seen[first] = seen.get(first, 0) + 1
-            preview.show(to_uint8(x0[:8]), f"pictures {first} .. {first + len(x0) - 1} of {n}: evaluation {seen[first]} of {steps}")
+            preview.show(
+                to_uint8(x0[:8]),
+                f"pictures {first} .. {first + len(x0) - 1} of {n}: evaluation {seen[first]} of {steps}",
+            )
 
         yield show
         return
@@ -172,7 +181,9 @@ def _progress(n: int, steps: int, stream: bool) -> Iterator[Callable[[int, np.nd
     def rate(_: object) -> str:
         return f"{done / steps / max(1e-9, time.perf_counter() - started):.1f} pictures/s"
 
-    with click.progressbar(length=n * steps, label="sampling", file=sys.stderr, hidden=not terminal, item_show_func=rate) as bar:
+    with click.progressbar(
+        length=n * steps, label="sampling", file=sys.stderr, hidden=not terminal, item_show_func=rate
+    ) as bar:
 
         def count(first: int, x0: np.ndarray) -> None:
             nonlocal done

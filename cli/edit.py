@@ -42,7 +42,9 @@ def check_original(noted: Any, edit: Edit | None) -> None:
         return
     if given is None:
         mask = " and --mask PICTURE" if isinstance(noted, dict) and "mask" in noted else ""
-        raise Failure(f"--remake: was made from a picture, found no --from; give the same one with --from PICTURE{mask}")
+        raise Failure(
+            f"--remake: was made from a picture, found no --from; give the same one with --from PICTURE{mask}"
+        )
     if not isinstance(noted, dict):
         raise Failure("--from: the picture of --remake was drawn from noise alone; leave it out")
     key = next((key for key in ("picture", "mask", "strength") if noted.get(key) != given.get(key)), "picture")

@@ -62,7 +62,10 @@ def run_command(command: click.Command) -> Callable[[], None]:
         except OSError as error:
             _exit(f"{error.filename or 'file'}: {error.strerror or error}", 1)
         except ModuleNotFoundError as error:
-            _exit(f"{error.name or error} is not installed; pip install 'cfgdiff[train]' brings what training and export need", 1)
+            _exit(
+                f"{error.name or error} is not installed; pip install 'cfgdiff[train]' brings what training and export need",
+                1,
+            )
         except Exception as error:
             if not _is_failure(error):
                 raise

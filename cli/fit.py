@@ -20,11 +20,19 @@ Examples:
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--steps", default="4,6,8,10", show_default=True, metavar="N[,N...]", type=Numbers("N[,N...] as in 4,6,8,10", number=int),
               help="Numbers of network evaluations to fit.")  # fmt: skip
-@click.option("--guidance", type=float, help="Guidance w to fit for; they are taken at this w alone. Default: the model's.")
+@click.option(
+    "--guidance", type=float, help="Guidance w to fit for; they are taken at this w alone. Default: the model's."
+)
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
               help="Of sigma / alpha, to guide inside; they are taken with it alone. Default: the model's.")  # fmt: skip
 @click.option("--n", "pictures", default=128, show_default=True, type=click.IntRange(min=8), help="Pictures to fit to.")
-@click.option("--teacher-steps", default=60, show_default=True, type=click.IntRange(min=3), help="Evaluations of the teacher: dpmpp-2m.")
+@click.option(
+    "--teacher-steps",
+    default=60,
+    show_default=True,
+    type=click.IntRange(min=3),
+    help="Evaluations of the teacher: dpmpp-2m.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
 def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | None, interval: tuple[float, float] | None, pictures: int,
               teacher_steps: int, threads: int | None) -> None:  # fmt: skip
@@ -43,14 +51,18 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
     loaded, wanted = load_bundle(bundle), sorted(set(steps))
     if not 1 <= wanted[0] <= wanted[-1] < teacher_steps:
         given = ", ".join(map(str, steps))
-        raise click.UsageError(f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}")
+        raise click.UsageError(
+            f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}"
+        )
     guided = guidance_of(loaded, Request([], guidance=guidance, interval=interval))
     if not os.access(loaded.path, os.W_OK | os.X_OK):
         raise Failure(f"{loaded.path}: cannot be written, but the result is kept there; give a copy of the bundle")
     engine = open_engine(loaded, "cpu", "float32", threads)
     total = total_evaluations(wanted, pictures, teacher_evaluations=teacher_steps)
     with click.progressbar(length=total, label="fitting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        fits = fit(engine, loaded, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update)
+        fits = fit(
+            engine, loaded, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update
+        )
     store_fitted(loaded, {n: result.fitted for n, result in fits.items()})
     click.echo(f"mean squared error to {teacher_steps} evaluations of dpmpp-2m, on other pictures: fitted, dpmpp-2m")
     for n, result in fits.items():

@@ -20,7 +20,9 @@ class Numbers(click.ParamType):
 
     name = "numbers"
 
-    def __init__(self, like: str, count: int | None = None, number: Callable[[str], Any] = float, separator: str = ",") -> None:
+    def __init__(
+        self, like: str, count: int | None = None, number: Callable[[str], Any] = float, separator: str = ","
+    ) -> None:
         self._like, self._count, self._number, self._separator = like, count, number, separator
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
@@ -77,7 +79,11 @@ INTERVAL = Numbers("LO,HI as in 0.3,5", count=2)
 def typed_flags(context: click.Context) -> dict[str, str]:
     """The flags on the command line, by the names of their parameters."""
     line = click.core.ParameterSource.COMMANDLINE
-    return {str(p.name): p.opts[0] for p in context.command.params if p.name and context.get_parameter_source(p.name) is line}
+    return {
+        str(p.name): p.opts[0]
+        for p in context.command.params
+        if p.name and context.get_parameter_source(p.name) is line
+    }
 
 
 def log_to_stderr(verbose: bool = False) -> None:

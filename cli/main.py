@@ -47,8 +47,15 @@ Examples:
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--data", type=PATH, help="Show what training on this data set would read, hold out and leave out. Where its classes are "
               "those of the bundle, measure the test loss and the bound's rate on the held-out pictures, too.")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(8, 4096), metavar="N", help="Read --data in this size. Default: the bundle's.")
-@click.option("--grid", type=PATH, metavar="FILE.png", help="Write training pictures of --data as the network sees them, a column a class.")
+@click.option(
+    "--image-size", type=click.IntRange(8, 4096), metavar="N", help="Read --data in this size. Default: the bundle's."
+)
+@click.option(
+    "--grid",
+    type=PATH,
+    metavar="FILE.png",
+    help="Write training pictures of --data as the network sees them, a column a class.",
+)
 def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: Path | None) -> None:
     """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file and every graph."""
     if data is None and (image_size or grid):
@@ -84,7 +91,9 @@ def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: P
         measured = _measured(found, pictures)
         click.echo(card(found))
         click.echo(f"\n- test_loss, measured: {measured['test_loss']:.4f}")
-        click.echo(f"- rate, measured: {measured['rate']:.3f} bits a dimension at DDPM's schedule (Ho et al. 2020: 1.78 for CIFAR-10)\n")
+        click.echo(
+            f"- rate, measured: {measured['rate']:.3f} bits a dimension at DDPM's schedule (Ho et al. 2020: 1.78 for CIFAR-10)\n"
+        )
     click.echo(text)
     if grid:
         save_png(grid, sheet(pictures))
@@ -95,7 +104,9 @@ def _measured(bundle: "Bundle", held_out: "PictureSet") -> dict[str, float]:
     from cfgdiff.export.parity import bundle_measures
     from cfgdiff.runtime import open_engine
 
-    return bundle_measures(open_engine(bundle, precision="float32"), bundle, held_out.test_pictures, held_out.test_labels)
+    return bundle_measures(
+        open_engine(bundle, precision="float32"), bundle, held_out.test_pictures, held_out.test_labels
+    )
 
 
 @group.command(

@@ -60,7 +60,8 @@ class Lines(Progress):
         self._due = now + SECONDS
         rate = (run.pictures_seen - self._from) / max(1e-9, now - self._since)
         click.echo(
-            f"{run.pictures_seen:,} of {run.config.train.pictures:,} pictures, loss {self.average:.4f}, {rate:.0f} pictures/s", err=True
+            f"{run.pictures_seen:,} of {run.config.train.pictures:,} pictures, loss {self.average:.4f}, {rate:.0f} pictures/s",
+            err=True,
         )
 
 
@@ -76,10 +77,15 @@ def train_with_progress(run: "Run", again: list[str]) -> None:
         run.callbacks.append(Lines(run))
         done = train_loop(run)
     if not done:
-        click.echo(f"stopped; go on with: {shlex.join(['cfgdiff', 'train', '--resume', str(run.out), *again])}", err=True)
+        click.echo(
+            f"stopped; go on with: {shlex.join(['cfgdiff', 'train', '--resume', str(run.out), *again])}", err=True
+        )
         return
     loss = "" if run.test_loss is None else f", test loss {run.test_loss:.4f}"
-    click.echo(f"done: {run.pictures_seen:,} pictures{loss}; export with: {shlex.join(['cfgdiff', 'export', str(run.out)])}", err=True)
+    click.echo(
+        f"done: {run.pictures_seen:,} pictures{loss}; export with: {shlex.join(['cfgdiff', 'export', str(run.out)])}",
+        err=True,
+    )
 
 
 def _introduce(run: "Run") -> None:
@@ -88,7 +94,10 @@ def _introduce(run: "Run") -> None:
     data, parameters = run.data, sum(p.numel() for p in run.network.parameters())
     what = f"{counted(len(data.labels), 'picture')} in {counted(len(data.class_names), 'class', 'classes')}"
     computed = f"{run.processes.size} x {run.device.type}, {run.precision}"
-    click.echo(f"{what}, {len(data.test_labels):,} more held out; {parameters:,} parameters; {computed}; run {run.out}", err=True)
+    click.echo(
+        f"{what}, {len(data.test_labels):,} more held out; {parameters:,} parameters; {computed}; run {run.out}",
+        err=True,
+    )
 
 
 def _with_bar(run: "Run") -> bool:

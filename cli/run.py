@@ -19,12 +19,28 @@ if TYPE_CHECKING:
 
 PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
 # What the note inside a picture does not say; all else --remake takes from there.
-REMAKE_TAKES = {"remake", "out", "source", "strength", "mask", "model", "engine", "precision", "uncertified", "threads", "verbose"}
+REMAKE_TAKES = {
+    "remake",
+    "out",
+    "source",
+    "strength",
+    "mask",
+    "model",
+    "engine",
+    "precision",
+    "uncertified",
+    "threads",
+    "verbose",
+}
 
 
 def _refuse_idle_flags(context: click.Context) -> None:
     """A flag that would change nothing is a mistake, not silence. Raises `UsageError`, naming it."""
-    found, given, why = context.params, typed_flags(context), "has no effect with --remake, which draws what the picture's note says"
+    found, given, why = (
+        context.params,
+        typed_flags(context),
+        "has no effect with --remake, which draws what the picture's note says",
+    )
     out, idle = found["out"], dict[str, str]()
     if found["remake"] is not None:
         idle = {name: f"{why}; leave it out" for name in given.keys() - REMAKE_TAKES}
@@ -54,12 +70,24 @@ Examples:
   cfgdiff-run --class ship --stream --n 2
   cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2"""
 )
-@click.option("--class", "classes", multiple=True, metavar="NAME", help="Class to draw; repeats, takes a comma list; 'all' goes round all.")
-@click.option("--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation.")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="NAME",
+    help="Class to draw; repeats, takes a comma list; 'all' goes round all.",
+)
+@click.option(
+    "--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation."
+)
 @click.option("--steps", type=Count(most=MOST_STEPS), help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", metavar="NAME",
               help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a or fitted. Default: the model's.")  # fmt: skip
-@click.option("--spacing", metavar="NAME", help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")
+@click.option(
+    "--spacing",
+    metavar="NAME",
+    help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.",
+)
 @click.option("--timesteps", metavar="T[,T...]", type=Numbers("numbers as in 999,750.5,20"),
               help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
@@ -69,15 +97,33 @@ Examples:
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
               help="Of sigma / alpha, to guide inside; outside is conditional, at half the cost. Default: the model's.")  # fmt: skip
 @click.option(
-    "--guidance-rescale", "rescale", default=0.0, show_default=True, help="How much of the contrast that w adds is taken back, 0 .. 1."
+    "--guidance-rescale",
+    "rescale",
+    default=0.0,
+    show_default=True,
+    help="How much of the contrast that w adds is taken back, 0 .. 1.",
 )
 @click.option("--threshold", type=float, help="Dynamic thresholding: the share of pixels left in range, as 0.995.")
 @click.option("--seed", default=0, show_default=True, help="Picture i depends on (seed, i), its class and w alone.")
 @click.option("--interpolate", metavar="SEED1:SEED2", type=Numbers("SEED1:SEED2 as in 1:2", 2, int, ":"),
               help="From one seed to another, and from one class to a second.")  # fmt: skip
-@click.option("--frames", default=9, show_default=True, type=Count(least=2), help="Pictures of an interpolation, both ends among them.")
-@click.option("--from", "source", type=PATH, metavar="PICTURE", help="Start from this picture, cropped and resized, instead of noise.")
-@click.option("--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask.")
+@click.option(
+    "--frames",
+    default=9,
+    show_default=True,
+    type=Count(least=2),
+    help="Pictures of an interpolation, both ends among them.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=PATH,
+    metavar="PICTURE",
+    help="Start from this picture, cropped and resized, instead of noise.",
+)
+@click.option(
+    "--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask."
+)
 @click.option("--mask", type=PATH, metavar="PICTURE", help="Draw where this is white and keep the picture elsewhere.")
 @click.option("--batch", default=64, show_default=True, type=Count(), help="Pictures at a time.")
 @click.option("--out", default="samples", show_default=True, type=PATH,
@@ -87,10 +133,18 @@ Examples:
               help="Of pictures in a folder or .tar.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue a folder or .tar of an interrupted run: draw only the pictures that are missing. "
               "An interrupted .tar is kept for this only where --resume was given then, too.")  # fmt: skip
-@click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from the note inside it, and compare.")
+@click.option(
+    "--remake", type=PATH, metavar="FILE", help="Draw this picture again from the note inside it, and compare."
+)
 @click.option("--stream", is_flag=True, help="Show the first pictures in the terminal as they come out of the noise.")
 @click.option("--model", type=PATH, help="A bundle. Default: the packaged CIFAR-10 model.")
-@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="tensorrt, cuda, cpu, openvino; auto: the fastest.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="tensorrt, cuda, cpu, openvino; auto: the fastest.",
+)
 @click.option("--precision", default="auto", show_default=True, metavar="NAME",
               help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino; auto: the fastest whose pictures are "
                    "certified to be float32's.")  # fmt: skip
@@ -100,7 +154,9 @@ Examples:
 @click.option("--list-classes", is_flag=True, help="Print the model's classes and stop; with --json as a list.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
-def command(out: Path, remake: Path | None, model: Path | None, list_classes: bool, as_json: bool, verbose: bool, **flags: Any) -> None:
+def command(
+    out: Path, remake: Path | None, model: Path | None, list_classes: bool, as_json: bool, verbose: bool, **flags: Any
+) -> None:
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
     started = time.perf_counter()
     _refuse_idle_flags(click.get_current_context())
@@ -167,7 +223,9 @@ def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpol
         wanted = [names[i % len(names)] for i in indices]
     else:
         if (n or 1) * frames > MOST:
-            raise click.UsageError(f"--frames: expected at most {MOST} pictures in all, found {n or 1} interpolations of {frames}")
+            raise click.UsageError(
+                f"--frames: expected at most {MOST} pictures in all, found {n or 1} interpolations of {frames}"
+            )
         indices, columns = [row for row in range(n or 1) for _ in range(frames)], frames
         wanted, settings["blend"] = _between(names, interpolate[1], frames, n or 1)
         settings["seed"] = interpolate[0]
@@ -180,13 +238,17 @@ def _classes(bundle: "Bundle", wanted: tuple[str, ...]) -> list[str]:
     from cfgdiff.runtime.request import class_labels
 
     known = bundle.class_names
-    names = [name.strip() for entry in wanted for name in ([entry] if entry in known else entry.split(",")) if name.strip()]
+    names = [
+        name.strip() for entry in wanted for name in ([entry] if entry in known else entry.split(",")) if name.strip()
+    ]
     if not names:
         raise click.UsageError(f"--class NAME is missing; choose from {', '.join(known)}, or all")
     if "all" not in names or "all" in known:
         return [known[label] for label in class_labels(bundle, names)]
     if others := [name for name in names if name != "all"]:
-        raise click.UsageError(f"--class: expected all or names, found all and {', '.join(others)}; leave out the one or the others")
+        raise click.UsageError(
+            f"--class: expected all or names, found all and {', '.join(others)}; leave out the one or the others"
+        )
     return known
 
 
@@ -195,7 +257,9 @@ def _between(names: list[str], seed: int, frames: int, n: int) -> "tuple[list[st
     from cfgdiff.runtime import Blend
 
     if len(names) > 2:
-        raise click.UsageError(f"--interpolate: expected one class, or two to go between, found {len(names)}; correct --class")
+        raise click.UsageError(
+            f"--interpolate: expected one class, or two to go between, found {len(names)}; correct --class"
+        )
     shares = [frame / (frames - 1) for frame in range(frames)]
     return names[:1] * (n * frames), Blend(seed, names[-1:] * (n * frames), shares * n)
 

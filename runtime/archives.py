@@ -32,7 +32,9 @@ class Npz:
         if self._pictures is None:
             self._pictures = self._archive.open("pictures.npy", "w", force_zip64=True)
             shape = (len(self._labels), *pictures.shape[1:])
-            np.lib.format.write_array_header_1_0(self._pictures, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                self._pictures, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
         self._pictures.write(np.ascontiguousarray(pictures).tobytes())
 
     def finish(self) -> None:

@@ -32,7 +32,9 @@ class Fitted:
     def sampler(self) -> Solve:
         """The sampler's function, for its own timesteps."""
 
-        def sample(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+        def sample(
+            predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise
+        ) -> np.ndarray:
             x0s: list[np.ndarray] = []  # of the last three evaluations, the newest first
             for (t, _), row in zip(pairwise(timesteps.tolist()), self.coefficients, strict=True):
                 x0s = [schedule.to_x0(predict(x, t), x, t), *x0s[:2]]

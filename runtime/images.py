@@ -37,19 +37,25 @@ def read_rgb(image: Image.Image, where: str) -> Image.Image:
             from its mode to RGB (LAB).
     """
     opaque = _opaque(_eight_bits(image, where) if image.mode[0] in "IF" else image, where)
-    opaque.getexif()[EXIF_ORIENTATION] = image.getexif().get(EXIF_ORIENTATION, 1)  # a TIFF's does not outlive a conversion
+    opaque.getexif()[EXIF_ORIENTATION] = image.getexif().get(
+        EXIF_ORIENTATION, 1
+    )  # a TIFF's does not outlive a conversion
     return ImageOps.exif_transpose(opaque)
 
 
 def _eight_bits(image: Image.Image, where: str) -> Image.Image:
     """A picture of mode I;16, I or F as L; LA where one of its values stands for transparent."""
     values, top = np.asarray(image), 1.0
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # Pillow before 11, and PGM
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in ("PNG", "PPM")
+    ):  # Pillow before 11, and PGM
         top = 2.0 ** getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0] - 1  # a TIFF may have 12
     elif image.mode != "F" or not (values.min() >= 0 and values.max() <= 1):  # nor NaN
         kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
         expected = "expected 8 or 16 bits, or floating-point numbers of 0 .. 1"
-        raise Failure(f"{where}: {expected}, found {kind} of {values.min():g} .. {values.max():g}; convert it to 8 bits")
+        raise Failure(
+            f"{where}: {expected}, found {kind} of {values.min():g} .. {values.max():g}; convert it to 8 bits"
+        )
     grey = Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
     if isinstance(hidden := image.info.get("transparency"), int):
         grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
@@ -83,7 +89,9 @@ def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.n
 def to_images(pictures: np.ndarray) -> list[Image.Image]:
     """Pictures (N, H, W, C) uint8, of 3 channels or 1, as images of Pillow. Raises `BadInput` for another array."""
     if pictures.ndim != 4 or pictures.shape[3] not in (1, 3) or pictures.dtype != np.uint8:
-        raise BadInput(f"pictures: expected (N, H, W, 3) or (N, H, W, 1) uint8, found {pictures.shape} {pictures.dtype}")
+        raise BadInput(
+            f"pictures: expected (N, H, W, 3) or (N, H, W, 1) uint8, found {pictures.shape} {pictures.dtype}"
+        )
     return [Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture) for picture in pictures]
 
 

@@ -29,7 +29,9 @@ def normals(seed: int | np.ndarray, indices: np.ndarray, step: int, shape: tuple
     n = prod(shape)
     out = np.empty((len(indices), n), np.float32)
     # Philox turns a list that holds a number of 2^63 or more into float64, of 53 bits; an array of uint64 it takes as it is.
-    pairs = np.stack([np.broadcast_to(np.asarray(seed, np.uint64), len(indices)), np.asarray(indices).astype(np.uint64)], axis=1)
+    pairs = np.stack(
+        [np.broadcast_to(np.asarray(seed, np.uint64), len(indices)), np.asarray(indices).astype(np.uint64)], axis=1
+    )
     for row, key in enumerate(pairs):
         words = np.random.Philox(key=key, counter=[0, 0, 0, step]).random_raw(n + n % 2)
         uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1), 53 bits

@@ -15,7 +15,14 @@ from .plan import MOST_STEPS, Plan
 from .request import Blend, Edit, Request
 from .sidecar import graph_digest
 
-OPTIONAL = ("spacing", "timesteps", "eta", "interval", "rescale", "threshold")  # the fields of a request that may be absent
+OPTIONAL = (
+    "spacing",
+    "timesteps",
+    "eta",
+    "interval",
+    "rescale",
+    "threshold",
+)  # the fields of a request that may be absent
 
 
 def note_of(plan: Plan, i: int) -> dict[str, Any]:

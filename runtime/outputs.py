@@ -75,7 +75,10 @@ class Folder:
 
     def finish(self) -> None:
         """Read the first pictures back into grid.png."""
-        pictures = [np.atleast_3d(np.asarray(load_picture(self.file(i), str(self.file(i))))) for i in range(min(self._n, GRID_MOST))]
+        pictures = [
+            np.atleast_3d(np.asarray(load_picture(self.file(i), str(self.file(i)))))
+            for i in range(min(self._n, GRID_MOST))
+        ]
         for i, picture in enumerate(pictures):
             if picture.shape != pictures[0].shape:
                 expected = f"expected a picture of {pictures[0].shape}, found {picture.shape}"
@@ -166,7 +169,9 @@ def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", column
     _make(path.parent)
     try:
         with partial_file(path, resume=resume) as file:
-            whole = Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind, path if resume else None)
+            whole = (
+                Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind, path if resume else None)
+            )
             remove_abandoned(path)
             try:
                 yield whole

@@ -147,7 +147,9 @@ def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
     if not 0 < strength <= 1:
         kept = "1 keeps nothing of the picture, 0.5 its outlines"
         raise BadInput(f"edit.strength: expected a share in (0, 1], found {strength}; {kept}")
-    asked = named("sampler", "sampler", str(request.sampler), (*SAMPLERS, FITTED)) if request.sampler is not None else None
+    asked = (
+        named("sampler", "sampler", str(request.sampler), (*SAMPLERS, FITTED)) if request.sampler is not None else None
+    )
     name = named("sampler", "sampler", defaults.sampler, SAMPLERS) if asked in (None, FITTED) else str(asked)
     steps = request.steps
     if steps is None:
@@ -169,7 +171,9 @@ def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
     start = strength * bundle.schedule.T
     if timesteps[0] > start:
         timesteps = np.append(start, timesteps[timesteps < start])
-    return Course(name, EXPLICIT if request.timesteps is not None else spacing or SAMPLERS[name].spacing, steps, solve, timesteps)
+    return Course(
+        name, EXPLICIT if request.timesteps is not None else spacing or SAMPLERS[name].spacing, steps, solve, timesteps
+    )
 
 
 def _refuse_idle(bundle: Bundle, request: Request, guidance: Guidance, course: Course) -> None:
@@ -194,7 +198,11 @@ def _refuse_idle(bundle: Bundle, request: Request, guidance: Guidance, course: C
 
 
 def _end(bundle: Bundle, blend: Blend, n: int) -> End:
-    seeds, labels, shares = keys("blend.seed", blend.seed, n), class_labels(bundle, blend.classes), np.array(blend.shares, np.float64)
+    seeds, labels, shares = (
+        keys("blend.seed", blend.seed, n),
+        class_labels(bundle, blend.classes),
+        np.array(blend.shares, np.float64),
+    )
     if not len(shares) == len(labels) == n:
         raise BadInput(f"blend: expected {n} shares and classes, found {len(shares)} and {len(labels)}")
     if not ((shares >= 0) & (shares <= 1)).all():  # nor NaN

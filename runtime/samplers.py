@@ -46,7 +46,9 @@ def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
     return x.astype(np.float32, copy=False)
 
 
-def ddim(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise, eta: float = 0.0) -> np.ndarray:
+def ddim(
+    predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise, eta: float = 0.0
+) -> np.ndarray:
     """DDIM (Song et al. 2021, equation 12). The noise of a step is eta times DDPM's (equation 16): 0 is the ODE, 1 is DDPM."""
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
         bar_t, bar_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))

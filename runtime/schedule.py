@@ -48,7 +48,9 @@ class Schedule:
     def __post_init__(self) -> None:
         for name, value, known in (("kind", self.kind, KINDS), ("prediction", self.prediction, PREDICTIONS)):
             if value not in known:
-                raise Failure(f"schedule {name} is {value!r}, expected one of {', '.join(known)}: update cfgdiff, or correct bundle.json")
+                raise Failure(
+                    f"schedule {name} is {value!r}, expected one of {', '.join(known)}: update cfgdiff, or correct bundle.json"
+                )
         if not (isinstance(self.T, int) and 1 <= self.T <= MOST_T and 0 < self.data_std <= MOST_STD):
             raise Failure(f"schedule needs a whole T from 1 to {MOST_T} and data_std above 0, up to {MOST_STD}, "
                           f"found T={self.T} and data_std={self.data_std}")  # fmt: skip

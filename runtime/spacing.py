@@ -72,7 +72,9 @@ def timesteps_for(
 def _spaced(n: int, schedule: Schedule, spacing: str) -> np.ndarray:
     levels = SPACINGS[named("spacing", "spacing", spacing, SPACINGS)](n, schedule)
     if not _noise_falls(levels, schedule):
-        raise BadInput(f"steps: expected fewer than {n} with spacing {spacing}, found two of the same noise; take fewer")
+        raise BadInput(
+            f"steps: expected fewer than {n} with spacing {spacing}, found two of the same noise; take fewer"
+        )
     return levels
 
 

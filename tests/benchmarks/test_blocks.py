@@ -87,7 +87,7 @@ def test_other_settings_and_other_features_have_a_place_of_their_own(small_bundl
     places = {one.place(FAST), one.place(Request([], 2, 3, sampler="ddim")), one.place(Request([], 2, 1.0, 1, "ddim")),
               one.place(Request([], 2, 2.0, sampler="ddim", interval=(0.1, 3.0))), other.place(FAST)}  # fmt: skip
     assert len(places) == 5
-    with pytest.raises(BadInput, match="^sampler: no sampler"):
+    with pytest.raises(BadInput, match=r"^sampler: no sampler"):
         one.place(Request([], sampler="dimm"))
 
 

@@ -24,7 +24,9 @@ class Fast:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         self.batches.append(len(sample))
         return np.tanh(sample[..., ::-1, :]) * np.float32(1 + len(sample) / 50)
 
@@ -124,12 +126,16 @@ def test_resuming_needs_a_folder_of_the_same_run(packaged: Bundle, tmp_path: Pat
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_a_picture_is_made_again(packaged: Bundle, tmp_path: Path, kind: str) -> None:
     draw(drawing(packaged, 4, batch=1), Target(tmp_path / "a", kind))
-    said = redraw(tmp_path / "a" / f"0003.{kind}", packaged, tmp_path / f"b.{kind}", None, lambda engine, precision: (Fast(), ""))
+    said = redraw(
+        tmp_path / "a" / f"0003.{kind}", packaged, tmp_path / f"b.{kind}", None, lambda engine, precision: (Fast(), "")
+    )
     assert "the same pixels (fast, float32" in said
     assert (tmp_path / f"b.{kind}").read_bytes() == (tmp_path / "a" / f"0003.{kind}").read_bytes()
 
 
-@pytest.mark.parametrize(("name", "said"), [("one.png", "same pixels"), ("one.webp", "same pixels"), ("one.jpg", "differs by up to")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("one.png", "same pixels"), ("one.webp", "same pixels"), ("one.jpg", "differs by up to")]
+)
 def test_a_single_picture_is_itself_and_made_again(packaged: Bundle, tmp_path: Path, name: str, said: str) -> None:
     one = Request(["cat"], 2, seed=2**64 - 1, sampler="ddim", indices=[5])
     draw(Drawing(resolve(packaged, one), Fast()), Target(tmp_path / name))
@@ -157,13 +163,17 @@ def test_a_folder_with_a_dot_in_its_name_takes_a_picture_that_is_made_again(pack
         ({"precision": ["float32"]}, "its note lacks the model"),
     ],
 )
-def test_a_note_that_cannot_be_drawn_is_one_line(packaged: Bundle, tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+def test_a_note_that_cannot_be_drawn_is_one_line(
+    packaged: Bundle, tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
     task = drawing(packaged, 2)
     (tmp_path / "a.png").write_bytes(encoded(np.zeros((32, 32, 3), np.uint8), "png", task.note(0) | change))
     with pytest.raises(Failure, match=expected):
         redraw(tmp_path / "a.png", packaged, tmp_path / "b.png", None, lambda engine, precision: (Fast(), ""))
     (tmp_path / "a.png").write_bytes(encoded(np.zeros((8, 8, 3), np.uint8), "png", task.note(0)))
-    with pytest.raises(Failure, match=r"a\.png: expected a picture of \(32, 32, 3\), as its note says, found \(8, 8, 3\)"):
+    with pytest.raises(
+        Failure, match=r"a\.png: expected a picture of \(32, 32, 3\), as its note says, found \(8, 8, 3\)"
+    ):
         redraw(tmp_path / "a.png", packaged, tmp_path / "b.png", None, lambda engine, precision: (Fast(), ""))
 
 
@@ -189,7 +199,9 @@ def test_the_original_is_kept_and_only_pictures_are_written(packaged: Bundle, tm
 def test_a_picture_of_another_model_is_refused(packaged: Bundle, small_bundle: Bundle, tmp_path: Path) -> None:
     draw(drawing(packaged, 2), Target(tmp_path / "a"))
     with pytest.raises(Failure, match=r"was made with model .* found small .*; give --model"):
-        redraw(tmp_path / "a" / "0001.png", small_bundle, tmp_path / "b.png", None, lambda engine, precision: (Fast(), ""))
+        redraw(
+            tmp_path / "a" / "0001.png", small_bundle, tmp_path / "b.png", None, lambda engine, precision: (Fast(), "")
+        )
     assert not (tmp_path / "b.png").exists()
 
 
@@ -199,7 +211,9 @@ def test_a_gif_shows_the_pictures_coming_out_of_the_noise(packaged: Bundle, tmp_
         assert getattr(found, "n_frames", 0) == 2 and found.size == (2 * 34 + 2, 2 * 34 + 2)
 
 
-def test_without_a_terminal_a_stream_says_where_it_can_be_seen(packaged: Bundle, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_a_terminal_a_stream_says_where_it_can_be_seen(
+    packaged: Bundle, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     draw(drawing(packaged, 2), Target(tmp_path / "a.png", stream=True))
     assert "--stream: standard error is no terminal; take --out NAME.gif" in capfd.readouterr().err
     assert (tmp_path / "a.png").is_file()

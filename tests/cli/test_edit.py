@@ -16,7 +16,9 @@ from cfgdiff.runtime.notes import edit_note
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 60, 3)).save(tmp_path / "p.png")
+    Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 60, 3)).save(
+        tmp_path / "p.png"
+    )
     return tmp_path / "p.png"
 
 
@@ -43,12 +45,19 @@ def test_what_a_picture_was_made_from_is_asked_for_in_words(packaged: Bundle, pi
 
 
 def test_the_strength_is_in_the_note(tmp_path: Path) -> None:
-    for note, expected in (({"from": {"strength": 0.4}}, 0.4), ({"from": {"strength": "x"}}, None), ({"from": 5}, None), ({}, None)):
+    for note, expected in (
+        ({"from": {"strength": 0.4}}, 0.4),
+        ({"from": {"strength": "x"}}, None),
+        ({"from": 5}, None),
+        ({}, None),
+    ):
         (tmp_path / "a.png").write_bytes(encoded(np.zeros((2, 2, 3), np.uint8), "png", note))
         assert noted_strength(tmp_path / "a.png") == expected
 
 
-def test_a_moving_picture_gives_its_first_frame_and_says_so(packaged: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_moving_picture_gives_its_first_frame_and_says_so(
+    packaged: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     edit = read_edit(packaged, tmp_path / "a.gif", None, None)
@@ -65,7 +74,9 @@ def test_sixteen_bits_and_alpha_are_seen_as_they_look(packaged: Bundle, tmp_path
         assert edit is not None and (edit.picture == level).all()
         assert edit.mask is not None and edit.mask.all() == (level > 127)
     Image.fromarray(np.full((32, 32), 70000, np.int32)).save(tmp_path / "wide.tif")
-    with pytest.raises(Failure, match=r"^--from .*wide\.tif: expected 8 or 16 bits, .* found 32-bit integers of 70000 .. 70000"):
+    with pytest.raises(
+        Failure, match=r"^--from .*wide\.tif: expected 8 or 16 bits, .* found 32-bit integers of 70000 .. 70000"
+    ):
         read_edit(packaged, tmp_path / "wide.tif", None, None)
 
 

@@ -19,7 +19,11 @@ from cfgdiff.runtime.errors import BadInput, Failure
         (Failure("a\nb"), 1, "Error: a b"),
         (BadInput("c"), 2, "Error: c"),
         (OSError(28, "No space left on device", "f.png"), 1, "Error: f.png: No space left on device"),
-        (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "Error: torch is not installed; pip install 'cfgdiff[train]'"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            1,
+            "Error: torch is not installed; pip install 'cfgdiff[train]'",
+        ),
         (click.ClickException("--n: expected a number, found 'a\nb'"), 1, "Error: --n: expected a number, found 'a b'"),
         (Failure("a\udcff.png: is damaged"), 1, "Error: a?.png: is damaged"),
         (KeyboardInterrupt(), 1, "Aborted!"),

@@ -16,9 +16,14 @@ def test_nearest_names_close_words_only() -> None:
 
 def test_exit_codes_and_exports() -> None:
     assert (Failure.exit_code, BadInput.exit_code) == (1, 2)
-    names = "BadInput Blend Bundle Edit Engine Failure Plan Request __version__ draw generate load_bundle open_engine resolve sample to_images"
+    names = "BadInput Blend Bundle Edit Engine Failure Plan Request __version__ draw generate load_bundle open_engine resolve"
+    names += " sample to_images"
     assert sorted(runtime.__all__) == names.split() and all(hasattr(runtime, name) for name in runtime.__all__)
-    assert runtime.__version__ == metadata.version("cfgdiff") and runtime.BadInput is BadInput and runtime.Failure is Failure
+    assert (
+        runtime.__version__ == metadata.version("cfgdiff")
+        and runtime.BadInput is BadInput
+        and runtime.Failure is Failure
+    )
 
 
 def test_names_are_taken_in_any_case_and_exactly_first() -> None:
@@ -31,7 +36,9 @@ def test_names_are_taken_in_any_case_and_exactly_first() -> None:
 
 
 def test_whole_numbers_are_pythons_or_numpys() -> None:
-    assert whole_number("n", 3) == whole_number("n", np.int64(3)) == 3 and isinstance(whole_number("n", np.int64(3)), int)
+    assert whole_number("n", 3) == whole_number("n", np.int64(3)) == 3 and isinstance(
+        whole_number("n", np.int64(3)), int
+    )
     for wrong in (0, 2.5, 2.0, "3", None, float("nan"), np.array([1, 2])):
         with pytest.raises(BadInput, match=r"^n: expected 1 or more, a whole number, found "):
             whole_number("n", wrong)

@@ -76,7 +76,7 @@ def test_defaults_are_noted_as_what_they_were(packaged: Bundle) -> None:
 
 
 def test_what_a_note_lacks_is_said() -> None:
-    with pytest.raises(Failure, match="^note: expected an entry 'sampler' in the note, found none; take a picture"):
+    with pytest.raises(Failure, match=r"^note: expected an entry 'sampler' in the note, found none; take a picture"):
         request_of({"class": "cat", "seed": 1, "steps": 2})
 
 

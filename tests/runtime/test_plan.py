@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfgdiff.runtime import Blend, Bundle, Edit, Plan, Request, resolve
+from cfgdiff.runtime import Bundle, Edit, Plan, Request, resolve
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.errors import BadInput
 from cfgdiff.runtime.fitted import Fitted
@@ -27,7 +27,11 @@ def bundle(packaged: Bundle) -> Bundle:
 
 
 def test_fitted_steps_are_the_default_where_they_are_right(bundle: Bundle) -> None:
-    for plan in (make_plan(bundle), make_plan(bundle, steps=2, guidance=3.0), make_plan(bundle, sampler="fitted", guidance=1.5)):
+    for plan in (
+        make_plan(bundle),
+        make_plan(bundle, steps=2, guidance=3.0),
+        make_plan(bundle, sampler="fitted", guidance=1.5),
+    ):
         assert (plan.course.sampler, plan.steps) == ("fitted", 2) and plan.course.timesteps.tolist() == [999, 500, 0]
 
 
@@ -51,7 +55,7 @@ def test_those_for_an_interval_are_right_inside_it_alone(bundle: Bundle) -> None
 
 @pytest.mark.parametrize("settings", [{"steps": 3}, {"spacing": "karras"}, {"strength": 0.5}, {"timesteps": [9, 1]}])
 def test_asked_for_where_there_are_none_they_are_refused(bundle: Bundle, settings: dict) -> None:
-    with pytest.raises(BadInput, match="^sampler: .*`steps` of 2 for this model"):
+    with pytest.raises(BadInput, match=r"^sampler: .*`steps` of 2 for this model"):
         make_plan(bundle, sampler="fitted", **settings)
 
 
@@ -60,7 +64,11 @@ def test_asked_for_where_there_are_none_they_are_refused(bundle: Bundle, setting
 def test_a_share_of_the_schedule_starts_there_and_keeps_the_rest(bundle: Bundle, sampler: str, strength: float) -> None:
     whole, part = (make_plan(bundle, sampler, 11, strength=share) for share in (1.0, strength))
     start = min(1000 * strength, whole.course.timesteps[0])
-    assert part.course.timesteps[0] == start and part.course.evaluations == 11 and part.steps == len(part.course.timesteps) - 1 <= 11
+    assert (
+        part.course.timesteps[0] == start
+        and part.course.evaluations == 11
+        and part.steps == len(part.course.timesteps) - 1 <= 11
+    )
     np.testing.assert_array_equal(part.course.timesteps[1:], whole.course.timesteps[whole.course.timesteps < start])
 
 
@@ -123,7 +131,9 @@ def test_an_interval_beside_all_evaluations_is_refused(bundle: Bundle) -> None:
         with pytest.raises(BadInput, match=r"^interval: expected a part of 0\.004 \.\. 160, found "):
             make_plan(bundle, "dpmpp-2m", 6, interval=interval)
     assert make_plan(bundle, "ddim", 6, interval=(200, 1e9)).steps == 6  # T itself is in it
-    assert make_plan(bundle, "ddim", timesteps=[900], interval=(0.1, 3)).steps == 1  # no level in it, but inside the schedule
+    assert (
+        make_plan(bundle, "ddim", timesteps=[900], interval=(0.1, 3)).steps == 1
+    )  # no level in it, but inside the schedule
     with pytest.raises(BadInput, match=r"^interval: expected a part of 0 \.\. 2.03e\+04, found 30000,40000"):
         make_plan(bundle, "ddim", timesteps=[900], interval=(3e4, 4e4))
 

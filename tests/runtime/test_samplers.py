@@ -33,14 +33,19 @@ def ode_error(name: str, levels: np.ndarray, prediction: str) -> float:
     schedule, predict = Schedule(prediction=prediction), exact(Schedule(prediction=prediction))
     standard = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
     ts = schedule.t_of_ratio(levels).tolist()
-    x, last = (alpha * MEAN + (alpha**2 * STD**2 + 1 - alpha**2) ** 0.5 * standard for alpha in schedule.alpha([ts[0], ts[-1]]).tolist())
+    x, last = (
+        alpha * MEAN + (alpha**2 * STD**2 + 1 - alpha**2) ** 0.5 * standard
+        for alpha in schedule.alpha([ts[0], ts[-1]]).tolist()
+    )
     timesteps = timesteps_for(name, 2 * len(ts) - 1 if name == "heun" else len(ts), schedule, timesteps=ts)
     found = SAMPLERS[name].solve(predict, x, timesteps, schedule, lambda step: x)
     return float(np.abs(found - schedule.to_x0(predict(last, ts[-1]), last, ts[-1])).max())
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc", 3), ("heun", 2)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc", 3), ("heun", 2)]
+)
 def test_the_ode_samplers_converge_at_their_order(name: str, order: int, prediction: str) -> None:
     """The first steps are of lower order; from ratio 160 on, where x0 hardly changes, that costs nothing."""
     coarse, fine = (ode_error(name, np.geomspace(160, 0.1, n), prediction) for n in (60, 240))
@@ -98,7 +103,9 @@ def test_a_new_sampler_is_a_function_and_an_entry(packaged: Bundle, monkeypatch:
     """Restarts its Euler steps from the clean picture, and evaluates at every level but the first twice."""
     seen = list[tuple[float, ...]]()
 
-    def mine(predict: Any, x: Any, timesteps: np.ndarray, schedule: Schedule, noise: Any, eta: float = 0.0) -> np.ndarray:
+    def mine(
+        predict: Any, x: Any, timesteps: np.ndarray, schedule: Schedule, noise: Any, eta: float = 0.0
+    ) -> np.ndarray:
         seen.append((*timesteps.tolist(), eta))
         for t in timesteps[:-1]:
             x = schedule.to_x0(predict(x, float(t)), x, float(t))
@@ -118,13 +125,15 @@ def test_a_new_sampler_is_a_function_and_an_entry(packaged: Bundle, monkeypatch:
     ((_, pictures),) = sample(Half(), plan)
     assert pictures.shape == (1, 32, 32, 3) and seen == [(1000.0, 250.0, 250.0, 0.0, 0.5)]
     assert resolve(packaged, Request(["cat"], sampler="mine", timesteps=[900, 100, 9])).steps == 5
-    with pytest.raises(BadInput, match="^eta: only ddim or mine takes it, found sampler heun"):
+    with pytest.raises(BadInput, match=r"^eta: only ddim or mine takes it, found sampler heun"):
         solver("heun", 0.5)
 
 
 def test_an_unknown_sampler_lists_the_choices() -> None:
     assert solver("DPMpp-2M") is SAMPLERS["dpmpp-2m"].solve
-    with pytest.raises(BadInput, match=r"ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a; did you mean 'ddim'"):
+    with pytest.raises(
+        BadInput, match=r"ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a; did you mean 'ddim'"
+    ):
         solver("dimm")
 
 
@@ -170,7 +179,10 @@ def diffusers_peer(kind: str, steps: int, **settings: Any) -> tuple[Any, Any]:
 PEERS = {
     "ddpm": ("DDPMScheduler", {"variance_type": "fixed_small", "clip_sample": False}),
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
-    "dpmpp-2m": ("DPMSolverMultistepScheduler", {"solver_order": 2, "lower_order_final": False, "final_sigmas_type": "zero"}),
+    "dpmpp-2m": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "lower_order_final": False, "final_sigmas_type": "zero"},
+    ),
     "dpmpp-3m": ("UniPCMultistepScheduler", UNIPC | {"disable_corrector": list(range(50))}),
     "unipc": ("UniPCMultistepScheduler", UNIPC),
 }
@@ -200,8 +212,12 @@ def test_agrees_with_diffusers(name: str, eta: float, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "kind"), [("euler", "EulerDiscreteScheduler"), ("euler-a", "EulerAncestralDiscreteScheduler")])
-def test_euler_and_its_ancestral_form_agree_with_diffusers(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("euler", "EulerDiscreteScheduler"), ("euler-a", "EulerAncestralDiscreteScheduler")]
+)
+def test_euler_and_its_ancestral_form_agree_with_diffusers(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As for heun, the peer's x is z = x / alpha, and its sigmas are ratio."""
     schedule, timesteps = Schedule(prediction="v"), np.linspace(950, 0, 51)
     ours = solver(name)(answer, LATENT, timesteps, schedule, noise)
