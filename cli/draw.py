@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cfgdiff.runtime import Bundle, Edit, Engine, Plan, resolve, sample
 from cfgdiff.runtime.archives import Tar
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.files import write_whole
-from cfgdiff.runtime.generate import to_uint8
+from cfgdiff.runtime.generate import Watch, to_uint8
 from cfgdiff.runtime.guidance import network_rows
 from cfgdiff.runtime.images import encoded, load_picture, read_note, read_rgb
 from cfgdiff.runtime.notes import model_digest, model_note, note_of, request_of
@@ -93,14 +94,17 @@ def draw(drawing: Drawing, target: Target) -> Drawn:
         if len(missing):
             watchers = [sink.see] if isinstance(sink, Gif) else []
             with _progress(len(missing), plan.steps, target.stream) as shown:
-                drawn = sample(
-                    drawing.engine, plan.take(missing), lambda *seen: [see(*seen) for see in (shown, *watchers)]
-                )
-                for first, pictures in drawn:
+                watch = partial(_each, [shown, *watchers])
+                for first, pictures in sample(drawing.engine, plan.take(missing), watch):
                     first_done = time.perf_counter() if first == 0 else first_done
                     sink.add(missing[first : first + len(pictures)], pictures)
     drawing.engine.close()
     return Drawn(first_done, len(missing))
+
+
+def _each(watchers: list[Watch], first: int, x0: np.ndarray) -> None:
+    for watch in watchers:
+        watch(first, x0)
 
 
 def _whole_batches(missing: np.ndarray, n: int, batch: int) -> np.ndarray:
@@ -110,16 +114,15 @@ def _whole_batches(missing: np.ndarray, n: int, batch: int) -> np.ndarray:
 
 def redraw(file: Path, bundle: Bundle, out: Path, edit: Edit | None,
            opened: Callable[[str, str], tuple[Engine, str]]) -> str:  # fmt: skip
-    """Draw the picture of `file` again from its note and compare the two: in words.
+    """Draw the picture of `file` again from its note and compare the two, in a line for the user.
 
     Args:
-        opened: from the names of the engine and the precision in the note, an engine, and why it is another, where it is.
+        opened: takes the engine and the precision of the note; see `Wanted.open_as_noted`.
     """
     target, note = _target(file, out), read_note(file)
     if not all(isinstance(note.get(key), str) for key in ("engine", "precision", "model_sha256")):
-        raise Failure(
-            f"{file}: its note lacks the model; expected a picture of a folder or .tar as written by cfgdiff-run"
-        )
+        expected = "expected a picture of a folder or .tar as written by cfgdiff-run"
+        raise Failure(f"{file}: its note lacks the model; {expected}")
     request, digest = request_of(note, edit), model_digest(bundle, note["precision"])
     check_original(note.get("from"), edit)
     mode = "RGB" if bundle.image_shape[0] == 3 else "L"
@@ -158,8 +161,8 @@ def _target(file: Path, out: Path) -> Path:
 
 
 @contextmanager
-def _progress(n: int, steps: int, stream: bool) -> Iterator[Callable[[int, np.ndarray], object]]:
-    """A `Watch` that shows, on a terminal, a bar with pictures a second on standard error, or the pictures themselves."""
+def _progress(n: int, steps: int, stream: bool) -> Iterator[Watch]:
+    """A `Watch` that shows on standard error, if a terminal, a bar with pictures a second, or the pictures."""
     terminal, started, done = sys.stderr.isatty(), time.perf_counter(), 0
     if stream and not terminal:
         click.echo("--stream: standard error is no terminal; take --out NAME.gif to see the denoising", err=True)
@@ -170,10 +173,8 @@ def _progress(n: int, steps: int, stream: bool) -> Iterator[Callable[[int, np.nd
             if first not in seen:
                 preview.forget()
             seen[first] = seen.get(first, 0) + 1
-            preview.show(
-                to_uint8(x0[:8]),
-                f"pictures {first} .. {first + len(x0) - 1} of {n}: evaluation {seen[first]} of {steps}",
-            )
+            pictures = f"pictures {first} .. {first + len(x0) - 1} of {n}"
+            preview.show(to_uint8(x0[:8]), f"{pictures}: evaluation {seen[first]} of {steps}")
 
         yield show
         return

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-# Where the library's parameter is not the name of the command's: e.g. a library user passes an `Edit`.
+# The parameters of commands for those of the library that have another name.
 ALIASES = {
     "edit.picture": "source", "edit.strength": "strength", "edit.mask": "mask", "blend": "interpolate",
     "blend.seed": "interpolate", "blend.shares": "interpolate", "note": "remake",
@@ -22,8 +22,8 @@ ALIASES = {
 def with_flags(text: str, context: click.Context) -> str:
     """An error of the library in the words of a command line.
 
-    The parameter that it begins with, and those in backquotes, become the flags of the command. Where it begins with a path
-    that a flag gave, the flag is put before it.
+    The parameter that it begins with, and those in backquotes, become flags of the command. The flag whose path it
+    begins with is put before it.
     """
     options = [option for option in context.command.params if isinstance(option, click.Option)]
     flags = {str(option.name): max(option.opts, key=len) for option in options}
@@ -40,7 +40,7 @@ def with_flags(text: str, context: click.Context) -> str:
 
 
 def run_command(command: click.Command) -> Callable[[], None]:
-    """The entry point of a command: runs it and turns `Failure`, OSError, Ctrl-C and SIGTERM into their line and exit code."""
+    """The entry point of a command, in which `Failure`, OSError, Ctrl-C and SIGTERM become a line and an exit code."""
     for part in _commands(command):
         if part.callback is not None:
             part.callback = _naming_flags(part.callback)
@@ -50,22 +50,19 @@ def run_command(command: click.Command) -> Callable[[], None]:
             with _sigterm_unwinds():
                 code = command.main(args, standalone_mode=False, **extra)
         except click.ClickException as error:
-            error.message = one_line(error.message)  # type: ignore[misc] # it may quote what the user typed
+            error.message = one_line(error.message)  # type: ignore[misc] # it may quote the user's words
             error.show()
             raise SystemExit(error.exit_code) from None
         except click.Abort:
             click.echo("Aborted!", err=True)
             raise SystemExit(1) from None
         except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output has gone; nothing is left to say
+            sys.stderr.close()  # the reader of our output has gone
             raise SystemExit(1) from None
         except OSError as error:
             _exit(f"{error.filename or 'file'}: {error.strerror or error}", 1)
         except ModuleNotFoundError as error:
-            _exit(
-                f"{error.name or error} is not installed; pip install 'cfgdiff[train]' brings what training and export need",
-                1,
-            )
+            _exit(f"{error.name or error} is not installed; pip install 'cfgdiff[train]' brings what training needs", 1)
         except Exception as error:
             if not _is_failure(error):
                 raise
@@ -110,13 +107,13 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM ends the process with its usual code, 143, but as an exception does: what is half-written is removed."""
+    """SIGTERM ends the process with its usual code, 143, by an exception, so half-written files are removed."""
 
     def unwind(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield  # it is another's to handle
+        yield  # another handles it
         return
     signal.signal(signal.SIGTERM, unwind)
     try:

@@ -18,28 +18,21 @@ Examples:
   cfgdiff fit-steps exported/small --guidance 6 --guidance-interval 0.1,3"""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--steps", default="4,6,8,10", show_default=True, metavar="N[,N...]", type=Numbers("N[,N...] as in 4,6,8,10", number=int),
-              help="Numbers of network evaluations to fit.")  # fmt: skip
-@click.option(
-    "--guidance", type=float, help="Guidance w to fit for; they are taken at this w alone. Default: the model's."
-)
+@click.option("--steps", default="4,6,8,10", show_default=True, metavar="N[,N...]",
+              type=Numbers("N[,N...] as in 4,6,8,10", number=int), help="Numbers of evaluations to fit.")  # fmt: skip
+@click.option("--guidance", type=float, help="Guidance w to fit for, and to use the steps at. Default: the model's.")
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
-              help="Of sigma / alpha, to guide inside; they are taken with it alone. Default: the model's.")  # fmt: skip
+              help="Of sigma / alpha, where w acts, and to use the steps with. Default: the model's.")  # fmt: skip
 @click.option("--n", "pictures", default=128, show_default=True, type=click.IntRange(min=8), help="Pictures to fit to.")
-@click.option(
-    "--teacher-steps",
-    default=60,
-    show_default=True,
-    type=click.IntRange(min=3),
-    help="Evaluations of the teacher: dpmpp-2m.",
-)
+@click.option("--teacher-steps", default=60, show_default=True, type=click.IntRange(min=3),
+              help="Evaluations of the teacher: dpmpp-2m.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
-def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | None, interval: tuple[float, float] | None, pictures: int,
-              teacher_steps: int, threads: int | None) -> None:  # fmt: skip
+def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | None, interval: tuple[float, float] | None,
+              pictures: int, teacher_steps: int, threads: int | None) -> None:  # fmt: skip
     """Fit timesteps and a solver's coefficients to a bundle's model, so that few evaluations draw what many would.
 
-    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The error that is printed is
-    measured on pictures that were not fitted to.
+    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The printed
+    error is measured on other pictures than those of the fit.
     """
     from cfgdiff.export.description import store_fitted
     from cfgdiff.export.fit import fit_steps as fit

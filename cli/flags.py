@@ -1,4 +1,4 @@
-"""What several commands have in common: numbers in a list, the question which flags were typed, and what is logged."""
+"""Shared by commands: types of flags, which flags were typed, and logging."""
 
 import logging
 from collections.abc import Callable
@@ -87,6 +87,6 @@ def typed_flags(context: click.Context) -> dict[str, str]:
 
 
 def log_to_stderr(verbose: bool = False) -> None:
-    """Show warnings on standard error, and that engines are being measured, which takes seconds; with `verbose`, why one was taken."""
+    """Show warnings, and that engines are being measured, on standard error; with `verbose`, why one was taken."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("cfgdiff.speeds").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Opens the engine of a run: the one that the flags ask for, or the one that drew the pictures that are there already."""
+"""Opens the engine of a run: the one that the flags ask for, or the one that drew the pictures that are there."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -29,7 +29,7 @@ class Preview:
 
 
 def half_blocks(pictures: np.ndarray) -> list[str]:
-    """(B, H, W, C) uint8 side by side as lines of ANSI true colour, two rows of pixels each; an odd last row is doubled."""
+    """(B, H, W, C) uint8 side by side: lines in ANSI true colour, of two rows each; an odd last row is doubled."""
     b, h, w, c = pictures.shape
     colours = np.broadcast_to(pictures, (b, h, w, 3)) if c == 1 else pictures
     lines = []

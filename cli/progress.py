@@ -1,4 +1,4 @@
-"""What `cfgdiff train` shows while it trains: a bar in a terminal, and elsewhere, as in a log, a line now and then."""
+"""What `cfgdiff train` shows while it trains: a bar in a terminal, and else, as in a log, a line now and then."""
 
 import shlex
 import sys
@@ -60,13 +60,14 @@ class Lines(Progress):
         self._due = now + SECONDS
         rate = (run.pictures_seen - self._from) / max(1e-9, now - self._since)
         click.echo(
-            f"{run.pictures_seen:,} of {run.config.train.pictures:,} pictures, loss {self.average:.4f}, {rate:.0f} pictures/s",
+            f"{run.pictures_seen:,} of {run.config.train.pictures:,} pictures, loss {self.average:.4f}, "
+            f"{rate:.0f} pictures/s",
             err=True,
         )
 
 
 def train_with_progress(run: "Run", again: list[str]) -> None:
-    """Train to the end, or to Ctrl-C. `again` are the words after `cfgdiff train --resume RUN` that go on with the run."""
+    """Train to the end, or to Ctrl-C. `again` are the words after `cfgdiff train --resume RUN` that resume the run."""
     if not run.processes.main:
         train_loop(run)
         return
@@ -78,7 +79,7 @@ def train_with_progress(run: "Run", again: list[str]) -> None:
         done = train_loop(run)
     if not done:
         click.echo(
-            f"stopped; go on with: {shlex.join(['cfgdiff', 'train', '--resume', str(run.out), *again])}", err=True
+            f"stopped; resume with: {shlex.join(['cfgdiff', 'train', '--resume', str(run.out), *again])}", err=True
         )
         return
     loss = "" if run.test_loss is None else f", test loss {run.test_loss:.4f}"

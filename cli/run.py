@@ -18,42 +18,29 @@ if TYPE_CHECKING:
     from .draw import Drawing
 
 PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
-# What the note inside a picture does not say; all else --remake takes from there.
+# The flags beside --remake: the note in the picture does not have these.
 REMAKE_TAKES = {
-    "remake",
-    "out",
-    "source",
-    "strength",
-    "mask",
-    "model",
-    "engine",
-    "precision",
-    "uncertified",
-    "threads",
-    "verbose",
-}
+    "remake", "out", "source", "strength", "mask", "model", "engine", "precision", "uncertified", "threads", "verbose",
+}  # fmt: skip
 
 
 def _refuse_idle_flags(context: click.Context) -> None:
     """A flag that would change nothing is a mistake, not silence. Raises `UsageError`, naming it."""
-    found, given, why = (
-        context.params,
-        typed_flags(context),
-        "has no effect with --remake, which draws what the picture's note says",
-    )
-    out, idle = found["out"], dict[str, str]()
-    if found["remake"] is not None:
-        idle = {name: f"{why}; leave it out" for name in given.keys() - REMAKE_TAKES}
-    elif found["interpolate"] is not None:
+    values, typed = context.params, typed_flags(context)
+    out, idle = values["out"], dict[str, str]()
+    if values["remake"] is not None:
+        why = "has no effect with --remake, which draws what the picture's note says; leave it out"
+        idle = dict.fromkeys(typed.keys() - REMAKE_TAKES, why)
+    elif values["interpolate"] is not None:
         idle = {"seed": "--interpolate SEED1:SEED2 names the seeds; leave it out"}
     else:
         idle = {"frames": "is for interpolations, found none; add --interpolate SEED1:SEED2"}
-    if found["remake"] is None and out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz"):
+    if values["remake"] is None and out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz"):
         idle["kind"] = f"is for pictures in a folder or .tar, found --out {out}; leave it out"
-    for name, flag in given.items():
+    for name, flag in typed.items():
         if name in idle:
             raise click.UsageError(f"{flag}: {idle[name]}")
-        if found[name] == "":
+        if values[name] == "":
             raise click.UsageError(f"{flag}: expected a name, found ''; leave it out for the default")
 
 
@@ -70,89 +57,56 @@ Examples:
   cfgdiff-run --class ship --stream --n 2
   cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2"""
 )
-@click.option(
-    "--class",
-    "classes",
-    multiple=True,
-    metavar="NAME",
-    help="Class to draw; repeats, takes a comma list; 'all' goes round all.",
-)
-@click.option(
-    "--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation."
-)
+@click.option("--class", "classes", multiple=True, metavar="NAME",
+              help="Class to draw; repeats, takes a comma list; 'all' goes round all.")  # fmt: skip
+@click.option("--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1.")
 @click.option("--steps", type=Count(most=MOST_STEPS), help="Network evaluations a picture. Default: the model's.")
-@click.option("--sampler", metavar="NAME",
-              help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a or fitted. Default: the model's.")  # fmt: skip
-@click.option(
-    "--spacing",
-    metavar="NAME",
-    help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.",
-)
+@click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a "
+              "or fitted. Default: the model's.")  # fmt: skip
+@click.option("--spacing", metavar="NAME",
+              help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")  # fmt: skip
 @click.option("--timesteps", metavar="T[,T...]", type=Numbers("numbers as in 999,750.5,20"),
-              help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
+              help="The t to evaluate at, falling from at most the model's T; for heun every second one.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
 @click.option("--guidance", metavar="W[,W...]", type=Numbers("numbers as in 4 or 1,2,4"),
-              help="Guidance w; 1 is none, at half the cost where w acts; a list goes round the pictures. "
-                   "Default: the model's.")  # fmt: skip
-@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
-              help="Of sigma / alpha, to guide inside; outside is conditional, at half the cost. Default: the model's.")  # fmt: skip
-@click.option(
-    "--guidance-rescale",
-    "rescale",
-    default=0.0,
-    show_default=True,
-    help="How much of the contrast that w adds is taken back, 0 .. 1.",
-)
+              help="Guidance w; 1 is none, at half the cost where w acts; a list goes round. Default: model's.")  # fmt: skip
+@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="Of sigma / alpha, where w acts; "
+              "elsewhere it is 1, at half the cost. Default: the model's.")  # fmt: skip
+@click.option("--guidance-rescale", "rescale", default=0.0, show_default=True,
+              help="How much of the contrast that w adds is removed, 0 .. 1.")  # fmt: skip
 @click.option("--threshold", type=float, help="Dynamic thresholding: the share of pixels left in range, as 0.995.")
 @click.option("--seed", default=0, show_default=True, help="Picture i depends on (seed, i), its class and w alone.")
 @click.option("--interpolate", metavar="SEED1:SEED2", type=Numbers("SEED1:SEED2 as in 1:2", 2, int, ":"),
               help="From one seed to another, and from one class to a second.")  # fmt: skip
-@click.option(
-    "--frames",
-    default=9,
-    show_default=True,
-    type=Count(least=2),
-    help="Pictures of an interpolation, both ends among them.",
-)
-@click.option(
-    "--from",
-    "source",
-    type=PATH,
-    metavar="PICTURE",
-    help="Start from this picture, cropped and resized, instead of noise.",
-)
+@click.option("--frames", default=9, show_default=True, type=Count(least=2),
+              help="Pictures of an interpolation, both ends among them.")  # fmt: skip
+@click.option("--from", "source", type=PATH, metavar="PICTURE",
+              help="Start from this picture, cropped and resized, instead of noise.")  # fmt: skip
 @click.option(
     "--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask."
 )
 @click.option("--mask", type=PATH, metavar="PICTURE", help="Draw where this is white and keep the picture elsewhere.")
 @click.option("--batch", default=64, show_default=True, type=Count(), help="Pictures at a time.")
 @click.option("--out", default="samples", show_default=True, type=PATH,
-              help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif (the denoising, or "
-                   "the interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
+              help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif "
+                   "(the denoising, or interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
 @click.option("--format", "kind", default="png", show_default=True, type=click.Choice(["png", "webp"]),
               help="Of pictures in a folder or .tar.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue a folder or .tar of an interrupted run: draw only the pictures that are missing. "
-              "An interrupted .tar is kept for this only where --resume was given then, too.")  # fmt: skip
-@click.option(
-    "--remake", type=PATH, metavar="FILE", help="Draw this picture again from the note inside it, and compare."
-)
-@click.option("--stream", is_flag=True, help="Show the first pictures in the terminal as they come out of the noise.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted folder or .tar: draw only the missing pictures. "
+              "An interrupted .tar is kept only where its run had --resume, too.")  # fmt: skip
+@click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from its note, and compare.")
+@click.option("--stream", is_flag=True, help="Show the first pictures in the terminal while they are denoised.")
 @click.option("--model", type=PATH, help="A bundle. Default: the packaged CIFAR-10 model.")
-@click.option(
-    "--engine",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="tensorrt, cuda, cpu, openvino; auto: the fastest.",
-)
+@click.option("--engine", default="auto", show_default=True, metavar="NAME",
+              help="tensorrt, cuda, cpu, openvino; auto: the fastest.")  # fmt: skip
 @click.option("--precision", default="auto", show_default=True, metavar="NAME",
-              help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino; auto: the fastest whose pictures are "
-                   "certified to be float32's.")  # fmt: skip
+              help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino; auto: the fastest whose "
+                   "pictures are certified to be float32's.")  # fmt: skip
 @click.option("--uncertified", is_flag=True, help="Take a TensorRT engine that cfgdiff verify did not pass, too.")
 @click.option("--threads", type=Count(most=1024), help="CPU threads. Default: the engine's choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--list-classes", is_flag=True, help="Print the model's classes and stop; with --json as a list.")
-@click.option("-v", "--verbose", is_flag=True, help="Say which engine was taken and why.")
+@click.option("-v", "--verbose", is_flag=True, help="Show which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
 def command(
     out: Path, remake: Path | None, model: Path | None, list_classes: bool, as_json: bool, verbose: bool, **flags: Any
@@ -209,8 +163,9 @@ def _summary(drawing: "Drawing", n: int, seconds: dict[str, float], out: Path) -
     return one_line(f"{drawn} ({engine.name}, {engine.precision}){there}: {out}")
 
 
-def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None, frames: int,
-             guidance: tuple[float, ...] | None, **settings: Any) -> "tuple[Request, int | None]":  # fmt: skip
+def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None,
+             frames: int, guidance: tuple[float, ...] | None, **settings: Any,
+             ) -> tuple["Request", int | None]:  # fmt: skip
     """The request of the flags, and the columns of its grid: an interpolation is a row."""
     from cfgdiff.runtime import Request
     from cfgdiff.runtime.guidance import Guidance

@@ -18,7 +18,7 @@ def draw(
     """Draw one picture for each entry of `classes`.
 
     Args:
-        engine: stays open. None: that of `open_engine`, opened for this call and closed; open one yourself for several calls.
+        engine: stays open. None: that of `open_engine`, for this call; open one yourself for several calls.
         watch: see `sample`.
         settings: the other fields of `Request`, as steps, guidance, seed and sampler.
 

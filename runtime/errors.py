@@ -48,7 +48,7 @@ def named(parameter: str, kind: str, word: str, choices: Collection[str]) -> str
 
 
 def whole_number(parameter: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """`value`, of Python or NumPy, as an int. Raises `BadInput`, naming `parameter`, for any but a whole number in bounds."""
+    """`value`, Python's or NumPy's, as an int. Raises `BadInput` unless it is a whole number within the bounds."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -1,7 +1,7 @@
-"""A sampler whose timesteps and coefficients were fitted to one model, for few evaluations: `cfgdiff fit-steps` makes them.
+"""A sampler with timesteps and coefficients fitted to one model, for few evaluations: `cfgdiff fit-steps` makes it.
 
-Every solver of the probability-flow ODE that is linear in the network's predictions takes steps of this form. A fitted one
-takes the coefficients that end closest to where many small steps end, instead of those of a Taylor series.
+Every solver of the probability-flow ODE that is linear in the network's predictions takes steps of this form. A fitted
+one has the coefficients that end closest to where many small steps end, instead of those of a Taylor series.
 """
 
 import math

@@ -51,8 +51,8 @@ def sample(engine: Engine, plan: Plan, watch: Watch | None = None) -> Iterator[t
     """Draw the pictures of a plan, batch by batch. The iterator can be closed at any time.
 
     Args:
-        watch: called with (first, x0) after every evaluation: the clean pictures (B, C, H, W), within about -1 .. 1, as they
-            look by then.
+        watch: called after every evaluation with (first, x0), the clean pictures as they look by then: (B, C, H, W),
+            within about -1 .. 1.
 
     Yields:
         (first, pictures): from that position of the plan on, (B, H, W, C) uint8, in order.

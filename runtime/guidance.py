@@ -1,4 +1,7 @@
-"""What a sampler asks of the network. Each function returns a `Predict`; those that take one wrap it; generate.py stacks them."""
+"""Predictions as a sampler takes them: guided, mixed, changed, watched.
+
+Functions here return a `Predict`, and most wrap another; generate.py stacks them.
+"""
 
 import math
 from collections.abc import Callable
@@ -21,10 +24,10 @@ class Guidance:
     Attributes:
         weights: w in uncond + w (cond - uncond), 1 or N of them; 1 is plain conditional.
         interval: of sigma / alpha, where w acts; elsewhere w is 1 (Kynkaanniemi et al. 2024). None: everywhere.
-        rescale: phi, 0 .. 1: the share by which a guided prediction's deviation is brought to that of the conditional one
-            (Lin et al. 2024, equation 16).
-        threshold: dynamic thresholding's p, 0 < p <= 1 (Saharia et al. 2022, section 2.3): x0 is clipped at the p quantile
-            of |x0| and divided by it where that exceeds 1. None: x0 as it is.
+        rescale: phi, 0 .. 1: the share by which the deviation of a guided prediction is brought to that of the
+            conditional one (Lin et al. 2024, equation 16).
+        threshold: p of dynamic thresholding, 0 < p <= 1 (Saharia et al. 2022, section 2.3): x0 is clipped at the p
+            quantile of |x0| and divided by it where that exceeds 1. None: x0 as it is.
 
     Raises:
         BadInput: naming the parameter.
@@ -66,12 +69,12 @@ class Guidance:
         return set(self.weights) == {1.0}
 
     def batch(self, asked: int, engine: Engine) -> int:
-        """How many pictures of `asked` an engine takes at a time: rescaling passes it two rows a picture (see `guided`)."""
+        """How many of `asked` pictures an engine takes at a time: rescaling passes it two rows a picture."""
         return min(asked, max(1, engine.max_batch // (2 if self.rescale else 1)))
 
 
 def network_rows(pictures: int, guided: int) -> int:
-    """The rows of the network in an evaluation of `pictures`, `guided` of which are guided: the graph runs these twice."""
+    """The rows that the network computes for `pictures`, `guided` of which are guided: the graph runs these twice."""
     return pictures + guided
 
 
@@ -100,7 +103,7 @@ def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: i
 
 
 def finite(array: np.ndarray, engine: Engine, t: float) -> np.ndarray:
-    """`array`, a prediction at t or, at t = 0, pictures. Raises `Failure`, naming the evaluation, where it is not finite."""
+    """`array`, a prediction at t or, at t = 0, x0. Raises `Failure`, naming the evaluation, where it is not finite."""
     if not np.isfinite(array).all():
         what = "the finished picture" if t == 0 else f"the network's prediction at t = {t:.6g}"
         why = "weights or fitted steps are damaged (export the model again), or the guidance is too large (take less)"

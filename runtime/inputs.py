@@ -1,4 +1,4 @@
-"""What may be given to an engine, checked in one place for all of them."""
+"""The check of an engine's inputs, the same for all engines."""
 
 import numpy as np
 

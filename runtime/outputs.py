@@ -25,11 +25,12 @@ GRID_MOST = 1024  # pictures in a grid: the first ones
 GIF_MOST = 64
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # a picture, or a grid of several
 SUFFIXES = (*PICTURES, ".gif", ".npz", ".tar")
-# Names of files that are not written here. A folder may have any other dot in its name, as run.v2 has.
+# Suffixes of files that cannot be written here. A folder may have any other, as run.v2.
 REFUSED = {
-    ".7z", ".apng", ".avi", ".avif", ".bmp", ".bz2", ".csv", ".exr", ".gz", ".h5", ".hdf5", ".heic", ".heif", ".ico", ".jp2", ".json",
-    ".jsonl", ".jxl", ".mkv", ".mov", ".mp4", ".npy", ".parquet", ".pdf", ".pgm", ".pkl", ".ppm", ".pt", ".pth", ".rar", ".safetensors",
-    ".svg", ".tbz2", ".tga", ".tgz", ".tif", ".tiff", ".txt", ".txz", ".webm", ".xz", ".zip", ".zst",
+    ".7z", ".apng", ".avi", ".avif", ".bmp", ".bz2", ".csv", ".exr", ".gz", ".h5", ".hdf5", ".heic", ".heif", ".ico",
+    ".jp2", ".json", ".jsonl", ".jxl", ".mkv", ".mov", ".mp4", ".npy", ".parquet", ".pdf", ".pgm", ".pkl", ".ppm",
+    ".pt", ".pth", ".rar", ".safetensors", ".svg", ".tbz2", ".tga", ".tgz", ".tif", ".tiff", ".txt", ".txz", ".webm",
+    ".xz", ".zip", ".zst",
 }  # fmt: skip
 
 
@@ -60,8 +61,8 @@ class Folder:
         return self.path / f"{index:0{self._digits}d}.{self._kind}"
 
     def missing(self) -> np.ndarray:
-        """The indices of pictures that are not there yet. Raises `BadInput` where those that are were made otherwise."""
-        # An empty file is what a power failure makes of a picture that was not on the disk yet.
+        """The indices of missing pictures. Raises `BadInput` where those that are there were made differently."""
+        # After a power failure, a picture that was not on the disk yet is an empty file.
         there = np.array([self.file(i).is_file() and self.file(i).stat().st_size > 0 for i in range(self._n)])
         for i in np.flatnonzero(there)[[0, -1]] if there.any() else []:
             check_note(str(self.file(int(i))), read_note(self.file(int(i))), self._note(int(i)))
@@ -119,14 +120,14 @@ class Grid:
 
 
 class Gif(Grid):
-    """A moving grid of the first pictures: how they come out of the noise, or the interpolations of `columns` pictures each."""
+    """An animated grid of the first pictures: their denoising, or interpolations of `columns` pictures each."""
 
     def __init__(self, path: Path, columns: int | None) -> None:
         super().__init__(path, columns)
         self._frames = list[np.ndarray]()
 
     def see(self, first: int, x0: np.ndarray) -> None:
-        """The clean pictures (B, C, H, W) after an evaluation; of the first batch only, and for no interpolation."""
+        """A `Watch` of `sample`: keeps the frames of the first batch, unless interpolations are drawn."""
         if first == 0 and self._columns is None:
             self._frames.append(grid(to_uint8(x0[:GIF_MOST])))
 
@@ -145,19 +146,21 @@ class Gif(Grid):
 
 
 @contextmanager
-def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", columns: int | None = None, resume: bool = False,
-           ) -> Iterator[Output]:  # fmt: skip
-    """Where `path` says by its name: one of `SUFFIXES`, else a folder; finished when the block ends well.
+def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", columns: int | None = None,
+           resume: bool = False) -> Iterator[Output]:  # fmt: skip
+    """The output that the name of `path` asks for: a file of one of `SUFFIXES`, else a folder.
+
+    It is finished when the block ends without an error.
 
     Args:
         labels: of all pictures of the run, (N,) int64.
-        note: what picture i says of itself.
+        note: the note of picture i.
         kind: of the pictures in a folder or .tar, png or webp (lossless).
         columns: of a grid, whose rows are then interpolations.
-        resume: continue what an interrupted run left of a folder or .tar; an interrupted .tar then stays for the next call.
+        resume: continue an interrupted folder or .tar. An interruption then leaves a .tar for the next call.
 
     Raises:
-        Failure: the place will not do.
+        Failure: `path` cannot be written.
     """
     check_place(path, resume)
     suffix = path.suffix.lower()
@@ -169,15 +172,14 @@ def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", column
     _make(path.parent)
     try:
         with partial_file(path, resume=resume) as file:
-            whole = (
-                Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind, path if resume else None)
-            )
+            earlier = path if resume else None
+            archive = Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind, earlier)
             remove_abandoned(path)
             try:
-                yield whole
-                whole.finish()
+                yield archive
+                archive.finish()
             except BaseException:
-                whole.drop()
+                archive.drop()
                 raise
     except OSError as error:
         raise cannot_write(path, error) from None
@@ -202,7 +204,7 @@ def kind_of(path: Path) -> str:
 
 
 def check_place(path: Path, resume: bool = False) -> None:
-    """Raises `Failure` where `path` cannot be written, or not be continued, before any work."""
+    """Raises `Failure` where `path` cannot be written or resumed, before any work."""
     suffix = path.suffix.lower()
     if suffix in REFUSED and not path.is_dir():
         expected = f"expected the name of a folder, or one ending in {', '.join(SUFFIXES)}"

@@ -19,7 +19,7 @@ FITTED, EXPLICIT, MOST_STEPS = "fitted", "explicit", 1_000_000
 
 
 class Course(NamedTuple):
-    """How a picture is drawn: `solve` at `timesteps` (steps + 1,), falling to 0; `sampler` and `spacing` are their names.
+    """How pictures are drawn: `solve` at `timesteps` (steps + 1,), falling to 0; `sampler` and `spacing` name both.
 
     `evaluations` are those of the whole schedule; an edit of less strength takes fewer.
     """
@@ -32,7 +32,7 @@ class Course(NamedTuple):
 
 
 class End(NamedTuple):
-    """The other end of an interpolation for each picture: its class and seed, and the share of the way to it. (N,) each."""
+    """The other end of an interpolation: for each picture its class and seed, and the share of the way to it, (N,)."""
 
     labels: np.ndarray
     seeds: np.ndarray

@@ -1,4 +1,4 @@
-"""How pictures are asked for: one value, which plan.py resolves against a bundle. It knows no engines, files or flags."""
+"""How pictures are asked for: one value, which plan.py resolves against a bundle. It knows no engines and no flags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Request:
         steps: network evaluations a picture; where None and `timesteps` are given, as many as these are for.
         guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional, at half the cost where w acts.
         seed: 0 .. 2^64 - 1; or N of them: each picture then depends on its seed and not on its place.
-        sampler: a name in `SAMPLERS`, or "fitted". None: fitted where the bundle has it for these steps and this guidance.
+        sampler: a name in `SAMPLERS`, or "fitted". None: fitted where the bundle has it for these steps and guidance.
         spacing: uniform, quadratic, log-snr or karras. None: the sampler's.
         timesteps: the t of the evaluations, falling, in (0, T], in place of a spacing; for heun of every second one.
         eta: 0 .. 1, the share of DDPM's noise in ddim.
@@ -89,7 +89,7 @@ class Request:
 
 
 def class_labels(bundle: Bundle, classes: Classes) -> np.ndarray:
-    """(N,) int64 labels of class names, in any case, or numbers. Raises `BadInput` for an unknown one, with the nearest."""
+    """(N,) int64 labels of class names, in any case, or numbers. Raises `BadInput`, with the nearest name."""
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | np.ndarray) or not len(classes):
         example = f"as in [{bundle.class_names[0]!r}]"
         raise BadInput(f"classes: expected a list of names or numbers, found {classes!r:.60}; {example}")

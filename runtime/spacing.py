@@ -44,8 +44,8 @@ def timesteps_for(
 ) -> np.ndarray:
     """The timesteps of `steps` network evaluations, (steps + 1,) float64, falling to 0.
 
-    Where a sampler evaluates twice at a level, its t stands there twice, but for the first. Where `steps` is even the last
-    stands once, and the step to it is Euler's: no evaluation is left over.
+    Where a sampler evaluates twice at a level, its t is listed twice, but for the first. Where `steps` is even the last
+    is listed once, and the step to it is Euler's, so no evaluation is left over.
 
     Args:
         sampler: the name of a sampler, in `SAMPLERS`.
