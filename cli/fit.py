@@ -31,8 +31,8 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
               pictures: int, teacher_steps: int, threads: int | None) -> None:  # fmt: skip
     """Fit timesteps and a solver's coefficients to a bundle's model, so that few evaluations draw what many would.
 
-    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The printed
-    error is measured on other pictures than those of the fit.
+    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The
+    printed error is measured on other pictures than those of the fit.
     """
     from cfgdiff.export.description import store_fitted
     from cfgdiff.export.fit import fit_steps as fit

@@ -69,7 +69,7 @@ Examples:
               help="The t to evaluate at, falling from at most the model's T; for heun every second one.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
 @click.option("--guidance", metavar="W[,W...]", type=Numbers("numbers as in 4 or 1,2,4"),
-              help="Guidance w; 1 is none, at half the cost where w acts; a list goes round. Default: model's.")  # fmt: skip
+              help="Guidance w; 1 is none, at half the cost; a list goes round. Default: the model's.")  # fmt: skip
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="Of sigma / alpha, where w acts; "
               "elsewhere it is 1, at half the cost. Default: the model's.")  # fmt: skip
 @click.option("--guidance-rescale", "rescale", default=0.0, show_default=True,
@@ -89,7 +89,7 @@ Examples:
 @click.option("--batch", default=64, show_default=True, type=Count(), help="Pictures at a time.")
 @click.option("--out", default="samples", show_default=True, type=PATH,
               help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif "
-                   "(the denoising, or interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
+                   "(denoising, or interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
 @click.option("--format", "kind", default="png", show_default=True, type=click.Choice(["png", "webp"]),
               help="Of pictures in a folder or .tar.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted folder or .tar: draw only the missing pictures. "

@@ -39,8 +39,7 @@ def noised(bundle: Bundle, pictures: np.ndarray, level: float, stream: int) -> t
     x0 = (pictures.transpose(0, 3, 1, 2) / 127.5 - 1) / bundle.schedule.data_std
     t = bundle.schedule.t_of_ratio(np.exp(level))
     eps = normals(stream, np.arange(len(x0)), 0, bundle.image_shape)
-    x_t = bundle.schedule.alpha(t) * x0 + bundle.schedule.sigma(t) * eps
-    return x_t.astype(np.float32), np.full(len(x0), t, np.float32)
+    return bundle.schedule.noised(x0, eps.astype(np.float64), float(t)), np.full(len(x0), t, np.float32)
 
 
 def errors_by_level(a: Engine, b: Engine, bundle: Bundle, pictures: np.ndarray) -> dict[str, dict[str, float]]:

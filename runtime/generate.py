@@ -74,8 +74,7 @@ def _draw(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | No
     if plan.end is not None:
         x = arc(x, normals(plan.end.seeds, plan.indices, 0, shape), plan.end.shares)
     if plan.known is not None:
-        t = timesteps[0]
-        x = (float(schedule.alpha(t)) * plan.known + float(schedule.sigma(t)) * x).astype(np.float32)
+        x = schedule.noised(plan.known, x, timesteps[0])
     with np.errstate(over="ignore", invalid="ignore"):  # `finite` names what is not
         x0 = finite(plan.course.solve(_predictor(engine, plan, watch), x, timesteps, schedule, noise), engine, 0)
     return to_uint8(_keep(plan, x0) * schedule.data_std)

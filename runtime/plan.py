@@ -143,27 +143,25 @@ def _interval(interval: Any) -> tuple[float, float] | None:
 
 
 def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
-    defaults, strength = bundle.defaults, request.strength
+    asked, strength = request.sampler, request.strength
     if not 0 < strength <= 1:
         kept = "1 keeps nothing of the picture, 0.5 its outlines"
         raise BadInput(f"edit.strength: expected a share in (0, 1], found {strength}; {kept}")
-    asked = (
-        named("sampler", "sampler", str(request.sampler), (*SAMPLERS, FITTED)) if request.sampler is not None else None
-    )
-    name = named("sampler", "sampler", defaults.sampler, SAMPLERS) if asked in (None, FITTED) else str(asked)
+    if asked is not None:
+        asked = named("sampler", "sampler", str(asked), (*SAMPLERS, FITTED))
+    name = named("sampler", "sampler", bundle.defaults.sampler, SAMPLERS) if asked in (None, FITTED) else str(asked)
     steps = request.steps
     if steps is None:
         listed = request.timesteps
-        steps = defaults.steps if listed is None else SAMPLERS[name].evaluations(len(listed))
+        steps = bundle.defaults.steps if listed is None else SAMPLERS[name].evaluations(len(listed))
     steps = whole_number("steps", steps, most=MOST_STEPS)
-    fitted, plain = bundle.fitted.get(steps), strength == 1 and request.eta == 0
-    plain = plain and request.spacing is None and request.timesteps is None
-    if asked == FITTED and (fitted is None or not plain):
+    plain = strength == 1 and request.eta == 0 and request.spacing is None and request.timesteps is None
+    fitted = bundle.fitted.get(steps) if plain else None
+    if asked == FITTED and fitted is None:
         there = ", ".join(map(str, sorted(bundle.fitted))) or "none"
         takes = f"fitted takes no spacing or strength, and `steps` of {there} for this model"
         raise BadInput(f"sampler: {takes}, found {steps}; see cfgdiff fit-steps")
-    right = fitted is not None and guidance == Guidance((fitted.guidance,), fitted.interval)
-    if fitted is not None and plain and (asked == FITTED or (asked is None and right)):
+    if fitted and (asked == FITTED or (asked is None and guidance == Guidance((fitted.guidance,), fitted.interval))):
         return Course(FITTED, FITTED, steps, fitted.sampler(), np.array(fitted.timesteps))
     spacing = None if request.spacing is None else named("spacing", "spacing", str(request.spacing), SPACINGS)
     solve = solver(name, request.eta)
@@ -171,9 +169,8 @@ def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
     start = strength * bundle.schedule.T
     if timesteps[0] > start:
         timesteps = np.append(start, timesteps[timesteps < start])
-    return Course(
-        name, EXPLICIT if request.timesteps is not None else spacing or SAMPLERS[name].spacing, steps, solve, timesteps
-    )
+    spacing = EXPLICIT if request.timesteps is not None else spacing or SAMPLERS[name].spacing
+    return Course(name, spacing, steps, solve, timesteps)
 
 
 def _refuse_idle(bundle: Bundle, request: Request, guidance: Guidance, course: Course) -> None:
@@ -198,11 +195,8 @@ def _refuse_idle(bundle: Bundle, request: Request, guidance: Guidance, course: C
 
 
 def _end(bundle: Bundle, blend: Blend, n: int) -> End:
-    seeds, labels, shares = (
-        keys("blend.seed", blend.seed, n),
-        class_labels(bundle, blend.classes),
-        np.array(blend.shares, np.float64),
-    )
+    seeds, labels = keys("blend.seed", blend.seed, n), class_labels(bundle, blend.classes)
+    shares = np.array(blend.shares, np.float64)
     if not len(shares) == len(labels) == n:
         raise BadInput(f"blend: expected {n} shares and classes, found {len(shares)} and {len(labels)}")
     if not ((shares >= 0) & (shares <= 1)).all():  # nor NaN

@@ -112,6 +112,10 @@ class Schedule:
             return x0
         return (x - alpha * x0) / sigma
 
+    def noised(self, x0: np.ndarray, eps: np.ndarray, t: float) -> np.ndarray:
+        """x_t = alpha x0 + sigma eps, the forward process. (B, C, H, W) float32."""
+        return (float(self.alpha(t)) * x0 + float(self.sigma(t)) * eps).astype(np.float32)
+
     def to_eps(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
         """The noise that `prediction` at x_t implies, (B, C, H, W)."""
         if self.prediction == "eps":

@@ -76,7 +76,7 @@ def test_a_note_that_is_none_says_so(tmp_path: Path, text: str, kind: str) -> No
     exif[0x010E] = text
     more = {"pnginfo": info} if kind == "png" else {"exif": exif.tobytes()}
     Image.new("RGB", (2, 2)).save(tmp_path / f"a.{kind}", **more)
-    with pytest.raises(Failure, match=r"says nothing of how it was made"):
+    with pytest.raises(Failure, match=r"has no note of how it was made"):
         read_note(tmp_path / f"a.{kind}")
 
 
