@@ -11,7 +11,7 @@ MOST_STEPS = 1_000_000
 
 
 class Numbers(click.ParamType):
-    """A list of numbers in one word, as in 0.3,5. What is not is a `UsageError` that names the flag.
+    """A list of numbers in one word, as in 0.3,5. Others are a `UsageError` that names the flag.
 
     Args:
         like: what is expected, with an example, as in "LO,HI as in 0.3,5".
@@ -30,17 +30,17 @@ class Numbers(click.ParamType):
         if not isinstance(value, str):
             return tuple(value)  # numbers already, as a default may be
         try:
-            found = tuple(self._number(part) for part in value.split(self._separator))
+            numbers = tuple(self._number(part) for part in value.split(self._separator))
         except ValueError:
-            found = ()
-        if not found or self._count not in (None, len(found)):
+            numbers = ()
+        if not numbers or self._count not in (None, len(numbers)):
             flag = param.opts[0] if param else self.name
             raise click.UsageError(f"{flag}: expected {self._like}, found '{value}'", ctx)
-        return found
+        return numbers
 
 
 class Count(click.ParamType):
-    """A whole number of at least `least` and at most `most`. What is not is a `UsageError` that names the flag."""
+    """A whole number of at least `least` and at most `most`. Others are a `UsageError` that names the flag."""
 
     name = "integer"
 
@@ -51,13 +51,13 @@ class Count(click.ParamType):
         """The number that `value` says."""
         flag = param.opts[0] if param else self.name
         try:
-            found = int(value)
+            number = int(value)
         except ValueError:
             raise click.UsageError(f"{flag}: expected a whole number, found '{str(value)[:40]}'", ctx) from None
-        if not self._least <= found <= self._most:
-            expected = f"{self._least} or more" if found < self._least else f"{self._least} .. {self._most}"
-            raise click.UsageError(f"{flag}: expected {expected}, found {found}", ctx)
-        return found
+        if not self._least <= number <= self._most:
+            expected = f"{self._least} or more" if number < self._least else f"{self._least} .. {self._most}"
+            raise click.UsageError(f"{flag}: expected {expected}, found {number}", ctx)
+        return number
 
 
 class FilePath(click.Path):

@@ -93,10 +93,10 @@ def _introduce(run: "Run") -> None:
     for note in run.data.notes:
         click.echo(f"{run.data.name}: {note}", err=True)
     data, parameters = run.data, sum(p.numel() for p in run.network.parameters())
-    what = f"{counted(len(data.labels), 'picture')} in {counted(len(data.class_names), 'class', 'classes')}"
+    pictures = f"{counted(len(data.labels), 'picture')} in {counted(len(data.class_names), 'class', 'classes')}"
     computed = f"{run.processes.size} x {run.device.type}, {run.precision}"
     click.echo(
-        f"{what}, {len(data.test_labels):,} more held out; {parameters:,} parameters; {computed}; run {run.out}",
+        f"{pictures}, {len(data.test_labels):,} more held out; {parameters:,} parameters; {computed}; run {run.out}",
         err=True,
     )
 

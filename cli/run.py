@@ -158,9 +158,9 @@ def _report(drawing: "Drawing", seconds: dict[str, float]) -> str:
 def _summary(drawing: "Drawing", n: int, seconds: dict[str, float], out: Path) -> str:
     """One line, where `n` pictures were drawn."""
     engine, kept = drawing.engine, len(drawing.plan) - n
-    there = f", {kept} were there" if kept else ""
+    rest = f", {kept} were there" if kept else ""
     drawn = f"{n} picture{'s' * (n != 1)} in {seconds['total']:.1f} s"
-    return one_line(f"{drawn} ({engine.name}, {engine.precision}){there}: {out}")
+    return one_line(f"{drawn} ({engine.name}, {engine.precision}){rest}: {out}")
 
 
 def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None,

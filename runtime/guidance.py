@@ -105,10 +105,10 @@ def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: i
 def finite(array: np.ndarray, engine: Engine, t: float) -> np.ndarray:
     """`array`, a prediction at t or, at t = 0, x0. Raises `Failure`, naming the evaluation, where it is not finite."""
     if not np.isfinite(array).all():
-        what = "the finished picture" if t == 0 else f"the network's prediction at t = {t:.6g}"
-        why = "weights or fitted steps are damaged (export the model again), or the guidance is too large (take less)"
-        less = "" if engine.precision == "float32" else f", or {engine.precision} overflows where float32 does not"
-        raise Failure(f"{engine.name}, {engine.precision}: {what} is not finite: {why}{less}")
+        damaged = "the finished picture" if t == 0 else f"the network's prediction at t = {t:.6g}"
+        cause = "weights or fitted steps are damaged (export the model again), or the guidance is too large (take less)"
+        overflow = "" if engine.precision == "float32" else f", or {engine.precision} overflows where float32 does not"
+        raise Failure(f"{engine.name}, {engine.precision}: {damaged} is not finite: {cause}{overflow}")
     return array
 
 

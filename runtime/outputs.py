@@ -63,10 +63,10 @@ class Folder:
     def missing(self) -> np.ndarray:
         """The indices of missing pictures. Raises `BadInput` where those that are there were made differently."""
         # After a power failure, a picture that was not on the disk yet is an empty file.
-        there = np.array([self.file(i).is_file() and self.file(i).stat().st_size > 0 for i in range(self._n)])
-        for i in np.flatnonzero(there)[[0, -1]] if there.any() else []:
+        kept = np.array([self.file(i).is_file() and self.file(i).stat().st_size > 0 for i in range(self._n)])
+        for i in np.flatnonzero(kept)[[0, -1]] if kept.any() else []:
             check_note(str(self.file(int(i))), read_note(self.file(int(i))), self._note(int(i)))
-        return np.flatnonzero(~there)
+        return np.flatnonzero(~kept)
 
     def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
         """See `Output.add`."""
@@ -103,7 +103,7 @@ class Single:
 
 
 class Grid:
-    """The first pictures as one."""
+    """A grid of the first pictures."""
 
     def __init__(self, path: Path, columns: int | None) -> None:
         self.path, self._kept, self._room, self._columns = path, list[np.ndarray](), GRID_MOST, columns

@@ -158,8 +158,8 @@ def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
     plain = strength == 1 and request.eta == 0 and request.spacing is None and request.timesteps is None
     fitted = bundle.fitted.get(steps) if plain else None
     if asked == FITTED and fitted is None:
-        there = ", ".join(map(str, sorted(bundle.fitted))) or "none"
-        takes = f"fitted takes no spacing or strength, and `steps` of {there} for this model"
+        possible = ", ".join(map(str, sorted(bundle.fitted))) or "none"
+        takes = f"fitted takes no spacing or strength, and `steps` of {possible} for this model"
         raise BadInput(f"sampler: {takes}, found {steps}; see cfgdiff fit-steps")
     if fitted and (asked == FITTED or (asked is None and guidance == Guidance((fitted.guidance,), fitted.interval))):
         return Course(FITTED, FITTED, steps, fitted.sampler(), np.array(fitted.timesteps))

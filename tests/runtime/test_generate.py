@@ -88,7 +88,8 @@ def test_eta_reaches_ddim_and_its_noise_is_the_pictures_own(engine: Engine, pack
     [
         ({"classes": ["forg"]}, "did you mean 'frog'"), ({"classes": [10]}, "no class '10'"),
         ({"classes": []}, "^classes: expected a list of names or numbers, found \\[\\]"), ({"steps": 0}, "^steps: "),
-        ({"guidance": float("nan")}, "^guidance: "), ({"sampler": "x"}, "^sampler: "), ({"batch": 0}, "^batch: "), ({"seed": -1}, "^seed: "),
+        ({"guidance": float("nan")}, "^guidance: "), ({"sampler": "x"}, "^sampler: "),
+        ({"batch": 0}, "^batch: "), ({"seed": -1}, "^seed: "),
         ({"spacing": "x"}, "^spacing: "), ({"timesteps": [2, 3]}, "^timesteps: "), ({"timesteps": []}, "^steps: "),
         ({"steps": 3, "timesteps": [3, 2]}, "^timesteps: "), ({"eta": 0.5}, "^eta: "),
         ({"classes": "frog"}, r"^classes: expected a list of names or numbers, found 'frog'; as in \['airplane'\]$"),
