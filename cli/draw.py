@@ -89,8 +89,7 @@ def draw(drawing: Drawing, target: Target) -> Drawn:
     with output(target.out, plan.labels, drawing.note, target.kind, target.columns, target.resume) as sink:
         missing = np.arange(len(plan))
         if target.resume and isinstance(sink, Folder | Tar):
-            batch = plan.guidance.batch(plan.request.batch, drawing.engine)
-            missing = _whole_batches(sink.missing(), len(plan), batch)
+            missing = _whole_batches(sink.missing(), len(plan), plan.batch(drawing.engine.max_batch))
         if len(missing):
             watchers = [sink.see] if isinstance(sink, Gif) else []
             with _progress(len(missing), plan.steps, target.stream) as shown:

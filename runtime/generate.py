@@ -60,7 +60,7 @@ def sample(engine: Engine, plan: Plan, watch: Watch | None = None) -> Iterator[t
     Raises:
         Failure: a prediction or a picture is not finite; it names the evaluation.
     """
-    batch = plan.guidance.batch(plan.request.batch, engine)
+    batch = plan.batch(engine.max_batch)
     for first in range(0, len(plan), batch):
         part = plan.take(slice(first, first + batch))
         yield first, _draw(engine, part, None if watch is None else partial(watch, first))

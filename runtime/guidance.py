@@ -68,10 +68,6 @@ class Guidance:
         """Whether w is 1 for all pictures."""
         return set(self.weights) == {1.0}
 
-    def batch(self, asked: int, engine: Engine) -> int:
-        """How many of `asked` pictures an engine takes at a time: rescaling passes it two rows a picture."""
-        return min(asked, max(1, engine.max_batch // (2 if self.rescale else 1)))
-
 
 def network_rows(pictures: int, guided: int) -> int:
     """The rows that the network computes for `pictures`, `guided` of which are guided: the graph runs these twice."""

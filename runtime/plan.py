@@ -79,6 +79,10 @@ class Plan:
         """The most rows of the network that the pictures take."""
         return self.steps * network_rows(len(self), len(self) if (self.weights != 1).any() else 0)
 
+    def batch(self, most: int) -> int:
+        """Pictures at a time on an engine that takes `most` rows: for rescaling, `guided` passes it two a picture."""
+        return min(self.request.batch, max(1, most // (2 if self.guidance.rescale else 1)))
+
     def take(self, positions: slice | Sequence[int] | np.ndarray) -> "Plan":
         """Of these pictures alone, which stay what they are."""
         end = None if self.end is None else End(*(array[positions] for array in self.end))
