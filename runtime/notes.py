@@ -15,14 +15,8 @@ from .plan import MOST_STEPS, Plan
 from .request import Blend, Edit, Request
 from .sidecar import graph_digest
 
-OPTIONAL = (
-    "spacing",
-    "timesteps",
-    "eta",
-    "interval",
-    "rescale",
-    "threshold",
-)  # the fields of a request that may be absent
+# The entries that may be absent; they are fields of a request.
+OPTIONAL = ("spacing", "timesteps", "eta", "interval", "rescale", "threshold")
 
 
 def note_of(plan: Plan, i: int) -> dict[str, Any]:
