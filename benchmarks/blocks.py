@@ -8,34 +8,22 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime import Bundle, Engine, Plan, Request, resolve, sample
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.files import write_whole
-from cfgdiff.runtime.plan import make_plan
 
 from .features import Classifier, Extractor, rgb
 
 BLOCK, BATCH = 256, 64
 ARRAYS = ("pictures", "features", "logits", "scores")
 Watch = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How samples are drawn; None is the model's default. `interval` is in sigma / alpha."""
-
-    guidance: float | None = None
-    steps: int | None = None
-    sampler: str | None = None
-    interval: tuple[float, float] | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,38 +39,41 @@ class Measured:
 
 
 class Sampling:
-    """Draws and measures samples of one model into a folder, a sub-folder for each setting."""
+    """Draws and measures samples of one model into a folder, a sub-folder for each setting.
+
+    Its methods take settings as a `Request`, of which they choose the classes, numbers and batch themselves.
+    """
 
     def __init__(self, folder: Path, bundle: Bundle, engine: Engine, extractor: Extractor, classifier: Classifier | None) -> None:
         self.folder, self.bundle, self.engine, self.extractor, self.classifier = folder, bundle, engine, extractor, classifier
 
-    def protocol(self, settings: Settings) -> dict[str, Any]:
+    def protocol(self, settings: Request) -> dict[str, Any]:
         """All that the samples and their features depend on, in plain values. Raises `BadInput` for settings that cannot be."""
         bundle, classifier = self.bundle, self.classifier
-        plan = make_plan(bundle, settings.sampler, settings.steps, settings.guidance, interval=settings.interval)
+        plan = self._plan(settings, range(1))
         variant = bundle.variants.get(self.engine.precision, bundle.variants["float32"])
         return {
             "model": bundle.name, "model sha256": variant.files[variant.graph],
             "engine": self.engine.name, "precision": self.engine.precision,
-            "sampler": plan.sampler, "timesteps": [round(float(t), 6) for t in plan.timesteps], "evaluations": plan.steps,
+            "sampler": plan.course.sampler, "timesteps": [round(float(t), 6) for t in plan.course.timesteps], "evaluations": plan.steps,
             "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval, "seed": settings.seed,
             "classes": f"picture i is of class i mod {len(bundle.class_names)}", "batch": BATCH,
             "features": self.extractor.name, "features sha256": self.extractor.sha256,
             "classifier sha256": classifier.sha256 if classifier else None,
         }  # fmt: skip
 
-    def place(self, settings: Settings) -> Path:
+    def place(self, settings: Request) -> Path:
         """The sub-folder: a name for people, and a digest of the protocol."""
         found = self.protocol(settings)
         digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:10]
         return self.folder / f"w{found['guidance']:g}-{found['sampler']}-{found['evaluations']}-{digest}"
 
-    def missing(self, settings: Settings, n: int) -> list[int]:
+    def missing(self, settings: Request, n: int) -> list[int]:
         """The blocks of the first n pictures that are not there."""
         place = self.place(settings)
         return [k for k in range(-(-n // BLOCK)) if not (place / _file(k)).is_file()]
 
-    def fill(self, settings: Settings, n: int, shard: tuple[int, int] = (1, 1), watch: Watch = lambda n: None) -> None:
+    def fill(self, settings: Request, n: int, shard: tuple[int, int] = (1, 1), watch: Watch = lambda n: None) -> None:
         """Draw the missing blocks, in shard (K, M) those k with k mod M = K - 1. `watch` gets the rows of every evaluation."""
         place = self.place(settings)
         try:
@@ -94,12 +85,13 @@ class Sampling:
             if k % shard[1] == shard[0] - 1:
                 self._draw(place / _file(k), settings, k, watch)
 
-    def _draw(self, file: Path, settings: Settings, k: int, watch: Watch) -> None:
-        numbers = list(range(k * BLOCK, (k + 1) * BLOCK))
-        drawn = generate(
-            self.engine, self.bundle, [i % len(self.bundle.class_names) for i in numbers], settings.steps, settings.guidance, settings.seed,
-            settings.sampler, BATCH, interval=settings.interval, indices=numbers, watch=lambda first, x0: watch(len(x0)),
-        )  # fmt: skip
+    def _plan(self, settings: Request, numbers: range) -> Plan:
+        classes = [i % len(self.bundle.class_names) for i in numbers]
+        return resolve(self.bundle, replace(settings, classes=classes, indices=numbers, batch=BATCH))
+
+    def _draw(self, file: Path, settings: Request, k: int, watch: Watch) -> None:
+        plan = self._plan(settings, range(k * BLOCK, (k + 1) * BLOCK))
+        drawn = sample(self.engine, plan, lambda first, x0: watch(len(x0)))
         pictures = np.concatenate([part for _, part in drawn])
         features, logits = self.extractor.extract(rgb(pictures))
         scores = self.classifier.classify(pictures)[1] if self.classifier else np.zeros((BLOCK, 0), np.float32)
@@ -107,7 +99,7 @@ class Sampling:
         np.savez(buffer, pictures=pictures, features=features, logits=logits, scores=scores)
         write_whole(file, buffer.getvalue())
 
-    def read(self, settings: Settings, n: int, first: int = 0) -> Measured:
+    def read(self, settings: Request, n: int, first: int = 0) -> Measured:
         """Pictures first .. first + n - 1, all drawn before. Raises `Failure` for a damaged block."""
         place, parts = self.place(settings), list[list[np.ndarray]]()
         for k in range(first // BLOCK, -(-(first + n) // BLOCK)):

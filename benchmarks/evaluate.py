@@ -3,6 +3,7 @@
 It knows no flags and draws no figures; see report.py for those.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cfgdiff.runtime import Request
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.request import Seed
 
 from .alexnet import Weights, embedding, open_vectors, read_linear, weights_digest
-from .blocks import BLOCK, Measured, Sampling, Settings, Watch
+from .blocks import BLOCK, Measured, Sampling, Watch
 from .features import Extractor, kept, rgb
 from .measures import Gaussian, Quality, confusion, frechet, gaussian, quality, quality_names
 from .neighbours import Neighbours, nearest
@@ -25,7 +28,6 @@ NEAR = 100  # samples whose neighbours are sought: the paper's number
 # Swept: guidance at every noise level and inside intervals of sigma / alpha, and evaluations.
 GUIDANCES, INTERVALS, INSIDE, STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ((0.1, 3.0), (0.3, 10.0)), (3.0, 6.0), (4, 6, 8, 10, 20)
 SWEPT_AT = 10  # evaluations, the same for every guidance: which of them fall inside an interval matters
-EVERYWHERE = (0.0, 1e9)
 ACCURACY_SLACK, FRECHET_SLACK = 0.03, 1.05
 Stage = Callable[[str, int], AbstractContextManager[Watch]]
 
@@ -60,7 +62,7 @@ def read_real(data: "PictureSet", extractor: Extractor, stage: Stage) -> Real:
     return Real(data.pictures.transpose(0, 2, 3, 1), held_out, training, features, logits, gaussian(training))
 
 
-def draw(sampling: Sampling, settings: Settings, n: int, stage: Stage, label: str, shard: tuple[int, int] = (1, 1)) -> Measured | None:
+def draw(sampling: Sampling, settings: Request, n: int, stage: Stage, label: str, shard: tuple[int, int] = (1, 1)) -> Measured | None:
     """The first n pictures, after drawing what is missing; None where a shard leaves blocks to others."""
     missing = [k for k in sampling.missing(settings, n) if k % shard[1] == shard[0] - 1]
     with stage(label, len(missing) * BLOCK * int(sampling.protocol(settings)["evaluations"])) as watch:
@@ -123,16 +125,15 @@ def copies(samples: np.ndarray, real: Real, weights: Weights, threads: int | Non
     return Copies(samples, near(samples), near(held_out) if len(held_out) else None)
 
 
-def sweep_settings(sampling: Sampling, seed: int) -> list[Settings]:
+def sweep_settings(sampling: Sampling, seed: Seed) -> list[Request]:
     """Guidance, inside intervals too, with `SWEPT_AT` evaluations of the model's plain sampler; then evaluations, as a user gets them."""
-    defaults = sampling.bundle.defaults
-    everywhere = None if defaults.interval is None else EVERYWHERE
-    pairs = [(w, everywhere) for w in GUIDANCES] + [(w, interval) for interval in INTERVALS for w in INSIDE]
-    cells = [Settings(w, SWEPT_AT, defaults.sampler, interval, seed) for w, interval in pairs]
-    return cells + [Settings(steps=steps, seed=seed) for steps in STEPS]
+    pairs = [(w, (0.0, math.inf)) for w in GUIDANCES] + [(w, interval) for interval in INTERVALS for w in INSIDE]
+    plain = sampling.bundle.defaults.sampler
+    cells = [Request([], SWEPT_AT, w, seed, plain, interval=interval) for w, interval in pairs]
+    return cells + [Request([], steps, seed=seed) for steps in STEPS]
 
 
-def sweep(sampling: Sampling, real: Real, n: int, seed: int, stage: Stage) -> list[dict[str, Any]]:
+def sweep(sampling: Sampling, real: Real, n: int, seed: Seed, stage: Stage) -> list[dict[str, Any]]:
     """Fréchet distance and class accuracy of n samples with each of `sweep_settings`; a row says what was varied."""
     rows, cells = [], sweep_settings(sampling, seed)
     for i, settings in enumerate(cells):
@@ -157,11 +158,10 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     chosen = min(obeying, key=lambda row: row["frechet"])
     stepped = [row for row in rows if row["varied"] == "evaluations"]
     near = [row for row in stepped if row["frechet"] <= FRECHET_SLACK * min(row["frechet"] for row in stepped)]
-    interval = None if chosen["interval"] == EVERYWHERE else chosen["interval"]
-    return {"guidance": chosen["guidance"], "interval": interval, "steps": min(row["evaluations"] for row in near)}
+    return {"guidance": chosen["guidance"], "interval": chosen["interval"], "steps": min(row["evaluations"] for row in near)}
 
 
-def evaluate(sampling: Sampling, settings: Settings, n: int, repeats: int, data: "PictureSet | None", weights: Weights | None,
+def evaluate(sampling: Sampling, settings: Request, n: int, repeats: int, data: "PictureSet | None", weights: Weights | None,
              sweep_n: int, threads: int | None, stage: Stage, notes: list[str]) -> tuple["Found", Real | None]:  # fmt: skip
     """All that can be found of n samples, `repeats` times over, and of `sweep_n` for each setting of the sweep (0: none).
 

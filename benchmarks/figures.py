@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cfgdiff.runtime import Bundle, Engine, generate
-from cfgdiff.runtime.generate import Blend
+from cfgdiff.runtime import Blend, Bundle, Engine, generate
 from cfgdiff.runtime.images import encoded, grid
 
-from .evaluate import EVERYWHERE, Copies
+from .evaluate import Copies
 from .neighbours import Neighbours
 
 BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#777777"
@@ -63,7 +62,7 @@ def sweep_plot(rows: list[dict[str, Any]], varied: str) -> str:
     for i, interval in enumerate(dict.fromkeys(str(row["interval"]) for row in chosen)):
         line = [row for row in chosen if str(row["interval"]) == interval]
         style, x = ("-", "--", ":", "-.")[i % 4], [row[varied] for row in line]
-        where = "" if line[0]["interval"] in (None, EVERYWHERE) else f" inside {line[0]['interval'][0]:g} .. {line[0]['interval'][1]:g}"
+        where = "" if line[0]["interval"] is None else f" inside {line[0]['interval'][0]:g} .. {line[0]['interval'][1]:g}"
         axes.plot(x, [row["frechet"] for row in line], style, marker="o", color=BLUE, label=f"Fréchet distance{where}")
         if line[0]["accuracy"] is not None:
             right.plot(x, [100 * row["accuracy"] for row in line], style, marker="s", color=ORANGE, label=f"class accuracy{where}")

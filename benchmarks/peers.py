@@ -15,8 +15,6 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.generate import to_uint8
 from cfgdiff.runtime.noise import normals
 
-from .evaluate import EVERYWHERE
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -28,7 +26,7 @@ def ours(engine: Engine, bundle: Bundle, steps: int) -> Draw:
     """`generate`: the guidance inside the graph. Every evaluation is guided, as diffusers' loop does it, whatever the bundle's interval."""
 
     def draw(n: int) -> np.ndarray:
-        drawn = generate(engine, bundle, _classes(bundle, n), steps, sampler="ddim", spacing="uniform", interval=EVERYWHERE, batch=n)
+        drawn = generate(engine, bundle, _classes(bundle, n), steps, sampler="ddim", spacing="uniform", interval=(0, np.inf), batch=n)
         return np.concatenate([pictures for _, pictures in drawn])
 
     return draw

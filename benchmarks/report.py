@@ -10,7 +10,7 @@ from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.files import write_whole
 
 from . import figures
-from .evaluate import EVERYWHERE, Found, Real, best
+from .evaluate import Found, Real, best
 from .features import Classifier
 from .machine import describe
 from .measures import Quality
@@ -55,7 +55,7 @@ def sweep_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
-    return "all" if interval in (None, EVERYWHERE) else f"{interval[0]:g} .. {interval[1]:g}"
+    return "all" if interval is None else f"{interval[0]:g} .. {interval[1]:g}"
 
 
 def _rows(names: list[str], pictures: np.ndarray, rows: list[np.ndarray]) -> list[tuple[str, str]]:

@@ -25,17 +25,17 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
+from cfgdiff.runtime import Bundle, Request, generate, load_bundle, open_engine, resolve
 from cfgdiff.runtime.errors import BadInput, Failure, named
 from cfgdiff.runtime.files import write_whole
-from cfgdiff.runtime.plan import FITTED, make_plan
+from cfgdiff.runtime.plan import FITTED
 from cfgdiff.runtime.samplers import SAMPLERS
 
 from . import run
 from .alexnet import Vectors, open_vectors, pooled, read_weights
 from .measures import Gaussian, frechet, gaussian
 
-TEACHER, STOCHASTIC = "dpmpp-2m", ("ddpm", "euler-a")
+TEACHER, STOCHASTIC = "dpmpp-2m", [name for name, sampler in SAMPLERS.items() if sampler.noisy]
 COMPARED = (*(name for name in SAMPLERS if name not in STOCHASTIC), FITTED, *STOCHASTIC)
 MOST = 1000  # evaluations, and those that the teacher itself is checked against
 Cell = tuple[str, int]  # a sampler and its evaluations
@@ -57,7 +57,7 @@ def possible(bundle: Bundle, samplers: list[str], steps: list[int], stochastic: 
     cells = []
     for cell in ((name, n) for name in samplers for n in steps if stochastic or name not in STOCHASTIC):
         try:
-            make_plan(bundle, *cell)
+            resolve(bundle, Request([0], sampler=cell[0], steps=cell[1]))
         except BadInput:
             continue
         cells.append(cell)

@@ -80,7 +80,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     guidance and evaluations swept, samples, interpolations. In Inception's features the distances are FID and KID; where its weights
     cannot be fetched, AlexNet's or the classifier's take their place, and the report says so.
     """
-    from cfgdiff.benchmarks.blocks import Sampling, Settings
+    from cfgdiff.benchmarks.blocks import Sampling
     from cfgdiff.benchmarks.evaluate import draw
     from cfgdiff.benchmarks.evaluate import evaluate as find_all
     from cfgdiff.benchmarks.features import choose_judges
@@ -88,7 +88,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     from cfgdiff.benchmarks.report import write_report
     from cfgdiff.export.card import write_card
     from cfgdiff.export.description import store_evaluation
-    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime import Request, load_bundle, open_engine
 
     log_to_stderr()
     found = load_bundle(bundle)
@@ -98,7 +98,8 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
         import_module(name)  # what is missing is told before the work
     pictures = None if data is None else _real(data, found)
     judge, extractor, weights, notes = choose_judges(found, features, alexnet, classifier, threads)
-    settings, seconds, folder = Settings(guidance, steps, sampler, interval, seed), dict[str, float](), out or Path(f"eval-{found.name}")
+    settings = Request([], steps, guidance, seed, sampler, interval=interval)
+    seconds, folder = dict[str, float](), out or Path(f"eval-{found.name}")
     n = n or (QUICK if quick else FULL)
     with closing(open_engine(found, engine, threads=threads)) as opened:
         sampling, stage = Sampling(folder / "samples", found, opened, extractor, judge), partial(_stage, seconds)

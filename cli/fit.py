@@ -18,41 +18,45 @@ Examples:
   cfgdiff fit-steps exported/small --guidance 6 --guidance-interval 0.1,3"""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--steps", default="4,6,8,10", show_default=True, metavar="N[,N...]", type=Numbers("N[,N...] as in 4,6,8,10", number=int),
-              help="Numbers of network evaluations to fit.")  # fmt: skip
-@click.option("--guidance", type=float, help="Guidance w to fit for; they are taken at this w alone. Default: the model's.")
+@click.option("--steps", default="4,6,8,10", show_default=True, metavar="N[,N...]",
+              type=Numbers("N[,N...] as in 4,6,8,10", number=int), help="Numbers of evaluations to fit.")  # fmt: skip
+@click.option("--guidance", type=float, help="Guidance w to fit for, and to use the steps at. Default: the model's.")
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
-              help="Of sigma / alpha, to guide inside; they are taken with it alone. Default: the model's.")  # fmt: skip
+              help="Of sigma / alpha, where w acts, and to use the steps with. Default: the model's.")  # fmt: skip
 @click.option("--n", "pictures", default=128, show_default=True, type=click.IntRange(min=8), help="Pictures to fit to.")
-@click.option("--teacher-steps", default=60, show_default=True, type=click.IntRange(min=3), help="Evaluations of the teacher: dpmpp-2m.")
+@click.option("--teacher-steps", default=60, show_default=True, type=click.IntRange(min=3),
+              help="Evaluations of the teacher: dpmpp-2m.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
-def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | None, interval: tuple[float, float] | None, pictures: int,
-              teacher_steps: int, threads: int | None) -> None:  # fmt: skip
+def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | None, interval: tuple[float, float] | None,
+              pictures: int, teacher_steps: int, threads: int | None) -> None:  # fmt: skip
     """Fit timesteps and a solver's coefficients to a bundle's model, so that few evaluations draw what many would.
 
-    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The error that is printed is
-    measured on pictures that were not fitted to.
+    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The
+    printed error is measured on other pictures than those of the fit.
     """
     from cfgdiff.export.description import store_fitted
     from cfgdiff.export.fit import fit_steps as fit
     from cfgdiff.export.fit import total_evaluations
-    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime import Request, load_bundle, open_engine
     from cfgdiff.runtime.errors import Failure
-    from cfgdiff.runtime.guidance import Guidance
+    from cfgdiff.runtime.plan import guidance_of
 
-    found, wanted = load_bundle(bundle), sorted(set(steps))
+    loaded, wanted = load_bundle(bundle), sorted(set(steps))
     if not 1 <= wanted[0] <= wanted[-1] < teacher_steps:
         given = ", ".join(map(str, steps))
-        raise click.UsageError(f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}")
-    w, inside = found.defaults.guidance if guidance is None else guidance, found.defaults.interval
-    guided = Guidance((w,), inside if interval is None else interval)
-    if not os.access(found.path, os.W_OK | os.X_OK):
-        raise Failure(f"{found.path}: cannot be written, but the result is kept there; give a copy of the bundle")
-    engine = open_engine(found, "cpu", "float32", threads)
+        raise click.UsageError(
+            f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}"
+        )
+    guided = guidance_of(loaded, Request([], guidance=guidance, interval=interval))
+    if not os.access(loaded.path, os.W_OK | os.X_OK):
+        raise Failure(f"{loaded.path}: cannot be written, but the result is kept there; give a copy of the bundle")
+    engine = open_engine(loaded, "cpu", "float32", threads)
     total = total_evaluations(wanted, pictures, teacher_evaluations=teacher_steps)
     with click.progressbar(length=total, label="fitting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        fits = fit(engine, found, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update)
-    store_fitted(found, {n: one.fitted for n, one in fits.items()})
+        fits = fit(
+            engine, loaded, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update
+        )
+    store_fitted(loaded, {n: result.fitted for n, result in fits.items()})
     click.echo(f"mean squared error to {teacher_steps} evaluations of dpmpp-2m, on other pictures: fitted, dpmpp-2m")
-    for n, one in fits.items():
-        click.echo(f"{n:>4} evaluations: {one.error:.5f}, {one.plain_error:.5f}")
+    for n, result in fits.items():
+        click.echo(f"{n:>4} evaluations: {result.error:.5f}, {result.plain_error:.5f}")

@@ -1,4 +1,4 @@
-"""What several commands have in common: numbers in a list, the question which flags were typed, and what is logged."""
+"""Shared by commands: types of flags, which flags were typed, and logging."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ MOST_STEPS = 1_000_000
 
 
 class Numbers(click.ParamType):
-    """A list of numbers in one word, as in 0.3,5. What is not is a `UsageError` that names the flag.
+    """A list of numbers in one word, as in 0.3,5. Others are a `UsageError` that names the flag.
 
     Args:
         like: what is expected, with an example, as in "LO,HI as in 0.3,5".
@@ -20,7 +20,9 @@ class Numbers(click.ParamType):
 
     name = "numbers"
 
-    def __init__(self, like: str, count: int | None = None, number: Callable[[str], Any] = float, separator: str = ",") -> None:
+    def __init__(
+        self, like: str, count: int | None = None, number: Callable[[str], Any] = float, separator: str = ","
+    ) -> None:
         self._like, self._count, self._number, self._separator = like, count, number, separator
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
@@ -28,17 +30,17 @@ class Numbers(click.ParamType):
         if not isinstance(value, str):
             return tuple(value)  # numbers already, as a default may be
         try:
-            found = tuple(self._number(part) for part in value.split(self._separator))
+            numbers = tuple(self._number(part) for part in value.split(self._separator))
         except ValueError:
-            found = ()
-        if not found or self._count not in (None, len(found)):
+            numbers = ()
+        if not numbers or self._count not in (None, len(numbers)):
             flag = param.opts[0] if param else self.name
             raise click.UsageError(f"{flag}: expected {self._like}, found '{value}'", ctx)
-        return found
+        return numbers
 
 
 class Count(click.ParamType):
-    """A whole number of at least `least` and at most `most`. What is not is a `UsageError` that names the flag."""
+    """A whole number of at least `least` and at most `most`. Others are a `UsageError` that names the flag."""
 
     name = "integer"
 
@@ -49,13 +51,13 @@ class Count(click.ParamType):
         """The number that `value` says."""
         flag = param.opts[0] if param else self.name
         try:
-            found = int(value)
+            number = int(value)
         except ValueError:
             raise click.UsageError(f"{flag}: expected a whole number, found '{str(value)[:40]}'", ctx) from None
-        if not self._least <= found <= self._most:
-            expected = f"{self._least} or more" if found < self._least else f"{self._least} .. {self._most}"
-            raise click.UsageError(f"{flag}: expected {expected}, found {found}", ctx)
-        return found
+        if not self._least <= number <= self._most:
+            expected = f"{self._least} or more" if number < self._least else f"{self._least} .. {self._most}"
+            raise click.UsageError(f"{flag}: expected {expected}, found {number}", ctx)
+        return number
 
 
 class FilePath(click.Path):
@@ -77,10 +79,14 @@ INTERVAL = Numbers("LO,HI as in 0.3,5", count=2)
 def typed_flags(context: click.Context) -> dict[str, str]:
     """The flags on the command line, by the names of their parameters."""
     line = click.core.ParameterSource.COMMANDLINE
-    return {str(p.name): p.opts[0] for p in context.command.params if p.name and context.get_parameter_source(p.name) is line}
+    return {
+        str(p.name): p.opts[0]
+        for p in context.command.params
+        if p.name and context.get_parameter_source(p.name) is line
+    }
 
 
 def log_to_stderr(verbose: bool = False) -> None:
-    """Show warnings on standard error, and that engines are being measured, which takes seconds; with `verbose`, why one was taken."""
+    """Show warnings, and that engines are being measured, on standard error; with `verbose`, why one was taken."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("cfgdiff.speeds").setLevel(logging.INFO)

@@ -45,12 +45,20 @@ Examples:
   cfgdiff info exported/smoke --data DATA"""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--data", type=PATH, help="Show what training on this data set would read, hold out and leave out. Where its classes are "
-              "those of the bundle, measure the test loss and the bound's rate on the held-out pictures, too.")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(8, 4096), metavar="N", help="Read --data in this size. Default: the bundle's.")
-@click.option("--grid", type=PATH, metavar="FILE.png", help="Write training pictures of --data as the network sees them, a column a class.")
+@click.option("--data", type=PATH,
+              help="Show what training on this data set would read, hold out and leave out. With the bundle's classes, "
+                   "also measure the test loss and the bound's rate on its held-out pictures.")  # fmt: skip
+@click.option(
+    "--image-size", type=click.IntRange(8, 4096), metavar="N", help="Read --data in this size. Default: the bundle's."
+)
+@click.option(
+    "--grid",
+    type=PATH,
+    metavar="FILE.png",
+    help="Write training pictures of --data as the network sees them, a column a class.",
+)
 def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: Path | None) -> None:
-    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file and every graph."""
+    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file."""
     if data is None and (image_size or grid):
         raise click.UsageError(f"{'--image-size' if image_size else '--grid'}: is about a data set, found no --data")
     if grid and grid.suffix.lower() != ".png":
@@ -61,30 +69,30 @@ def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: P
     from cfgdiff.runtime import load_bundle, open_engine
     from cfgdiff.runtime.survey import try_out
 
-    found = load_bundle(bundle)
-    if bundle and image_size and image_size != found.image_shape[1]:
-        raise click.UsageError(
-            f"--image-size {image_size}: the pictures of the bundle {bundle} are {found.image_shape[1]} high; leave it out"
-        )
-    for precision in found.variants if bundle or data is None else ():
-        with closing(open_engine(found, "cpu", precision)) as engine:
-            try_out(engine, found)
+    loaded = load_bundle(bundle)
+    if bundle and image_size and image_size != loaded.image_shape[1]:
+        high = f"the pictures of the bundle {bundle} are {loaded.image_shape[1]} high"
+        raise click.UsageError(f"--image-size {image_size}: {high}; leave it out")
+    for precision in loaded.variants if bundle or data is None else ():
+        with closing(open_engine(loaded, "cpu", precision)) as engine:
+            try_out(engine, loaded)
     if data is None:
-        click.echo(card(found))
+        click.echo(card(loaded))
         return
     from cfgdiff.runtime.images import save_png
     from cfgdiff.trainer.data import check_held_out
     from cfgdiff.trainer.describe import describe, sheet
 
-    pictures, text = describe(data, image_size or found.image_shape[1])
+    pictures, text = describe(data, image_size or loaded.image_shape[1])
     if bundle is not None:
-        check_held_out(pictures, data, found.class_names, "bundle")
-    same = pictures.class_names == found.class_names and pictures.pictures.shape[1:] == found.image_shape
+        check_held_out(pictures, data, loaded.class_names, "bundle")
+    same = pictures.class_names == loaded.class_names and pictures.pictures.shape[1:] == loaded.image_shape
     if same and len(pictures.test_labels):
-        measured = _measured(found, pictures)
-        click.echo(card(found))
+        measured = _measured(loaded, pictures)
+        click.echo(card(loaded))
         click.echo(f"\n- test_loss, measured: {measured['test_loss']:.4f}")
-        click.echo(f"- rate, measured: {measured['rate']:.3f} bits a dimension at DDPM's schedule (Ho et al. 2020: 1.78 for CIFAR-10)\n")
+        rate = f"{measured['rate']:.3f} bits a dimension at DDPM's schedule (Ho et al. 2020: 1.78 for CIFAR-10)"
+        click.echo(f"- rate, measured: {rate}\n")
     click.echo(text)
     if grid:
         save_png(grid, sheet(pictures))
@@ -95,7 +103,9 @@ def _measured(bundle: "Bundle", held_out: "PictureSet") -> dict[str, float]:
     from cfgdiff.export.parity import bundle_measures
     from cfgdiff.runtime import open_engine
 
-    return bundle_measures(open_engine(bundle, precision="float32"), bundle, held_out.test_pictures, held_out.test_labels)
+    return bundle_measures(
+        open_engine(bundle, precision="float32"), bundle, held_out.test_pictures, held_out.test_labels
+    )
 
 
 @group.command(
@@ -110,7 +120,7 @@ Examples:
 @click.option("--data", type=PATH, help="Measure the test loss of each on the held-out pictures of this data folder.")
 @plugin_option
 def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[Path, ...]) -> None:
-    """Average a run's weights anew, with another width, from the snapshots it stored; writes RUN/ema-WIDTH, for cfgdiff export."""
+    """Average a run's weights with another width, from its snapshots; writes RUN/ema-WIDTH, for cfgdiff export."""
     from cfgdiff.runtime.errors import BadInput
     from cfgdiff.trainer.data import load_held_out
     from cfgdiff.trainer.objective import held_out_loss
@@ -146,11 +156,12 @@ Examples:
 )
 @plugin_option
 def plugins(plugins: tuple[Path, ...]) -> None:
-    """List the parts that a training run can be made of, and where they come from.
+    """List the parts of training runs, and where they come from.
 
-    A part is chosen by its name: --set data.name=NAME, and so on for network, objective and optimiser; its options are set
-    with --set data.options='{KEY: VALUE}'. A callback is added with --set callbacks.NAME='{KEY: VALUE}' and left out with
-    --set callbacks.NAME=null. Parts of other packages are found by their entry points in the group cfgdiff.plugins.
+    A part is chosen by its name: --set data.name=NAME, and so on for network, objective and optimiser; its options are
+    set with --set data.options='{KEY: VALUE}'. --set callbacks.NAME='{KEY: VALUE}' adds a callback, and
+    --set callbacks.NAME=null removes it. Other packages offer
+    parts by entry points in the group cfgdiff.plugins.
     """
     from cfgdiff.trainer.registry import all_parts, load_plugins
 

@@ -29,7 +29,7 @@ class Preview:
 
 
 def half_blocks(pictures: np.ndarray) -> list[str]:
-    """(B, H, W, C) uint8 side by side as lines of ANSI true colour, two rows of pixels each; an odd last row is doubled."""
+    """(B, H, W, C) uint8 side by side: lines in ANSI true colour, of two rows each; an odd last row is doubled."""
     b, h, w, c = pictures.shape
     colours = np.broadcast_to(pictures, (b, h, w, 3)) if c == 1 else pictures
     lines = []
@@ -38,6 +38,9 @@ def half_blocks(pictures: np.ndarray) -> list[str]:
         parts = []
         for row in range(b):
             pairs = zip(upper[row].tolist(), lower[row].tolist(), strict=True)
-            parts.append("".join(f"\x1b[38;2;{r};{g};{bl}m\x1b[48;2;{r2};{g2};{b2}m▀" for (r, g, bl), (r2, g2, b2) in pairs) + "\x1b[0m")
+            parts.append(
+                "".join(f"\x1b[38;2;{r};{g};{bl}m\x1b[48;2;{r2};{g2};{b2}m▀" for (r, g, bl), (r2, g2, b2) in pairs)
+                + "\x1b[0m"
+            )
         lines.append(" ".join(parts))
     return lines

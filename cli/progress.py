@@ -1,4 +1,4 @@
-"""What `cfgdiff train` shows while it trains: a bar in a terminal, and elsewhere, as in a log, a line now and then."""
+"""What `cfgdiff train` shows while it trains: a bar in a terminal, and else, as in a log, a line now and then."""
 
 import shlex
 import sys
@@ -60,12 +60,14 @@ class Lines(Progress):
         self._due = now + SECONDS
         rate = (run.pictures_seen - self._from) / max(1e-9, now - self._since)
         click.echo(
-            f"{run.pictures_seen:,} of {run.config.train.pictures:,} pictures, loss {self.average:.4f}, {rate:.0f} pictures/s", err=True
+            f"{run.pictures_seen:,} of {run.config.train.pictures:,} pictures, loss {self.average:.4f}, "
+            f"{rate:.0f} pictures/s",
+            err=True,
         )
 
 
 def train_with_progress(run: "Run", again: list[str]) -> None:
-    """Train to the end, or to Ctrl-C. `again` are the words after `cfgdiff train --resume RUN` that go on with the run."""
+    """Train to the end, or to Ctrl-C. `again` are the words after `cfgdiff train --resume RUN` that resume the run."""
     if not run.processes.main:
         train_loop(run)
         return
@@ -76,19 +78,27 @@ def train_with_progress(run: "Run", again: list[str]) -> None:
         run.callbacks.append(Lines(run))
         done = train_loop(run)
     if not done:
-        click.echo(f"stopped; go on with: {shlex.join(['cfgdiff', 'train', '--resume', str(run.out), *again])}", err=True)
+        click.echo(
+            f"stopped; resume with: {shlex.join(['cfgdiff', 'train', '--resume', str(run.out), *again])}", err=True
+        )
         return
     loss = "" if run.test_loss is None else f", test loss {run.test_loss:.4f}"
-    click.echo(f"done: {run.pictures_seen:,} pictures{loss}; export with: {shlex.join(['cfgdiff', 'export', str(run.out)])}", err=True)
+    click.echo(
+        f"done: {run.pictures_seen:,} pictures{loss}; export with: {shlex.join(['cfgdiff', 'export', str(run.out)])}",
+        err=True,
+    )
 
 
 def _introduce(run: "Run") -> None:
     for note in run.data.notes:
         click.echo(f"{run.data.name}: {note}", err=True)
     data, parameters = run.data, sum(p.numel() for p in run.network.parameters())
-    what = f"{counted(len(data.labels), 'picture')} in {counted(len(data.class_names), 'class', 'classes')}"
+    pictures = f"{counted(len(data.labels), 'picture')} in {counted(len(data.class_names), 'class', 'classes')}"
     computed = f"{run.processes.size} x {run.device.type}, {run.precision}"
-    click.echo(f"{what}, {len(data.test_labels):,} more held out; {parameters:,} parameters; {computed}; run {run.out}", err=True)
+    click.echo(
+        f"{pictures}, {len(data.test_labels):,} more held out; {parameters:,} parameters; {computed}; run {run.out}",
+        err=True,
+    )
 
 
 def _with_bar(run: "Run") -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,33 +13,34 @@ from .errors import one_line, run_command
 from .flags import INTERVAL, MOST_STEPS, Count, FilePath, Numbers, log_to_stderr, typed_flags
 
 if TYPE_CHECKING:
-    from cfgdiff.runtime import Bundle
-    from cfgdiff.runtime.generate import Blend
+    from cfgdiff.runtime import Blend, Bundle, Request
 
-    from .job import Job
-
+    from .draw import Drawing
 
 PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
-# What the note inside a picture does not say; all else --remake takes from there.
-REMAKE_TAKES = {"remake", "out", "source", "strength", "mask", "model", "engine", "precision", "uncertified", "threads", "verbose"}
+# The flags beside --remake: the note in the picture does not have these.
+REMAKE_TAKES = {
+    "remake", "out", "source", "strength", "mask", "model", "engine", "precision", "uncertified", "threads", "verbose",
+}  # fmt: skip
 
 
 def _refuse_idle_flags(context: click.Context) -> None:
     """A flag that would change nothing is a mistake, not silence. Raises `UsageError`, naming it."""
-    found, given, why = context.params, typed_flags(context), "has no effect with --remake, which draws what the picture's note says"
-    out, idle = found["out"], dict[str, str]()
-    if found["remake"] is not None:
-        idle = {name: f"{why}; leave it out" for name in given.keys() - REMAKE_TAKES}
-    elif found["interpolate"] is not None:
+    values, typed = context.params, typed_flags(context)
+    out, idle = values["out"], dict[str, str]()
+    if values["remake"] is not None:
+        why = "has no effect with --remake, which draws what the picture's note says; leave it out"
+        idle = dict.fromkeys(typed.keys() - REMAKE_TAKES, why)
+    elif values["interpolate"] is not None:
         idle = {"seed": "--interpolate SEED1:SEED2 names the seeds; leave it out"}
     else:
         idle = {"frames": "is for interpolations, found none; add --interpolate SEED1:SEED2"}
-    if found["remake"] is None and out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz"):
+    if values["remake"] is None and out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz"):
         idle["kind"] = f"is for pictures in a folder or .tar, found --out {out}; leave it out"
-    for name, flag in given.items():
+    for name, flag in typed.items():
         if name in idle:
             raise click.UsageError(f"{flag}: {idle[name]}")
-        if found[name] == "":
+        if values[name] == "":
             raise click.UsageError(f"{flag}: expected a name, found ''; leave it out for the default")
 
 
@@ -55,146 +57,166 @@ Examples:
   cfgdiff-run --class ship --stream --n 2
   cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2"""
 )
-@click.option("--class", "classes", multiple=True, metavar="NAME", help="Class to draw; repeats, takes a comma list; 'all' goes round all.")
-@click.option("--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1 interpolation.")
+@click.option("--class", "classes", multiple=True, metavar="NAME",
+              help="Class to draw; repeats, takes a comma list; 'all' goes round all.")  # fmt: skip
+@click.option("--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1.")
 @click.option("--steps", type=Count(most=MOST_STEPS), help="Network evaluations a picture. Default: the model's.")
-@click.option("--sampler", metavar="NAME",
-              help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a or fitted. Default: the model's.")  # fmt: skip
-@click.option("--spacing", metavar="NAME", help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")
+@click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a "
+              "or fitted. Default: the model's.")  # fmt: skip
+@click.option("--spacing", metavar="NAME",
+              help="Of the evaluations: uniform, quadratic, log-snr or karras. Default: the sampler's.")  # fmt: skip
 @click.option("--timesteps", metavar="T[,T...]", type=Numbers("numbers as in 999,750.5,20"),
-              help="The t to evaluate at, falling from the model's T or less; with heun of every second evaluation.")  # fmt: skip
+              help="The t to evaluate at, falling from at most the model's T; for heun every second one.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
 @click.option("--guidance", metavar="W[,W...]", type=Numbers("numbers as in 4 or 1,2,4"),
-              help="Guidance w; 1 is none, at half the cost where w acts; a list goes round the pictures. "
-                   "Default: the model's.")  # fmt: skip
-@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
-              help="Of sigma / alpha, to guide inside; outside is conditional, at half the cost. Default: the model's.")  # fmt: skip
-@click.option(
-    "--guidance-rescale", "rescale", default=0.0, show_default=True, help="How much of the contrast that w adds is taken back, 0 .. 1."
-)
+              help="Guidance w; 1 is none, at half the cost; a list goes round. Default: the model's.")  # fmt: skip
+@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="Of sigma / alpha, where w acts; "
+              "elsewhere it is 1, at half the cost. Default: the model's.")  # fmt: skip
+@click.option("--guidance-rescale", "rescale", default=0.0, show_default=True,
+              help="How much of the contrast that w adds is removed, 0 .. 1.")  # fmt: skip
 @click.option("--threshold", type=float, help="Dynamic thresholding: the share of pixels left in range, as 0.995.")
 @click.option("--seed", default=0, show_default=True, help="Picture i depends on (seed, i), its class and w alone.")
 @click.option("--interpolate", metavar="SEED1:SEED2", type=Numbers("SEED1:SEED2 as in 1:2", 2, int, ":"),
               help="From one seed to another, and from one class to a second.")  # fmt: skip
-@click.option("--frames", default=9, show_default=True, type=Count(least=2), help="Pictures of an interpolation, both ends among them.")
-@click.option("--from", "source", type=PATH, metavar="PICTURE", help="Start from this picture, cropped and resized, instead of noise.")
-@click.option("--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask.")
+@click.option("--frames", default=9, show_default=True, type=Count(least=2),
+              help="Pictures of an interpolation, both ends among them.")  # fmt: skip
+@click.option("--from", "source", type=PATH, metavar="PICTURE",
+              help="Start from this picture, cropped and resized, instead of noise.")  # fmt: skip
+@click.option(
+    "--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask."
+)
 @click.option("--mask", type=PATH, metavar="PICTURE", help="Draw where this is white and keep the picture elsewhere.")
 @click.option("--batch", default=64, show_default=True, type=Count(), help="Pictures at a time.")
 @click.option("--out", default="samples", show_default=True, type=PATH,
-              help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif (the denoising, or "
-                   "the interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
+              help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif "
+                   "(denoising, or interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
 @click.option("--format", "kind", default="png", show_default=True, type=click.Choice(["png", "webp"]),
               help="Of pictures in a folder or .tar.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue a folder or .tar of an interrupted run: draw only the pictures that are missing. "
-              "An interrupted .tar is kept for this only where --resume was given then, too.")  # fmt: skip
-@click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from the note inside it, and compare.")
-@click.option("--stream", is_flag=True, help="Show the first pictures in the terminal as they come out of the noise.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted folder or .tar: draw only the missing pictures. "
+              "An interrupted .tar is kept only where its run had --resume, too.")  # fmt: skip
+@click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from its note, and compare.")
+@click.option("--stream", is_flag=True, help="Show the first pictures in the terminal while they are denoised.")
 @click.option("--model", type=PATH, help="A bundle. Default: the packaged CIFAR-10 model.")
-@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="tensorrt, cuda, cpu, openvino; auto: the fastest.")
+@click.option("--engine", default="auto", show_default=True, metavar="NAME",
+              help="tensorrt, cuda, cpu, openvino; auto: the fastest.")  # fmt: skip
 @click.option("--precision", default="auto", show_default=True, metavar="NAME",
-              help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino; auto: the fastest whose pictures are "
-                   "certified to be float32's.")  # fmt: skip
+              help="A variant of the bundle: float32, float16, int8; or bfloat16, on openvino; auto: the fastest whose "
+                   "pictures are certified to be float32's.")  # fmt: skip
 @click.option("--uncertified", is_flag=True, help="Take a TensorRT engine that cfgdiff verify did not pass, too.")
 @click.option("--threads", type=Count(most=1024), help="CPU threads. Default: the engine's choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--list-classes", is_flag=True, help="Print the model's classes and stop; with --json as a list.")
-@click.option("-v", "--verbose", is_flag=True, help="Say which engine was taken and why.")
+@click.option("-v", "--verbose", is_flag=True, help="Show which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
-def command(classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None, frames: int, source: Path | None,
-            strength: float | None, mask: Path | None, out: Path, kind: str, resume: bool, remake: Path | None, stream: bool,
-            model: Path | None, engine: str, precision: str, threads: int | None, uncertified: bool, as_json: bool, list_classes: bool,
-            verbose: bool, batch: int, **settings: Any) -> None:  # fmt: skip
+def command(
+    out: Path, remake: Path | None, model: Path | None, list_classes: bool, as_json: bool, verbose: bool, **flags: Any
+) -> None:
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
     started = time.perf_counter()
     _refuse_idle_flags(click.get_current_context())
-    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime import load_bundle, resolve
     from cfgdiff.runtime.outputs import check_place
 
-    from .draw import Drawing, draw, redraw
-    from .job import noted_strength, read_edit
+    from .draw import Drawing, Target, draw, redraw
+    from .edit import noted_strength, read_edit
     from .opening import Wanted, first_note
 
     log_to_stderr(verbose)
-    bundle, asked = load_bundle(model), Wanted(engine, precision, threads, uncertified)
+    bundle = load_bundle(model)
+    wanted = Wanted(*(flags.pop(name) for name in ("engine", "precision", "threads", "uncertified")))
+    target = Target(out, flags.pop("kind"), resume=flags.pop("resume"), stream=flags.pop("stream"))
+    source, strength, mask = (flags.pop(name) for name in ("source", "strength", "mask"))
     if list_classes:
         click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
         return
-    check_place(out, resume)
+    check_place(out, target.resume)
     if remake is not None and source is not None and strength is None:
         strength = noted_strength(remake)
     edit = read_edit(bundle, source, strength, mask)
     if remake is not None:
-        click.echo(redraw(remake, bundle, out, edit, partial(asked.open_as_noted, bundle, "--remake")), err=True)
+        click.echo(redraw(remake, bundle, out, edit, partial(wanted.open_as_noted, bundle, "--remake")), err=True)
         return
-    job, columns = _job(bundle, classes, n, interpolate, frames, settings, edit)
-    plan, noted = job.plan(bundle), first_note(out, kind) if resume else None
-    opened = asked.open_as_noted(bundle, "--resume", *noted)[0] if noted else asked.open(bundle, plan, len(job.classes), batch)
-    drawing = Drawing(bundle, job, plan, opened, batch)
-    loaded = time.perf_counter()
-    drawn = draw(drawing, out, kind, columns, resume, stream)
-    done = time.perf_counter()
-    weights, name = plan.guidance.weights, drawing.engine.name
-    report = {
-        "n": len(job.classes), "steps": plan.steps, "rows": drawing.engine.rows, "engine": name, "precision": drawing.engine.precision,
-        "sampler": plan.sampler, "spacing": plan.spacing, "guidance": weights[0] if len(set(weights)) == 1 else list(weights),
-        "seed": job.settings["seed"],
-        "seconds": {"load": round(loaded - started, 4), "first": round(drawn.first - started, 4), "total": round(done - started, 4)},
-    }  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(report))
-    else:
-        there = f", {len(job.classes) - drawn.n} were there" if drawn.n < len(job.classes) else ""
-        count = f"{drawn.n} picture{'s' * (drawn.n != 1)}"
-        click.echo(one_line(f"{count} in {done - started:.1f} s ({name}, {drawing.engine.precision}){there}: {out}"), err=True)
+    request, columns = _request(bundle, **flags, edit=edit)
+    plan, noted = resolve(bundle, request), first_note(out, target.kind) if target.resume else None
+    opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(plan)
+    drawing, loaded = Drawing(plan, opened), time.perf_counter()
+    drawn = draw(drawing, replace(target, columns=columns))
+    times = {"load": loaded - started, "first": drawn.first - started, "total": time.perf_counter() - started}
+    click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)
 
 
-def _job(bundle: "Bundle", wanted: tuple[str, ...], n: int | None, seeds: tuple[int, int] | None, frames: int, settings: dict[str, Any],
-         edit: Any) -> "tuple[Job, int | None]":  # fmt: skip
-    """What is to be drawn, and the columns of its grid: an interpolation is a row."""
+def _report(drawing: "Drawing", seconds: dict[str, float]) -> str:
+    """What --json prints."""
+    plan, engine, w = drawing.plan, drawing.engine, drawing.plan.weights.tolist()
+    return json.dumps({
+        "n": len(plan), "steps": plan.steps, "rows": engine.rows, "engine": engine.name, "precision": engine.precision,
+        "sampler": plan.course.sampler, "spacing": plan.course.spacing, "guidance": w[0] if len(set(w)) == 1 else w,
+        "seed": plan.request.seed, "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    })  # fmt: skip
+
+
+def _summary(drawing: "Drawing", n: int, seconds: dict[str, float], out: Path) -> str:
+    """One line, where `n` pictures were drawn."""
+    engine, kept = drawing.engine, len(drawing.plan) - n
+    rest = f", {kept} were there" if kept else ""
+    drawn = f"{n} picture{'s' * (n != 1)} in {seconds['total']:.1f} s"
+    return one_line(f"{drawn} ({engine.name}, {engine.precision}){rest}: {out}")
+
+
+def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpolate: tuple[int, int] | None,
+             frames: int, guidance: tuple[float, ...] | None, **settings: Any,
+             ) -> tuple["Request", int | None]:  # fmt: skip
+    """The request of the flags, and the columns of its grid: an interpolation is a row."""
+    from cfgdiff.runtime import Request
     from cfgdiff.runtime.guidance import Guidance
 
-    from .job import Job
-
-    names = _classes(bundle, wanted)
-    weights, settings = settings["guidance"], {key: value for key, value in settings.items() if key != "guidance"}
-    if weights is not None:
-        Guidance(weights)  # all of the list, even where there are fewer pictures
-    if seeds is None:
-        rows, frames, count = [*range(n or 16)], 1, n or 16
-        job_classes, blend = [names[i % len(names)] for i in rows], None
+    names = _classes(bundle, classes)
+    if guidance is not None:
+        Guidance(guidance)  # all of the list, even where there are fewer pictures
+    if interpolate is None:
+        indices, frames, columns = list(range(n or 16)), 1, None
+        wanted = [names[i % len(names)] for i in indices]
     else:
         if (n or 1) * frames > MOST:
-            raise click.UsageError(f"--frames: expected at most {MOST} pictures in all, found {n or 1} interpolations of {frames}")
-        rows = [row for row in range(n or 1) for _ in range(frames)]
-        count, settings = len(rows), settings | {"seed": seeds[0]}
-        job_classes, blend = _between(names, seeds, frames, n or 1)
-    guidance = None if weights is None else [weights[i // frames % len(weights)] for i in range(count)]
-    return Job(job_classes, rows, guidance, settings, blend, *edit), None if seeds is None else frames
+            raise click.UsageError(
+                f"--frames: expected at most {MOST} pictures in all, found {n or 1} interpolations of {frames}"
+            )
+        indices, columns = [row for row in range(n or 1) for _ in range(frames)], frames
+        wanted, settings["blend"] = _between(names, interpolate[1], frames, n or 1)
+        settings["seed"] = interpolate[0]
+    weights = None if guidance is None else [guidance[i // frames % len(guidance)] for i in range(len(indices))]
+    return Request(wanted, guidance=weights, indices=indices, **settings), columns
 
 
 def _classes(bundle: "Bundle", wanted: tuple[str, ...]) -> list[str]:
-    """The names of the classes as the model has them, all of them known. A whole entry that is a name is not taken apart at its commas."""
-    from cfgdiff.runtime.generate import class_labels
+    """The names of the classes as the model has them. An entry that is a name is not split at its commas."""
+    from cfgdiff.runtime.request import class_labels
 
     known = bundle.class_names
-    names = [name.strip() for entry in wanted for name in ([entry] if entry in known else entry.split(",")) if name.strip()]
+    names = [
+        name.strip() for entry in wanted for name in ([entry] if entry in known else entry.split(",")) if name.strip()
+    ]
     if not names:
         raise click.UsageError(f"--class NAME is missing; choose from {', '.join(known)}, or all")
     if "all" not in names or "all" in known:
         return [known[label] for label in class_labels(bundle, names)]
     if others := [name for name in names if name != "all"]:
-        raise click.UsageError(f"--class: expected all or names, found all and {', '.join(others)}; leave out the one or the others")
+        raise click.UsageError(
+            f"--class: expected all or names, found all and {', '.join(others)}; leave out the one or the others"
+        )
     return known
 
 
-def _between(names: list[str], seeds: tuple[int, int], frames: int, n: int) -> "tuple[list[str], Blend]":
-    from cfgdiff.runtime.generate import Blend
+def _between(names: list[str], seed: int, frames: int, n: int) -> "tuple[list[str], Blend]":
+    """The classes at the one end of n interpolations, and the other end."""
+    from cfgdiff.runtime import Blend
 
     if len(names) > 2:
-        raise click.UsageError(f"--interpolate: expected one class, or two to go between, found {len(names)}; correct --class")
+        raise click.UsageError(
+            f"--interpolate: expected one class, or two to go between, found {len(names)}; correct --class"
+        )
     shares = [frame / (frames - 1) for frame in range(frames)]
-    return names[:1] * (n * frames), Blend(seeds[1], names[-1:] * (n * frames), shares * n)
+    return names[:1] * (n * frames), Blend(seed, names[-1:] * (n * frames), shares * n)
 
 
 main = run_command(command)

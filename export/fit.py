@@ -65,7 +65,7 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
     paths, found = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
     for n in evaluations:
         fitted, x = fit(predict, bundle, teacher, guidance, paths[n], known)
-        drawn = SAMPLERS["dpmpp-2m"](predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise)
+        drawn = SAMPLERS["dpmpp-2m"].solve(predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise)
         errors = (float(np.square(picture[pictures:] - teacher.states[-1][pictures:]).mean()) for picture in (x, drawn))
         found[n] = Fit(fitted, *errors)
     return found
@@ -103,7 +103,7 @@ def teach(predict: Predict, bundle: Bundle, evaluations: int, seed: int, n: int)
         return answer
 
     latent = normals(seed, np.arange(n), 0, bundle.image_shape)
-    states.append(SAMPLERS["dpmpp-2m"](recorded, latent, timesteps, schedule, _no_noise))
+    states.append(SAMPLERS["dpmpp-2m"].solve(recorded, latent, timesteps, schedule, _no_noise))
     return Teacher(timesteps, np.stack(states), np.stack(cleans))
 
 

@@ -16,12 +16,14 @@ from .choose import open_engine
 from .draw import draw
 from .engine import Engine, own_version
 from .errors import BadInput, Failure
-from .generate import Blend, Edit, generate
+from .generate import generate, sample
 from .images import to_images
+from .plan import Plan, resolve
+from .request import Blend, Edit, Request
 
 __version__ = own_version()
 
 __all__ = [
-    "BadInput", "Blend", "Bundle", "Edit", "Engine", "Failure", "__version__", "draw", "generate", "load_bundle", "open_engine",
-    "to_images",
+    "BadInput", "Blend", "Bundle", "Edit", "Engine", "Failure", "Plan", "Request", "__version__", "draw", "generate",
+    "load_bundle", "open_engine", "resolve", "sample", "to_images",
 ]  # fmt: skip

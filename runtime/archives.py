@@ -1,4 +1,4 @@
-"""Many pictures in one file, written as they come, in constant memory: an .npz of arrays, or a .tar that can be continued."""
+"""Many pictures in one file, written as they come, in constant memory: an .npz of arrays, or a .tar that can resume."""
 
 import io
 import json
@@ -32,11 +32,13 @@ class Npz:
         if self._pictures is None:
             self._pictures = self._archive.open("pictures.npy", "w", force_zip64=True)
             shape = (len(self._labels), *pictures.shape[1:])
-            np.lib.format.write_array_header_1_0(self._pictures, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                self._pictures, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
         self._pictures.write(np.ascontiguousarray(pictures).tobytes())
 
     def finish(self) -> None:
-        """Write what stands behind the pictures."""
+        """Write labels and note, and close."""
         assert self._pictures is not None
         self._pictures.close()
         with self._archive.open("labels.npy", "w") as entry:
@@ -46,7 +48,7 @@ class Npz:
         self._archive.close()
 
     def drop(self) -> None:
-        """After an error: end without a word what zipfile would else try to write again, and complain about, as it is collected."""
+        """After an error: close without writing, or zipfile would try again, and complain, as it is collected."""
         self._file.dropped = True
         if self._pictures is not None:
             self._pictures.close()
@@ -54,7 +56,7 @@ class Npz:
 
 
 class _Droppable:
-    """A file that swallows what is written once it is dropped."""
+    """A file that ignores writes once it is dropped."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.dropped = file, False
@@ -77,11 +79,11 @@ class Tar:
     """A WebDataset: for each picture its file, `.cls` with the number of its class and `.json` with its note.
 
     Args:
-        file: readable and writable, with what an interrupted run left of it, or nothing.
-        earlier: a .tar that may hold more of the run's pictures. Neither is changed before the first picture is added.
+        file: readable and writable, empty or as an interrupted run left it.
+        earlier: a .tar that may hold more of the run's pictures. Both stay unchanged until a picture is added.
 
     Raises:
-        BadInput: pictures that are there were made otherwise.
+        BadInput: pictures that are there were made differently.
     """
 
     def __init__(self, file: IO[bytes], labels: np.ndarray, note: Note, kind: str, earlier: Path | None = None) -> None:
@@ -95,7 +97,7 @@ class Tar:
                 self._ends, self._earlier = ends, earlier
 
     def missing(self) -> np.ndarray:
-        """The indices of pictures that are not there yet."""
+        """The indices of missing pictures."""
         return np.arange(len(self._ends), len(self._labels))
 
     def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
@@ -115,14 +117,14 @@ class Tar:
         (self._archive or self._continue(len(self._labels))).close()
 
     def drop(self) -> None:
-        """After an error: leave what was written, for a call that continues it."""
+        """After an error: leave what was written, for a call that resumes."""
 
     def _names(self, i: int) -> list[str]:
         digits = max(6, len(str(len(self._labels) - 1)))
         return [f"{i:0{digits}d}.{suffix}" for suffix in (self._kind, "cls", "json")]
 
     def _ends_in(self, file: IO[bytes]) -> list[int]:
-        """Where the pictures of this run that `file` holds end, one after the other."""
+        """Where each picture of this run ends in `file`."""
         ends, notes = list[int](), list[bytes]()
         for (names, end, note), i in zip(_pictures_in(file), range(len(self._labels)), strict=False):
             if names != self._names(i):
@@ -141,12 +143,12 @@ class Tar:
                 shutil.copyfileobj(earlier, self._file)
         self._file.seek(self._ends[i - 1] if i else 0)
         self._file.truncate()
-        self._archive = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by finish
+        self._archive = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - see finish
         return self._archive
 
 
 def first_note(path: Path) -> dict[str, Any] | None:
-    """That of the first picture in a .tar or in what an interrupted run left of it; None where there is none."""
+    """The note of the first picture in a .tar, or in what an interrupted run left of it; None where there is none."""
     for candidate in (path, *partial_files(path)):
         with suppress(FileNotFoundError), candidate.open("rb") as file:
             for _, _, note in _pictures_in(file):
@@ -155,7 +157,7 @@ def first_note(path: Path) -> dict[str, Any] | None:
 
 
 def _pictures_in(file: IO[bytes]) -> Iterator[tuple[list[str], int, bytes]]:
-    """Of the whole pictures at the start of a .tar, one after the other: the names of its three files, where it ends, and its note."""
+    """Of each complete picture at the start of a .tar: the names of its three files, where it ends, and its note."""
     size, members = file.seek(0, io.SEEK_END), list[tarfile.TarInfo]()
     file.seek(0)
     with suppress(tarfile.TarError):  # it ends in the middle, or is empty

@@ -1,7 +1,7 @@
-"""A sampler whose timesteps and coefficients were fitted to one model, for few evaluations: `cfgdiff fit-steps` makes them.
+"""A sampler with timesteps and coefficients fitted to one model, for few evaluations: `cfgdiff fit-steps` makes it.
 
-Every solver of the probability-flow ODE that is linear in what the network said is a step of this form; a fitted one takes the
-coefficients that lead closest to where many small steps lead, instead of those of a Taylor series.
+Every solver of the probability-flow ODE that is linear in the network's predictions takes steps of this form. A fitted
+one has the coefficients that end closest to where many small steps end, instead of those of a Taylor series.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .samplers import Noise, Predict, Sampler
+from .samplers import Noise, Predict, Solve
 from .schedule import Schedule
 
 TERMS = 4  # x, x0, and the last two changes of x0
@@ -21,7 +21,7 @@ TERMS = 4  # x, x0, and the last two changes of x0
 class Fitted:
     """For N evaluations: `timesteps` (N + 1,) decreasing to 0, `coefficients` (N, 4) of x, x0, x0 - x0', x0' - x0''.
 
-    They are right for the w `guidance` inside its `interval` of sigma / alpha alone (None: everywhere).
+    They are right only for the w `guidance` inside `interval` of sigma / alpha (None: at every noise level).
     """
 
     timesteps: tuple[float, ...]
@@ -29,22 +29,24 @@ class Fitted:
     guidance: float
     interval: tuple[float, float] | None = None
 
-    def sampler(self) -> Sampler:
-        """As the samplers of `SAMPLERS`, for its own timesteps."""
+    def sampler(self) -> Solve:
+        """The sampler's function, for its own timesteps."""
 
-        def sample(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
-            said: list[np.ndarray] = []  # x0 of the last three evaluations, the newest first
+        def sample(
+            predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise
+        ) -> np.ndarray:
+            x0s: list[np.ndarray] = []  # of the last three evaluations, the newest first
             for (t, _), row in zip(pairwise(timesteps.tolist()), self.coefficients, strict=True):
-                said = [schedule.to_x0(predict(x, t), x, t), *said[:2]]
-                x = np.asarray(sum(c * term for c, term in zip(row, terms(x, said), strict=False)))
+                x0s = [schedule.to_x0(predict(x, t), x, t), *x0s[:2]]
+                x = np.asarray(sum(c * term for c, term in zip(row, terms(x, x0s), strict=False)))
             return x.astype(np.float32, copy=False)
 
         return sample
 
 
-def terms(x: np.ndarray, said: list[np.ndarray]) -> list[np.ndarray]:
-    """What a step is made of: x, x0 and its last changes, as many as there are."""
-    return [x, said[0], *(a - b for a, b in pairwise(said))]
+def terms(x: np.ndarray, x0s: list[np.ndarray]) -> list[np.ndarray]:
+    """The terms of a step: x, x0 and its last changes, as many as there are; `x0s` has the newest first."""
+    return [x, x0s[0], *(a - b for a, b in pairwise(x0s))]
 
 
 def parse_interval(tree: Any) -> tuple[float, float] | None:
@@ -56,17 +58,17 @@ def parse_interval(tree: Any) -> tuple[float, float] | None:
 
 
 def parse_fitted(tree: Any) -> Fitted:
-    """From bundle.json. Raises ValueError, KeyError, TypeError or OverflowError for what is not as it must be."""
-    found = Fitted(
+    """From bundle.json. Raises ValueError, KeyError, TypeError or OverflowError for damaged entries."""
+    fitted = Fitted(
         tuple(float(t) for t in tree["timesteps"]),
         tuple(tuple(float(c) for c in row) for row in tree["coefficients"]),
         float(tree["guidance"]),
         parse_interval(tree.get("interval")),
     )
-    if len(found.timesteps) != len(found.coefficients) + 1 or found.timesteps[-1] != 0:
+    if len(fitted.timesteps) != len(fitted.coefficients) + 1 or fitted.timesteps[-1] != 0:
         raise ValueError("timesteps and coefficients do not belong together")
-    if any(len(row) != TERMS for row in found.coefficients) or any(s >= t for t, s in pairwise(found.timesteps)):
+    if any(len(row) != TERMS for row in fitted.coefficients) or any(s >= t for t, s in pairwise(fitted.timesteps)):
         raise ValueError(f"expected falling timesteps and {TERMS} coefficients for each")
-    if not all(map(math.isfinite, (*found.timesteps, *chain(*found.coefficients), found.guidance))):
+    if not all(map(math.isfinite, (*fitted.timesteps, *chain(*fitted.coefficients), fitted.guidance))):
         raise ValueError("expected finite numbers")
-    return found
+    return fitted

@@ -1,7 +1,7 @@
-"""Folders that are written whole or not at all, whenever the process is killed. It knows nothing of what is in them.
+"""Folders that are replaced completely or not at all, whenever the process is killed. It knows no contents.
 
-Beside a folder NAME may lie `.NAME.partial`, half-written or half-removed, and `.NAME.old`, always whole: what NAME was, between the
-moment it is moved out of the way and the moment the new folder has its name.
+Beside a folder NAME there may be `.NAME.partial`, half-written or half-removed, and `.NAME.old`, always complete: the
+previous NAME, from the moment it is moved out of the way until the new folder has its name.
 """
 
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `target`, or becomes it, when the block ends well. Else `target` stays what it was.
+    """A new folder that replaces `target`, or becomes it, when the block ends without an error. Else `target` stays.
 
-    After a kill in the middle `restore_folder`, or the next `replace_folder`, finds `target` again, old or new. A link stays a link.
+    After a kill, `restore_folder` or the next `replace_folder` restores `target`, old or new. A link stays a link.
 
     Raises:
-        OSError: as the file system says it.
+        OSError: from the file system.
     """
     target = Path(os.path.realpath(target))
     partial, old = _beside(target)
@@ -37,10 +37,10 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 def restore_folder(target: Path) -> None:
-    """Give `target` back its name where a kill came between the two renames of `replace_folder`; else do nothing.
+    """Give `target` its name back where a kill came between the two renames of `replace_folder`.
 
     Raises:
-        OSError: as the file system says it.
+        OSError: from the file system.
     """
     target = Path(os.path.realpath(target))
     if not target.exists() and (old := _beside(target)[1]).exists():
@@ -55,7 +55,7 @@ def restore_folders(parent: Path) -> None:
 
 
 def remove_folder(target: Path) -> None:
-    """Remove a folder so that a kill leaves it whole, or under the name of a half-written one."""
+    """Remove a folder; a kill leaves it complete, or under the name of a half-written one."""
     partial, _ = _beside(target)
     shutil.rmtree(partial, ignore_errors=True)
     target.rename(partial)
@@ -63,7 +63,7 @@ def remove_folder(target: Path) -> None:
 
 
 def remove_partial(parent: Path) -> None:
-    """Remove what kills left half-written or half-removed in `parent`."""
+    """Remove the half-written and half-removed folders in `parent`, left by kills."""
     for partial in parent.glob(".*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -73,10 +73,10 @@ def _beside(target: Path) -> tuple[Path, Path]:
 
 
 def _clean(target: Path) -> None:
-    """Leave `target` alone beside itself: the old folder goes where there is a new one, and comes back where there is none."""
+    """Remove all but `target`: an old folder is removed where there is a new one, and else gets its name back."""
     restore_folder(target)
     partial, old = _beside(target)
     shutil.rmtree(partial, ignore_errors=True)
     if old.exists():
-        old.rename(partial)  # first, so that what is called old is always whole
+        old.rename(partial)  # first, so that an old folder is always complete
         shutil.rmtree(partial, ignore_errors=True)

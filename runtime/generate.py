@@ -1,97 +1,39 @@
-"""The guided sampling loop over batches: classes in, uint8 pictures out. It knows no files, flags or engines by name."""
+"""The guided sampling loop over batches: a request in, uint8 pictures out. It knows no files and no flags."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .bundle import Bundle
 from .engine import Engine
-from .errors import BadInput, named, whole
 from .guidance import finite, guided, mixed, thresholded, watched, with_x0
-from .noise import keys, normals
-from .plan import Plan, make_plan
+from .noise import normals
+from .plan import Plan, resolve
+from .request import Classes, Request, Seed
 from .samplers import Predict
 
 Watch = Callable[[int, np.ndarray], object]
-BATCH = 64
 
 
-@dataclass(frozen=True)
-class Blend:
-    """The other end of an interpolation: picture i is `shares[i]`, 0 .. 1, of the way to it.
-
-    Attributes:
-        seed: of the latent there, one or N; what lies between two latents is on the arc between them.
-        classes: there, N names or numbers; between two classes the network's answers are mixed, at twice the cost.
-        shares: N of them.
-    """
-
-    seed: int | Sequence[int] | np.ndarray
-    classes: Sequence[str | int]
-    shares: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A picture to start from, noised to `strength` of the schedule (SDEdit, Meng et al. 2022), instead of noise alone.
-
-    Attributes:
-        picture: (H, W, C) uint8.
-        strength: 1 keeps nothing of it, little keeps nearly all.
-        mask: (H, W) bool, where to draw; elsewhere the picture is kept, pixel by pixel. None: everywhere.
-    """
-
-    picture: np.ndarray
-    strength: float = 0.5
-    mask: np.ndarray | None = None
-
-
-def class_labels(bundle: Bundle, classes: Sequence[str | int] | np.ndarray) -> np.ndarray:
-    """(N,) int64 labels of class names, in any case, or numbers. Raises `BadInput` for an unknown one, naming the nearest."""
-    if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | np.ndarray):
-        raise BadInput(f"classes: expected a list of names or numbers, found {classes!r:.60}; as in [{bundle.class_names[0]!r}]")
-    known, labels = {name: k for k, name in enumerate(bundle.class_names)}, []
-    for wanted in classes:
-        if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool) and 0 <= wanted < len(known):
-            labels.append(int(wanted))
-        else:
-            labels.append(known[named("--class", "class", str(wanted), known)])
-    return np.array(labels, np.int64)
-
-
-def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int] | np.ndarray, steps: int | None = None,
-             guidance: float | Sequence[float] | np.ndarray | None = None, seed: int | Sequence[int] | np.ndarray = 0,
-             sampler: str | None = None, batch: int = BATCH,
-             spacing: str | None = None, timesteps: Sequence[float] | None = None, eta: float = 0.0,
-             interval: tuple[float, float] | None = None, rescale: float = 0.0, threshold: float | None = None,
-             indices: Sequence[int] | np.ndarray | None = None, blend: Blend | None = None, edit: Edit | None = None,
-             watch: Watch | None = None) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-    """Generate one picture for each entry of `classes`. Picture i depends on (seed, i), its class and its guidance alone.
+def generate(
+    engine: Engine, bundle: Bundle, classes: Classes, steps: int | None = None,
+    guidance: float | Sequence[float] | np.ndarray | None = None, seed: Seed = 0, sampler: str | None = None, *,
+    watch: Watch | None = None, **settings: Any,
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Generate one picture for each entry of `classes`: the short form of `Request`, `resolve` and `sample`.
 
     Args:
-        classes: names or numbers, N of them. The case of names does not matter, nor does that of samplers and spacings.
-        steps: network evaluations a picture; the bundle's default where None, as for guidance and sampler, or what `timesteps` are for.
-        guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional, at half the cost where w acts.
-        seed: 0 .. 2^64 - 1; or one for each picture, N of them, which then depends on its seed alone and not on its place.
-        sampler: one of `SAMPLERS`, or "fitted"; where None, fitted where the bundle has it for these steps and this guidance.
-        batch: pictures at a time.
-        spacing: uniform, quadratic, log-snr or karras; the sampler's own where None.
-        timesteps: the t of the evaluations, falling, in (0, T], in place of a spacing; for heun of every second one.
-        eta: 0 .. 1, the share of DDPM's noise in ddim.
-        interval, rescale, threshold: see `Guidance`; the bundle's interval where None.
-        indices: the i of each picture, (N,), 0 .. 2^64 - 1; where None 0 .. N-1, or all 0 where each has a seed of its own.
-        blend: what to interpolate to.
-        edit: a picture to start from.
-        watch: told (first, x0) after every evaluation: the clean pictures (B, C, H, W), within about -1 .. 1, as they then look.
+        classes, steps, guidance, seed, sampler, settings: the fields of `Request`.
+        watch: see `sample`.
 
     Yields:
-        (first, pictures): those of classes[first:], (B, H, W, C) uint8, in order. It can be closed at any time.
+        (first, pictures): those of classes[first:], (B, H, W, C) uint8, in order.
 
     Raises:
-        BadInput: at the call, before any work.
-        Failure: while drawing, where the network or a picture is not finite, naming the evaluation.
+        BadInput: at the call, before any work, naming the parameter.
+        Failure: while drawing, see `sample`.
 
     Example:
         >>> from cfgdiff.runtime import generate, load_bundle, open_engine
@@ -102,91 +44,79 @@ def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int] | np.n
         0 (2, 32, 32, 3) uint8
         2 (1, 32, 32, 3) uint8
     """
-    strength = edit.strength if edit else 1.0
-    plan = make_plan(bundle, sampler, steps, guidance, spacing, timesteps, eta, interval, rescale, threshold, strength)
-    labels = class_labels(bundle, classes)
-    n, batch = whole("--n", len(labels)), whole("--batch", batch)
-    if indices is None:
-        indices = np.arange(n) if np.ndim(seed) == 0 else np.zeros(n, np.int64)
-    run = _Run(engine, bundle, plan, keys("--seed", seed, n), labels, keys("indices", indices, n), blend, edit, watch)
-    rows = 2 if plan.guidance.rescale else 1
-    return run.batches(min(batch, max(1, engine.max_batch // rows)))
+    return sample(engine, resolve(bundle, Request(classes, steps, guidance, seed, sampler, **settings)), watch)
 
 
-class _Run:
-    """All that the batches of a run share."""
+def sample(engine: Engine, plan: Plan, watch: Watch | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """Draw the pictures of a plan, batch by batch. The iterator can be closed at any time.
 
-    def __init__(self, engine: Engine, bundle: Bundle, plan: Plan, seeds: np.ndarray, labels: np.ndarray, numbers: np.ndarray,
-                 blend: Blend | None, edit: Edit | None, watch: Watch | None) -> None:  # fmt: skip
-        self.engine, self.bundle, self.plan, self.seeds, self.watch = engine, bundle, plan, seeds, watch
-        self.labels, self.numbers, self.blend, self.edit = labels, numbers, blend, edit
-        n = len(labels)
-        if len(plan.guidance.weights) not in (1, n):
-            raise BadInput(f"--guidance: expected 1 or {n} numbers, one for each class, found {len(plan.guidance.weights)}")
-        if blend:
-            self.other_seeds = keys("--seed", blend.seed, n)
-            self.shares, self.others = np.array(blend.shares, np.float64), class_labels(bundle, blend.classes)
-            if not len(self.shares) == len(self.others) == n:
-                raise BadInput(f"blend: expected {n} shares and classes, found {len(self.shares)} and {len(self.others)}")
-            if not ((self.shares >= 0) & (self.shares <= 1)).all():  # nor NaN
-                raise BadInput(f"blend: expected shares of 0 .. 1, found {', '.join(f'{share:g}' for share in self.shares)}")
-        if edit:
-            self.known = _checked(edit, bundle)
+    Args:
+        watch: called after every evaluation with (first, x0), the clean pictures as they look by then: (B, C, H, W),
+            within about -1 .. 1.
 
-    def batches(self, batch: int) -> Iterator[tuple[int, np.ndarray]]:
-        """See `generate`."""
-        schedule, plan, shape = self.bundle.schedule, self.plan, self.bundle.image_shape
-        for first in range(0, len(self.labels), batch):
-            part = slice(first, first + batch)
-            noise = partial(normals, self.seeds[part], self.numbers[part], shape=shape)
-            x = noise(0)
-            if self.blend:
-                x = arc(x, normals(self.other_seeds[part], self.numbers[part], 0, shape), self.shares[part])
-            if self.edit:
-                x = schedule.noised(self.known, x, plan.timesteps[0]).astype(np.float32)
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails in words
-                x0 = finite(plan.function(self._predict(part), x, plan.timesteps, schedule, noise), self.engine, 0)
-            if self.edit and self.edit.mask is not None:
-                x0 = np.where(self.edit.mask, x0, self.known)
-            yield first, to_uint8(x0 * schedule.data_std)
+    Yields:
+        (first, pictures): from that position of the plan on, (B, H, W, C) uint8, in order.
 
-    def _predict(self, part: slice) -> Predict:
-        schedule, guidance, null_class = self.bundle.schedule, self.plan.guidance, len(self.bundle.class_names)
-        weights = guidance.weights_of(np.arange(len(self.labels))[part])
-        predict = guided(self.engine, schedule, self.labels[part], null_class, weights, guidance)
-        if self.blend and (self.labels != self.others).any():
-            other = guided(self.engine, schedule, self.others[part], null_class, weights, guidance)
-            predict = mixed(predict, other, self.shares[part])
-        if guidance.threshold is not None:
-            predict = with_x0(predict, schedule, partial(thresholded, quantile=guidance.threshold, limit=1 / schedule.data_std))
-        if self.edit and self.edit.mask is not None:
-            mask = self.edit.mask
-            predict = with_x0(predict, schedule, lambda x0: np.where(mask, x0, self.known))
-        if self.watch:
-            watch = self.watch
-            predict = watched(predict, schedule, lambda x0: watch(part.start, x0 * schedule.data_std))
-        return predict
+    Raises:
+        Failure: a prediction or a picture is not finite; it names the evaluation.
+    """
+    batch = plan.batch(engine.max_batch)
+    for first in range(0, len(plan), batch):
+        part = plan.take(slice(first, first + batch))
+        yield first, _draw(engine, part, None if watch is None else partial(watch, first))
 
 
-def _checked(edit: Edit, bundle: Bundle) -> np.ndarray:
-    """The picture as x0, (C, H, W) float32. Raises `BadInput` where it does not fit the model."""
-    c, h, w = bundle.image_shape
-    for flag, array, shape, kind in (("--from", edit.picture, (h, w, c), np.uint8), ("--mask", edit.mask, (h, w), np.bool_)):
-        if array is not None and (array.shape != shape or array.dtype != kind):
-            raise BadInput(f"{flag}: expected {np.dtype(kind)} {shape}, found {array.dtype} {array.shape}")
-    return ((edit.picture.transpose(2, 0, 1) / 127.5 - 1) / bundle.schedule.data_std).astype(np.float32)
+def _draw(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> np.ndarray:
+    """All pictures of a plan in one batch: (B, H, W, C) uint8."""
+    schedule, timesteps, shape = plan.bundle.schedule, plan.course.timesteps, plan.bundle.image_shape
+    noise = partial(normals, plan.seeds, plan.indices, shape=shape)
+    x = noise(0)  # (B, C, H, W)
+    if plan.end is not None:
+        x = arc(x, normals(plan.end.seeds, plan.indices, 0, shape), plan.end.shares)
+    if plan.known is not None:
+        x = schedule.noised(plan.known, x, timesteps[0]).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # `finite` names what is not
+        x0 = finite(plan.course.solve(_predictor(engine, plan, watch), x, timesteps, schedule, noise), engine, 0)
+    return to_uint8(_keep(plan, x0) * schedule.data_std)
+
+
+def _predictor(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> Predict:
+    """The network's predictions for all pictures of a plan, guided and changed as it says."""
+    schedule, guidance, null_class = plan.bundle.schedule, plan.guidance, len(plan.bundle.class_names)
+    weights = plan.weights.astype(np.float32)
+    predict = guided(engine, schedule, plan.labels, null_class, weights, guidance)
+    if plan.end is not None and (plan.labels != plan.end.labels).any():
+        end = guided(engine, schedule, plan.end.labels, null_class, weights, guidance)
+        predict = mixed(predict, end, plan.end.shares)
+    if guidance.threshold is not None:
+        limit = 1 / schedule.data_std
+        predict = with_x0(predict, schedule, partial(thresholded, quantile=guidance.threshold, limit=limit))
+    if plan.mask is not None:
+        predict = with_x0(predict, schedule, partial(_keep, plan))
+    if watch is not None:
+        predict = watched(predict, schedule, watch)
+    return predict
+
+
+def _keep(plan: Plan, x0: np.ndarray) -> np.ndarray:
+    """`x0` with the edited picture outside of its mask."""
+    return x0 if plan.known is None or plan.mask is None else np.where(plan.mask, x0, plan.known)
 
 
 def arc(a: np.ndarray, b: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Spherical interpolation (Shoemake 1985) of latents (B, C, H, W), each pair by its share (B,), 0 .. 1; it keeps their length."""
+    """Spherical interpolation (Shoemake 1985) of latents (B, C, H, W), which keeps their length.
+
+    Args:
+        shares: of the way from `a` to `b`, 0 .. 1, (B,).
+    """
     axes, share = tuple(range(1, a.ndim)), shares.reshape(-1, *[1] * (a.ndim - 1))
     lengths = np.linalg.norm(a.reshape(len(a), -1), axis=1) * np.linalg.norm(b.reshape(len(b), -1), axis=1)
     cosine = (a * b).sum(axes, dtype=np.float64) / lengths
     angle = np.arccos(np.clip(cosine, -1, 1)).reshape(share.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
-        one, other = np.sin((1 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle)
+        of_a, of_b = np.sin((1 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle)
     flat = np.sin(angle) < 1e-6  # the same latent twice
-    return (np.where(flat, 1 - share, one) * a + np.where(flat, share, other) * b).astype(np.float32)
+    return (np.where(flat, 1 - share, of_a) * a + np.where(flat, share, of_b) * b).astype(np.float32)
 
 
 def to_uint8(pictures: np.ndarray) -> np.ndarray:

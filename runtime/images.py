@@ -1,4 +1,4 @@
-"""Pictures as bytes and arrays: what is read becomes 8 bits, and what is written carries a note of how it was made."""
+"""Pictures as bytes and arrays: they are read as 8 bits, and written with a note of how they were made."""
 
 import io
 import json
@@ -18,38 +18,44 @@ EXIF_DESCRIPTION, EXIF_ORIENTATION, TIFF_BITS = 0x010E, 0x0112, 258
 
 
 def cropped(image: Image.Image, height: int, width: int, mode: str = "RGB", where: str = "picture") -> np.ndarray:
-    """(height, width, C) uint8: see `read_rgb`, cropped to the middle, resized with antialiasing. `where` names it in errors."""
+    """`read_rgb`, cropped to the centre and resized with antialiasing: (height, width, C) uint8."""
     upright = read_rgb(image, where).convert(mode)
     return np.atleast_3d(np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)))
 
 
 def read_rgb(image: Image.Image, where: str) -> Image.Image:
-    """An opened picture of any mode as RGB, or as L where it has no colours: 8 bits, opaque, turned as its EXIF says.
+    """An opened picture of any mode as RGB, or as L where it has no colours: 8 bits, opaque, upright by its EXIF.
 
-    16 bits are scaled by their range, floating-point numbers from 0 .. 1. What is transparent becomes white, in proportion to its alpha;
-    what a transparent pixel hides is not seen. Of several frames it is the one that `image` stands at: the first, unless it was moved.
+    16 bits are scaled by their range, floating-point numbers from 0 .. 1. Transparent pixels become white in proportion
+    to alpha. Of several frames the current one is taken: the first, unless the caller moved on.
 
     Args:
         where: names the picture in errors.
 
     Raises:
-        Failure: the range of its pixels is not known (32-bit integers, floating-point numbers outside of 0 .. 1), or Pillow has no way
-            from its mode to RGB (LAB).
+        Failure: the range of its pixels is not known (32-bit integers, floating-point numbers outside of 0 .. 1), or
+            Pillow cannot convert its mode to RGB (LAB).
     """
     opaque = _opaque(_eight_bits(image, where) if image.mode[0] in "IF" else image, where)
-    opaque.getexif()[EXIF_ORIENTATION] = image.getexif().get(EXIF_ORIENTATION, 1)  # a TIFF's does not outlive a conversion
+    opaque.getexif()[EXIF_ORIENTATION] = image.getexif().get(
+        EXIF_ORIENTATION, 1
+    )  # a TIFF's does not outlive a conversion
     return ImageOps.exif_transpose(opaque)
 
 
 def _eight_bits(image: Image.Image, where: str) -> Image.Image:
-    """A picture of mode I;16, I or F as L; LA where one of its values stands for transparent."""
+    """A picture of mode I;16, I or F as L, or as LA where one value means transparent."""
     values, top = np.asarray(image), 1.0
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # Pillow before 11, and PGM
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in ("PNG", "PPM")
+    ):  # Pillow before 11, and PGM
         top = 2.0 ** getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0] - 1  # a TIFF may have 12
     elif image.mode != "F" or not (values.min() >= 0 and values.max() <= 1):  # nor NaN
         kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
         expected = "expected 8 or 16 bits, or floating-point numbers of 0 .. 1"
-        raise Failure(f"{where}: {expected}, found {kind} of {values.min():g} .. {values.max():g}; convert it to 8 bits")
+        raise Failure(
+            f"{where}: {expected}, found {kind} of {values.min():g} .. {values.max():g}; convert it to 8 bits"
+        )
     grey = Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
     if isinstance(hidden := image.info.get("transparency"), int):
         grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
@@ -69,7 +75,7 @@ def _opaque(image: Image.Image, where: str) -> Image.Image:
 
 
 def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.ndarray:
-    """(N, H, W, C) uint8 -> one picture (H', W', C), row by row, by default as square as it gets, white between."""
+    """(N, H, W, C) uint8 -> one picture (H', W', C), row by row on white; without `columns` nearly square."""
     n, h, w, c = pictures.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -83,12 +89,14 @@ def grid(pictures: np.ndarray, pad: int = 2, columns: int | None = None) -> np.n
 def to_images(pictures: np.ndarray) -> list[Image.Image]:
     """Pictures (N, H, W, C) uint8, of 3 channels or 1, as images of Pillow. Raises `BadInput` for another array."""
     if pictures.ndim != 4 or pictures.shape[3] not in (1, 3) or pictures.dtype != np.uint8:
-        raise BadInput(f"pictures: expected (N, H, W, 3) or (N, H, W, 1) uint8, found {pictures.shape} {pictures.dtype}")
+        raise BadInput(
+            f"pictures: expected (N, H, W, 3) or (N, H, W, 1) uint8, found {pictures.shape} {pictures.dtype}"
+        )
     return [Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture) for picture in pictures]
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two sets of uint8 pictures in dB: one grey level everywhere is 48; equal ones are put at 100."""
+    """Peak signal-to-noise ratio of two sets of uint8 pictures in dB: 48 is one grey level everywhere, 100 is equal."""
     return float(min(100.0, 10 * np.log10(255**2 / max(1e-9, np.square(a.astype(np.float64) - b).mean()))))
 
 
@@ -118,24 +126,24 @@ def encoded(picture: np.ndarray, kind: str = "png", note: dict[str, Any] | None 
 
 
 def load_picture(path: Path, where: str) -> Image.Image:
-    """The picture in a file, read to its end; the first frame of several. Raises `Failure`, which names `where`, if that fails."""
+    """The picture in a file, read to its end; of several frames the first. Raises `Failure`, which names `where`."""
     if path.exists() and not path.is_file():
         raise Failure(f"{where}: cannot be read as a picture (it is no regular file)")  # a pipe may never end
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                frames(image)  # Pillow counts them once, while the file is open
+                frames(image)  # Pillow counts frames only while the file is open
                 image.load()
                 return image
     except OSError as error:
         raise Failure(f"{where}: cannot be read as a picture ({error.strerror or 'unknown format'})") from None
-    except Exception as error:  # what Pillow's decoders raise is as varied as the damage
+    except Exception as error:  # Pillow's decoders raise many kinds
         raise Failure(f"{where}: cannot be read as a picture ({error or type(error).__name__})") from None
 
 
 def frames(image: Image.Image) -> int:
-    """How many pictures its file holds. A second one in an MPO is not counted: cameras put it beside the picture itself."""
+    """How many pictures its file holds. The second one of an MPO is not counted: cameras add it as a preview."""
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
@@ -145,16 +153,17 @@ def read_note(path: Path) -> dict[str, Any]:
     try:
         text = getattr(image, "text", {}).get(NOTE) if image.format == "PNG" else image.getexif().get(EXIF_DESCRIPTION)
         note = json.loads(text or "")
-    except Exception:  # EXIF that is damaged, text that is not JSON or nested without end
+    except Exception:  # damaged EXIF, or text that is not JSON or nested too deeply
         note = None
     if not isinstance(note, dict):
-        raise Failure(f"{path}: says nothing of how it was made; expected a picture as written by cfgdiff-run")
+        raise Failure(f"{path}: has no note of how it was made; expected a picture as written by cfgdiff-run")
     return note
 
 
-def check_note(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises `BadInput` where a picture that is to be kept was made otherwise than `wanted` says."""
+def check_note(where: str, note: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises `BadInput` where `note`, that of a picture which a resumed run keeps, differs from the run's."""
     read_back = json.loads(json.dumps(wanted))
-    differing = [f"{key} {found.get(key)} (now {value})" for key, value in read_back.items() if found.get(key) != value]
+    differing = [f"{key} {note.get(key)} (now {value})" for key, value in read_back.items() if note.get(key) != value]
     if differing:
-        raise BadInput(f"--resume: {where} was made with {', '.join(differing)}; give the same flags or another --out")
+        made = f"{where} was made with {', '.join(differing)}"
+        raise BadInput(f"resume: {made}; ask for the same, or for another place with `out`")

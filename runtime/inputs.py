@@ -1,4 +1,4 @@
-"""What may be given to an engine, checked in one place for all of them."""
+"""The check of an engine's inputs, the same for all engines."""
 
 import numpy as np
 
@@ -18,9 +18,16 @@ def check_inputs(
     Raises:
         BadInput: other shapes and types than the graph's, or fewer than `least` rows.
     """
-    for name, array in (("sample", sample), ("timestep", timestep), ("class_label", class_label), ("guidance", guidance)):
+    for name, array in (
+        ("sample", sample),
+        ("timestep", timestep),
+        ("class_label", class_label),
+        ("guidance", guidance),
+    ):
         if not isinstance(array, np.ndarray) or not array.ndim:
-            raise BadInput(f"Expected a NumPy array with a row for each picture, got {type(array).__name__} for input: {name}")
+            raise BadInput(
+                f"Expected a NumPy array with a row for each picture, got {type(array).__name__} for input: {name}"
+            )
     b = len(sample)
     if b < least:
         raise BadInput(f"Expected at least {least} row, got {b} for input: sample")

@@ -1,7 +1,7 @@
 """Noise that depends on (seed, picture index, step) alone: not on batch size, order, engine or NumPy's version.
 
-Philox (Salmon et al. 2011) is a counter-based generator with a fixed definition; only its raw 64-bit words are taken from
-NumPy, and the normals are made here by Box and Muller's transform, since NumPy's own streams may change.
+Philox (Salmon et al. 2011) is a counter-based generator with a fixed definition. Only its raw 64-bit words come from
+NumPy: the normals are made here, by Box and Muller's transform, because NumPy's own streams may change.
 """
 
 import operator
@@ -28,8 +28,10 @@ def normals(seed: int | np.ndarray, indices: np.ndarray, step: int, shape: tuple
     """
     n = prod(shape)
     out = np.empty((len(indices), n), np.float32)
-    # Philox turns a list that holds a number of 2^63 or more into float64, of 53 bits; an array of uint64 it takes as it is.
-    pairs = np.stack([np.broadcast_to(np.asarray(seed, np.uint64), len(indices)), np.asarray(indices).astype(np.uint64)], axis=1)
+    # From a list with a number of 2^63 or more, Philox makes float64, of 53 bits. An array of uint64 stays as it is.
+    pairs = np.stack(
+        [np.broadcast_to(np.asarray(seed, np.uint64), len(indices)), np.asarray(indices).astype(np.uint64)], axis=1
+    )
     for row, key in enumerate(pairs):
         words = np.random.Philox(key=key, counter=[0, 0, 0, step]).random_raw(n + n % 2)
         uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1), 53 bits

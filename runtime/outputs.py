@@ -1,6 +1,6 @@
-"""Where a run's pictures go: a folder, one picture, a grid, an .npz or a .tar. It knows no engines and no flags but --out and --resume.
+"""Where pictures go: a folder, one picture, a grid, an .npz or a .tar. It knows no engines and no flags.
 
-A folder's pictures are whole or absent one by one, so that a run can be continued; every other file is whole or absent as a whole.
+Each picture of a folder is complete or absent, so an interrupted run can resume; so is every other file.
 """
 
 import io
@@ -25,11 +25,12 @@ GRID_MOST = 1024  # pictures in a grid: the first ones
 GIF_MOST = 64
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # a picture, or a grid of several
 SUFFIXES = (*PICTURES, ".gif", ".npz", ".tar")
-# Names of files that are not written here. A folder may have any other dot in its name, as run.v2 has.
+# Suffixes of files that cannot be written here. A folder may have any other, as run.v2.
 REFUSED = {
-    ".7z", ".apng", ".avi", ".avif", ".bmp", ".bz2", ".csv", ".exr", ".gz", ".h5", ".hdf5", ".heic", ".heif", ".ico", ".jp2", ".json",
-    ".jsonl", ".jxl", ".mkv", ".mov", ".mp4", ".npy", ".parquet", ".pdf", ".pgm", ".pkl", ".ppm", ".pt", ".pth", ".rar", ".safetensors",
-    ".svg", ".tbz2", ".tga", ".tgz", ".tif", ".tiff", ".txt", ".txz", ".webm", ".xz", ".zip", ".zst",
+    ".7z", ".apng", ".avi", ".avif", ".bmp", ".bz2", ".csv", ".exr", ".gz", ".h5", ".hdf5", ".heic", ".heif", ".ico",
+    ".jp2", ".json", ".jsonl", ".jxl", ".mkv", ".mov", ".mp4", ".npy", ".parquet", ".pdf", ".pgm", ".pkl", ".ppm",
+    ".pt", ".pth", ".rar", ".safetensors", ".svg", ".tbz2", ".tga", ".tgz", ".tif", ".tiff", ".txt", ".txz", ".webm",
+    ".xz", ".zip", ".zst",
 }  # fmt: skip
 
 
@@ -60,12 +61,12 @@ class Folder:
         return self.path / f"{index:0{self._digits}d}.{self._kind}"
 
     def missing(self) -> np.ndarray:
-        """The indices of pictures that are not there yet. Raises `BadInput` where those that are were made otherwise."""
-        # An empty file is what a power failure makes of a picture that was not on the disk yet.
-        there = np.array([self.file(i).is_file() and self.file(i).stat().st_size > 0 for i in range(self._n)])
-        for i in np.flatnonzero(there)[[0, -1]] if there.any() else []:
+        """The indices of missing pictures. Raises `BadInput` where those that are there were made differently."""
+        # After a power failure, a picture that was not on the disk yet is an empty file.
+        kept = np.array([self.file(i).is_file() and self.file(i).stat().st_size > 0 for i in range(self._n)])
+        for i in np.flatnonzero(kept)[[0, -1]] if kept.any() else []:
             check_note(str(self.file(int(i))), read_note(self.file(int(i))), self._note(int(i)))
-        return np.flatnonzero(~there)
+        return np.flatnonzero(~kept)
 
     def add(self, indices: np.ndarray, pictures: np.ndarray) -> None:
         """See `Output.add`."""
@@ -75,10 +76,14 @@ class Folder:
 
     def finish(self) -> None:
         """Read the first pictures back into grid.png."""
-        pictures = [np.atleast_3d(np.asarray(load_picture(self.file(i), str(self.file(i))))) for i in range(min(self._n, GRID_MOST))]
+        pictures = [
+            np.atleast_3d(np.asarray(load_picture(self.file(i), str(self.file(i)))))
+            for i in range(min(self._n, GRID_MOST))
+        ]
         for i, picture in enumerate(pictures):
             if picture.shape != pictures[0].shape:
-                raise Failure(f"{self.file(i)}: expected a picture of {pictures[0].shape}, found {picture.shape}; remove it and --resume")
+                expected = f"expected a picture of {pictures[0].shape}, found {picture.shape}"
+                raise Failure(f"{self.file(i)}: {expected}; remove it, then resume the run")
         save_png(self.path / "grid.png", grid(np.stack(pictures), columns=self._columns))
 
 
@@ -98,7 +103,7 @@ class Single:
 
 
 class Grid:
-    """The first pictures as one."""
+    """A grid of the first pictures."""
 
     def __init__(self, path: Path, columns: int | None) -> None:
         self.path, self._kept, self._room, self._columns = path, list[np.ndarray](), GRID_MOST, columns
@@ -115,14 +120,14 @@ class Grid:
 
 
 class Gif(Grid):
-    """A moving grid of the first pictures: how they come out of the noise, or the interpolations of `columns` pictures each."""
+    """An animated grid of the first pictures: their denoising, or interpolations of `columns` pictures each."""
 
     def __init__(self, path: Path, columns: int | None) -> None:
         super().__init__(path, columns)
         self._frames = list[np.ndarray]()
 
     def see(self, first: int, x0: np.ndarray) -> None:
-        """The clean pictures (B, C, H, W) after an evaluation; of the first batch only, and for no interpolation."""
+        """A `Watch` of `sample`: keeps the frames of the first batch, unless interpolations are drawn."""
         if first == 0 and self._columns is None:
             self._frames.append(grid(to_uint8(x0[:GIF_MOST])))
 
@@ -141,19 +146,21 @@ class Gif(Grid):
 
 
 @contextmanager
-def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", columns: int | None = None, resume: bool = False,
-           ) -> Iterator[Output]:  # fmt: skip
-    """Where `path` says by its name: one of `SUFFIXES`, else a folder; finished when the block ends well.
+def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", columns: int | None = None,
+           resume: bool = False) -> Iterator[Output]:  # fmt: skip
+    """The output that the name of `path` asks for: a file of one of `SUFFIXES`, else a folder.
+
+    It is finished when the block ends without an error.
 
     Args:
         labels: of all pictures of the run, (N,) int64.
-        note: what picture i says of itself.
+        note: the note of picture i.
         kind: of the pictures in a folder or .tar, png or webp (lossless).
         columns: of a grid, whose rows are then interpolations.
-        resume: continue what an interrupted run left of a folder or .tar; an interrupted .tar then stays for the next call.
+        resume: continue an interrupted folder or .tar. An interruption then leaves a .tar for the next call.
 
     Raises:
-        Failure: the place will not do.
+        Failure: `path` cannot be written.
     """
     check_place(path, resume)
     suffix = path.suffix.lower()
@@ -165,13 +172,14 @@ def output(path: Path, labels: np.ndarray, note: Note, kind: str = "png", column
     _make(path.parent)
     try:
         with partial_file(path, resume=resume) as file:
-            whole = Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind, path if resume else None)
+            earlier = path if resume else None
+            archive = Npz(file, labels, note) if suffix == ".npz" else Tar(file, labels, note, kind, earlier)
             remove_abandoned(path)
             try:
-                yield whole
-                whole.finish()
+                yield archive
+                archive.finish()
             except BaseException:
-                whole.drop()
+                archive.drop()
                 raise
     except OSError as error:
         raise cannot_write(path, error) from None
@@ -196,24 +204,25 @@ def kind_of(path: Path) -> str:
 
 
 def check_place(path: Path, resume: bool = False) -> None:
-    """Raises `Failure` where `path` cannot be written, or not be continued, before any work."""
+    """Raises `Failure` where `path` cannot be written or resumed, before any work."""
     suffix = path.suffix.lower()
     if suffix in REFUSED and not path.is_dir():
-        raise BadInput(f"--out {path}: cannot write a {suffix} file; expected the name of a folder, or one ending in {', '.join(SUFFIXES)}")
+        expected = f"expected the name of a folder, or one ending in {', '.join(SUFFIXES)}"
+        raise BadInput(f"{path}: cannot write a {suffix} file; {expected}")
     if resume and suffix in SUFFIXES and suffix != ".tar":
-        raise BadInput(f"--resume: only a folder or .tar can be continued, found --out {path}; start again without it")
+        raise BadInput(f"resume: only a folder or .tar can be resumed, found {path}; start again without it")
     if suffix not in SUFFIXES and path.exists() and not path.is_dir():
-        raise Failure(f"--out {path}: is a file; expected a folder, or a name ending in {', '.join(SUFFIXES)}")
+        raise Failure(f"{path}: is a file; expected a folder, or a name ending in {', '.join(SUFFIXES)}")
     if suffix in SUFFIXES and path.is_dir():
-        raise Failure(f"--out {path}: is a folder; expected a name for a {suffix} file")
+        raise Failure(f"{path}: is a folder; expected a name for a {suffix} file")
     folder = path.parent if suffix in SUFFIXES else path
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise Failure(f"--out {path}: cannot write in {existing}; choose another place")
+        raise Failure(f"{path}: cannot write in {existing}; choose another place")
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failure(f"--out: cannot make folder {folder} ({error.strerror}); choose another place") from None
+        raise Failure(f"{folder}: the folder cannot be made ({error.strerror}); choose another place") from None

@@ -1,119 +1,218 @@
-"""How pictures will be drawn: the sampler, its timesteps and the guidance, from what the caller said and the bundle's defaults."""
+"""A request resolved against a bundle: every choice made and checked, once. It knows no engines, files or flags."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .bundle import Bundle
-from .errors import BadInput, named, whole
-from .guidance import Guidance
-from .samplers import SAMPLERS, Sampler, find_sampler
-from .schedule import Schedule
-from .spacing import DEFAULT_SPACINGS, SPACINGS, evaluations, timesteps_for
+from .errors import BadInput, named, whole_number
+from .guidance import Guidance, network_rows
+from .noise import keys
+from .request import Blend, Edit, Request, class_labels
+from .samplers import SAMPLERS, Solve, solver
+from .spacing import SPACINGS, timesteps_for
 
-FITTED, MOST_STEPS = "fitted", 1_000_000
+FITTED, EXPLICIT, MOST_STEPS = "fitted", "explicit", 1_000_000
 
 
-@dataclass(frozen=True)
-class Plan:
-    """`function` draws with `steps` network evaluations at `timesteps` (steps + 1,); `sampler` and `spacing` are their names.
+class Course(NamedTuple):
+    """How pictures are drawn: `solve` at `timesteps` (steps + 1,), falling to 0; `sampler` and `spacing` name both.
 
-    `asked` are the evaluations of the whole schedule; `steps` are fewer where only a share of it is gone through.
+    `evaluations` are those of the whole schedule; an edit of less strength takes fewer.
     """
 
     sampler: str
     spacing: str
-    asked: int
-    steps: int
-    guidance: Guidance
-    function: Sampler
+    evaluations: int
+    solve: Solve
     timesteps: np.ndarray
 
-    def rows(self, n: int) -> int:
-        """How many rows of the network n pictures take, a guided one two an evaluation."""
-        return n * self.steps * (2 if any(w != 1 for w in self.guidance.weights) else 1)
+
+class End(NamedTuple):
+    """The other end of an interpolation: for each picture its class and seed, and the share of the way to it, (N,)."""
+
+    labels: np.ndarray
+    seeds: np.ndarray
+    shares: np.ndarray
 
 
-def make_plan(bundle: Bundle, sampler: str | None = None, steps: int | None = None,
-              guidance: float | Sequence[float] | np.ndarray | None = None, spacing: str | None = None,
-              timesteps: Sequence[float] | None = None, eta: float = 0.0, interval: tuple[float, float] | None = None,
-              rescale: float = 0.0, threshold: float | None = None, strength: float = 1.0) -> Plan:  # fmt: skip
-    """The arguments of `generate`. What `cfgdiff fit-steps` fitted is taken where it fits and the caller named no sampler.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that N pictures depend on but the engine.
 
-    Args:
-        strength: in (0, 1], the share of the schedule that is gone through; below 1 without the evaluations at higher t.
+    Attributes:
+        request: what was asked for; of N pictures or more, see `take`.
+        labels, seeds, indices, weights: class, seed, number and w of each picture, (N,).
+        end: what is interpolated to.
+        known: x0 of the picture that is edited, (C, H, W) float32.
+    """
+
+    request: Request
+    bundle: Bundle
+    course: Course
+    guidance: Guidance
+    labels: np.ndarray
+    seeds: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray
+    end: End | None
+    known: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def steps(self) -> int:
+        """Evaluations a picture."""
+        return len(self.course.timesteps) - 1
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Where the edited picture is drawn anew, (H, W) bool; None: everywhere."""
+        return None if self.request.edit is None else self.request.edit.mask
+
+    @property
+    def rows(self) -> int:
+        """The most rows of the network that the pictures take."""
+        return self.steps * network_rows(len(self), len(self) if (self.weights != 1).any() else 0)
+
+    def batch(self, most: int) -> int:
+        """Pictures at a time on an engine that takes `most` rows: for rescaling, `guided` passes it two a picture."""
+        return min(self.request.batch, max(1, most // (2 if self.guidance.rescale else 1)))
+
+    def take(self, positions: slice | Sequence[int] | np.ndarray) -> "Plan":
+        """Of these pictures alone, which stay what they are."""
+        end = None if self.end is None else End(*(array[positions] for array in self.end))
+        each = {name: getattr(self, name)[positions] for name in ("labels", "seeds", "indices", "weights")}
+        return replace(self, end=end, **each)
+
+
+def resolve(bundle: Bundle, request: Request) -> Plan:
+    """Make and check every choice that a request leaves to the bundle.
+
+    The steps that `cfgdiff fit-steps` fitted are taken where they fit and no sampler is named.
 
     Raises:
-        BadInput: naming the flag.
+        BadInput: naming the parameter.
     """
-    every = _weights(bundle.defaults.guidance if guidance is None else guidance)
-    distinct, given = tuple(dict.fromkeys(every)), None if interval is None else _interval(interval)
-    spread = Guidance(distinct if len(distinct) == 1 else every, bundle.defaults.interval if given is None else given, rescale, threshold)
-    if not 0 < strength <= 1:
-        raise BadInput(f"--strength: expected a share in (0, 1], found {strength}; 1 keeps nothing of the picture, 0.5 its outlines")
-    asked = None if sampler is None else named("--sampler", "sampler", str(sampler), (*SAMPLERS, FITTED))
-    name = named("--sampler", "sampler", bundle.defaults.sampler, SAMPLERS) if asked in (None, FITTED) else str(asked)
-    steps = whole("--steps", evaluations(name, steps, timesteps, bundle.defaults.steps), most=MOST_STEPS)
-    fitted = bundle.fitted.get(steps)
-    plain = spacing is None and timesteps is None and eta == 0 and strength == 1
-    if asked == FITTED and (fitted is None or not plain):
-        there = ", ".join(map(str, sorted(bundle.fitted))) or "none"
-        raise BadInput(
-            f"--sampler: fitted takes no spacing or strength, and --steps of {there} for this model, found {steps}; see cfgdiff fit-steps"
-        )
-    right = fitted is not None and spread == Guidance((fitted.guidance,), fitted.interval)
-    if fitted is not None and plain and (asked == FITTED or (asked is None and right)):
-        plan = Plan(FITTED, FITTED, steps, steps, spread, fitted.sampler(), np.array(fitted.timesteps))
-    else:
-        spacing = None if spacing is None else named("--spacing", "spacing", str(spacing), SPACINGS)
-        function = find_sampler(name, eta)
-        chosen = _shortened(timesteps_for(name, steps, bundle.schedule, spacing, timesteps), strength * bundle.schedule.T)
-        spacing_name = "explicit" if timesteps is not None else spacing or DEFAULT_SPACINGS[name]
-        plan = Plan(name, spacing_name, steps, len(chosen) - 1, spread, function, chosen)
-    own = [bundle.defaults.interval, *([fitted.interval] if fitted is not None and plan.sampler == FITTED else [])]
-    _refuse_idle(plan, bundle.schedule, given is not None and given not in own)
-    return plan
+    guidance = guidance_of(bundle, request)
+    course = _course(bundle, request, guidance)
+    _refuse_idle(bundle, request, guidance, course)
+    labels, seed, indices = class_labels(bundle, request.classes), request.seed, request.indices
+    n = len(labels)
+    whole_number("batch", request.batch)
+    if len(guidance.weights) not in (1, n):
+        raise BadInput(f"guidance: expected 1 or {n} numbers, one for each class, found {len(guidance.weights)}")
+    if indices is None:
+        indices = np.arange(n) if np.ndim(seed) == 0 else np.zeros(n, np.int64)
+    return Plan(
+        request, bundle, course, guidance, labels, keys("seed", seed, n), keys("indices", indices, n),
+        np.broadcast_to(np.array(guidance.weights), n),
+        None if request.blend is None else _end(bundle, request.blend, n),
+        None if request.edit is None else _known(bundle, request.edit),
+    )  # fmt: skip
+
+
+def guidance_of(bundle: Bundle, request: Request) -> Guidance:
+    """How a request's predictions are guided. Raises `BadInput`, naming the parameter."""
+    defaults = bundle.defaults
+    weights = _weights(defaults.guidance if request.guidance is None else request.guidance)
+    interval = defaults.interval if request.interval is None else _interval(request.interval)
+    return Guidance(weights, interval, request.rescale, request.threshold)
 
 
 def _weights(guidance: Any) -> tuple[float, ...]:
-    """One w, or one for each picture: a number, or a list or array of them."""
+    """One w, or one for each picture: a number, or a list or array of them. Equal ones are one."""
     try:
-        found = np.atleast_1d(np.asarray(guidance, np.float64))
+        weights = np.atleast_1d(np.asarray(guidance, np.float64))
     except (TypeError, ValueError):
-        found = np.zeros((0, 0))
-    if found.ndim != 1 or isinstance(guidance, str):
-        raise BadInput(f"--guidance: expected a number, or a list of one for each picture, found {guidance!r:.60}; 1 is plain conditional")
-    return tuple(found.tolist())
+        weights = np.zeros((0, 0))
+    if weights.ndim != 1 or isinstance(guidance, str):
+        expected = "expected a number, or a list of one for each picture"
+        raise BadInput(f"guidance: {expected}, found {guidance!r:.60}; 1 is plain conditional")
+    every = tuple(weights.tolist())
+    return every[:1] if len(set(every)) == 1 else every
 
 
-def _interval(interval: Any) -> tuple[float, float]:
+def _interval(interval: Any) -> tuple[float, float] | None:
+    """Two numbers, or None where they are no limits."""
     try:
         lo, hi = (float(value) for value in interval)
     except (TypeError, ValueError):
-        raise BadInput(f"--guidance-interval: expected two numbers LO < HI, found {interval!r:.60}; as in 0.3,5") from None
-    return lo, hi
+        raise BadInput(f"interval: expected two numbers LO < HI, found {interval!r:.60}; as in 0.3,5") from None
+    return None if (lo, hi) == (0.0, math.inf) else (lo, hi)
 
 
-def _refuse_idle(plan: Plan, schedule: Schedule, given: bool) -> None:
-    """What would change nothing is a mistake, not silence. Raises `BadInput`.
+def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
+    asked, strength = request.sampler, request.strength
+    if not 0 < strength <= 1:
+        kept = "1 keeps nothing of the picture, 0.5 its outlines"
+        raise BadInput(f"edit.strength: expected a share in (0, 1], found {strength}; {kept}")
+    if asked is not None:
+        asked = named("sampler", "sampler", str(asked), (*SAMPLERS, FITTED))
+    name = named("sampler", "sampler", bundle.defaults.sampler, SAMPLERS) if asked in (None, FITTED) else str(asked)
+    steps = request.steps
+    if steps is None:
+        listed = request.timesteps
+        steps = bundle.defaults.steps if listed is None else SAMPLERS[name].evaluations(len(listed))
+    steps = whole_number("steps", steps, most=MOST_STEPS)
+    plain = strength == 1 and request.eta == 0 and request.spacing is None and request.timesteps is None
+    fitted = bundle.fitted.get(steps) if plain else None
+    if asked == FITTED and fitted is None:
+        possible = ", ".join(map(str, sorted(bundle.fitted))) or "none"
+        takes = f"fitted takes no spacing or strength, and `steps` of {possible} for this model"
+        raise BadInput(f"sampler: {takes}, found {steps}; see cfgdiff fit-steps")
+    if fitted and (asked == FITTED or (asked is None and guidance == Guidance((fitted.guidance,), fitted.interval))):
+        return Course(FITTED, FITTED, steps, fitted.sampler(), np.array(fitted.timesteps))
+    spacing = None if request.spacing is None else named("spacing", "spacing", str(request.spacing), SPACINGS)
+    solve = solver(name, request.eta)
+    timesteps = timesteps_for(name, steps, bundle.schedule, spacing, request.timesteps)
+    start = strength * bundle.schedule.T
+    if timesteps[0] > start:
+        timesteps = np.append(start, timesteps[timesteps < start])
+    spacing = EXPLICIT if request.timesteps is not None else spacing or SAMPLERS[name].spacing
+    return Course(name, spacing, steps, solve, timesteps)
 
-    Args:
-        given: whether the caller gave an interval that is neither the model's own nor that of the fitted steps, which it chooses.
-    """
-    guidance, levels = plan.guidance, schedule.ratio(plan.timesteps[:-1])
-    lo, hi = guidance.interval or (0.0, np.inf)
-    limits = given and not (lo <= levels.min() and levels.max() <= hi)  # one around all levels is how to say everywhere
-    for flag, acts in (("--guidance-interval", limits), ("--guidance-rescale", guidance.rescale > 0)):
-        if acts and set(guidance.weights) == {1.0}:
-            raise BadInput(f"{flag}: has no effect at guidance 1, which is plain conditional; leave it out, or give another --guidance")
-    # Of timesteps that the caller chose one by one, none need be guided: then it is the schedule that an interval must not leave.
-    least, most = (0.0, float(schedule.ratio(schedule.T))) if plan.spacing == "explicit" else (levels.min(), levels.max())
-    if given and (hi < least or most < lo):
-        raise BadInput(f"--guidance-interval: expected a part of {least:.3g} .. {most:.3g}, found {lo:g},{hi:g}; nothing would be guided")
+
+def _refuse_idle(bundle: Bundle, request: Request, guidance: Guidance, course: Course) -> None:
+    """What would change nothing is a mistake, not silence. Raises `BadInput`."""
+    own = [bundle.defaults.interval]  # asking for the model's interval, or for that of the fitted steps, is no mistake
+    if course.sampler == FITTED:
+        own.append(bundle.fitted[course.evaluations].interval)
+    limited = request.interval is not None and guidance.interval not in own
+    levels, (lo, hi) = bundle.schedule.ratio(course.timesteps[:-1]), guidance.limits
+    limits = limited and not (lo <= levels.min() and levels.max() <= hi)  # limits around all levels are none
+    for parameter, acts in (("interval", limits), ("rescale", guidance.rescale > 0)):
+        if acts and guidance.unguided:
+            effect = "has no effect at guidance 1, which is plain conditional"
+            raise BadInput(f"{parameter}: {effect}; leave it out, or give another `guidance`")
+    # Of timesteps that the caller chose one by one, none need be guided: the interval must only meet the schedule.
+    least, most = levels.min(), levels.max()
+    if course.spacing == EXPLICIT:
+        least, most = 0.0, float(bundle.schedule.ratio(bundle.schedule.T))
+    if limited and (hi < least or most < lo):
+        expected = f"expected a part of {least:.3g} .. {most:.3g}"
+        raise BadInput(f"interval: {expected}, found {lo:g},{hi:g}; nothing would be guided")
 
 
-def _shortened(timesteps: np.ndarray, start: float) -> np.ndarray:
-    """From `start` on: it, and those below it. (n,)."""
-    return timesteps if timesteps[0] <= start else np.append(start, timesteps[timesteps < start])
+def _end(bundle: Bundle, blend: Blend, n: int) -> End:
+    seeds, labels = keys("blend.seed", blend.seed, n), class_labels(bundle, blend.classes)
+    shares = np.array(blend.shares, np.float64)
+    if not len(shares) == len(labels) == n:
+        raise BadInput(f"blend: expected {n} shares and classes, found {len(shares)} and {len(labels)}")
+    if not ((shares >= 0) & (shares <= 1)).all():  # nor NaN
+        raise BadInput(f"blend.shares: expected shares of 0 .. 1, found {', '.join(f'{share:g}' for share in shares)}")
+    return End(labels, seeds, shares)
+
+
+def _known(bundle: Bundle, edit: Edit) -> np.ndarray:
+    """The picture as x0."""
+    c, h, w = bundle.image_shape
+    expected = (("picture", edit.picture, (h, w, c), np.uint8), ("mask", edit.mask, (h, w), np.bool_))
+    for name, array, shape, kind in expected:
+        if array is not None and (array.shape != shape or array.dtype != kind):
+            raise BadInput(f"edit.{name}: expected {np.dtype(kind)} {shape}, found {array.dtype} {array.shape}")
+    return ((edit.picture.transpose(2, 0, 1) / 127.5 - 1) / bundle.schedule.data_std).astype(np.float32)

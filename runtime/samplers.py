@@ -1,24 +1,25 @@
 """Samplers as pure functions `(predict, x, timesteps, schedule, noise) -> x0`.
 
-    predict(x, t)   the network's answer (eps, v or x0) at x_t, (B, C, H, W); t is a float
+    predict(x, t)   the network's prediction (eps, v or x0) at x_t, (B, C, H, W); t is a float
     x               the initial latent, standard normal, (B, C, H, W) float32
     timesteps       (n + 1,) float64, falling, the last one 0 (clean): one evaluation at each of the others
     noise(step)     standard normals like x; step 1, 2, .. (0 was the latent)
     returns x0      (B, C, H, W) float32, in units of data_std
 
-No state, no output, no engine; the choice of timesteps is spacing.py's. The coefficients are float64 scalars, the pictures float32.
-The probability-flow ODE is solved in one of two forms, and its last step, to t = 0, is x0 itself in both:
+They have no state and no output, and know no engine; spacing.py chooses the timesteps. Coefficients are float64
+scalars, pictures float32. The probability-flow ODE is solved in one of two forms; the last step, to t = 0, is x0:
 
-    over lambda = ln(alpha / sigma)    dpmpp-2m, dpmpp-3m, unipc: exact but for x0, which is a polynomial in lambda
-    over ratio = sigma / alpha         ddim, heun, ipndm: dz / dratio = eps for z = x / alpha (Karras et al. 2022, equation 1)
+    over lambda = ln(alpha / sigma)    dpmpp-2m, dpmpp-3m, unipc: exact but for x0, a polynomial in lambda
+    over ratio = sigma / alpha         ddim, heun, ipndm: dz / dratio = eps, z = x / alpha (Karras et al. 2022, eq. 1)
 
-ddim is Euler's method there: its step is z_s = z_t + (ratio_s - ratio_t) eps. With eta = 1 it is the ancestral one: its sigma, over
-alpha_s, is k-diffusion's sigma_up = ratio_s sqrt(1 - ratio_s^2 / ratio_t^2), and what is left for eps its sigma_down. So `euler` and
-`euler-a` are names for it, with another spacing.
+ddim is Euler's method in the second: its step is z_s = z_t + (ratio_s - ratio_t) eps. With eta = 1 it is the ancestral
+one: its sigma, over alpha_s, is k-diffusion's sigma_up = ratio_s sqrt(1 - ratio_s^2 / ratio_t^2), and the rest, of
+eps, is sigma_down. So `euler` and `euler-a` are names for it, with another spacing.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -29,12 +30,12 @@ from .schedule import Schedule
 
 Predict = Callable[[np.ndarray, float], np.ndarray]
 Noise = Callable[[int], np.ndarray]
-Sampler = Callable[[Predict, np.ndarray, np.ndarray, Schedule, Noise], np.ndarray]
+Solve = Callable[[Predict, np.ndarray, np.ndarray, Schedule, Noise], np.ndarray]
 Nodes = list[tuple[float, np.ndarray]]  # evaluations as (t, x0), the newest first
 
 
 def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
-    """Algorithm 2 of DDPM (Ho et al. 2020), with the posterior variance of equation 7; steps may be longer than 1 (t -> s)."""
+    """Algorithm 2 of DDPM (Ho et al. 2020), with the variance of equation 7; steps t -> s may be longer than 1."""
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
         bar_t, bar_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
         alpha, beta = bar_t / bar_s, 1 - bar_t / bar_s
@@ -45,8 +46,10 @@ def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
     return x.astype(np.float32, copy=False)
 
 
-def ddim(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise, eta: float = 0.0) -> np.ndarray:
-    """DDIM (Song et al. 2021, equation 12). The noise of a step is eta times DDPM's (equation 16): 0 is the ODE, 1 is DDPM."""
+def ddim(
+    predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise, eta: float = 0.0
+) -> np.ndarray:
+    """DDIM (Song et al. 2021, equation 12), with eta times the noise of DDPM (equation 16): 0 is the ODE."""
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
         bar_t, bar_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
         sigma = eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
@@ -76,9 +79,10 @@ def dpmpp_2m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: S
 
 
 def dpmpp_3m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
-    """DPM-Solver++ of order 3, multistep (Lu et al. 2022): x0 is a parabola in lambda through the last three evaluations.
+    """DPM-Solver++ of order 3, multistep (Lu et al. 2022): x0 is a parabola in lambda through three evaluations.
 
-    The order grows over the first steps, and the last but one is of order 2, for stability at few steps (diffusers' lower_order_final).
+    The order grows over the first steps. The last step but one is of order 2, which is more stable at few steps
+    (diffusers' lower_order_final).
     """
     nodes: Nodes = []
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
@@ -89,9 +93,10 @@ def dpmpp_3m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: S
 
 
 def unipc(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
-    """UniPC of order 3 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2, for x0), orders at both ends as in `dpmpp_3m`.
+    """UniPC of order 3 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2, for x0).
 
-    An evaluation at the predicted x_t serves twice: UniC takes the step to t once more, through it, and UniP goes on from there.
+    The orders at both ends are those of `dpmpp_3m`. An evaluation at the predicted x_t serves twice: UniC repeats the
+    step to t with it, and UniP continues from there.
     """
     nodes: Nodes = []
     x_before = x
@@ -105,9 +110,10 @@ def unipc(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sche
 
 
 def ipndm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
-    """iPNDM of order 4 (Zhang & Chen 2023): dz / dratio = eps by Adams-Bashforth, whose order grows over the first steps.
+    """iPNDM of order 4 (Zhang & Chen 2023): dz / dratio = eps by Adams-Bashforth; the order grows over the first steps.
 
-    The coefficients are those of even steps for any timesteps, as in the published tables: order 4 where ratio falls evenly, else 2.
+    The coefficients are those of even steps for any timesteps, as in the published tables: the order is 4 where ratio
+    falls evenly, else 2.
     """
     history: list[np.ndarray] = []  # eps, the newest first
     for t, s in pairwise(timesteps.tolist()):
@@ -122,8 +128,8 @@ def ipndm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sche
 def heun(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
     """Algorithm 1 of Karras et al. 2022 with sigma(t) = t and z for x, of order 2; the last step is Euler's.
 
-    A t that stands twice in `timesteps` is evaluated twice: at Euler's x_t (line 7), then at the corrected one. A step to a t that stands
-    once stays Euler's.
+    A t that `timesteps` lists twice is evaluated twice: at Euler's x_t (line 7), then at the corrected one. The step to
+    a t that is listed once stays Euler's.
     """
     ratio_before, eps_before = 0.0, x
     for t, s in pairwise(timesteps.tolist()):
@@ -138,17 +144,18 @@ def heun(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
 
 
 def _x0_and_eps(predict: Predict, x: np.ndarray, t: float, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
-    """What one evaluation takes for the clean picture and for the noise in x_t, both (B, C, H, W)."""
+    """The clean picture and the noise that one evaluation at x_t predicts, both (B, C, H, W)."""
     prediction = predict(x, t)
     return schedule.to_x0(prediction, x, t), schedule.to_eps(prediction, x, t)
 
 
 def _exponential_step(x: np.ndarray, t: float, s: float, nodes: Nodes, schedule: Schedule) -> np.ndarray:
-    """x_s from x_t by DPM-Solver++'s proposition 4.1, with x0 the polynomial in lambda through all `nodes`. (B, C, H, W).
+    """x_s from x_t by proposition 4.1 of DPM-Solver++, with x0 the polynomial in lambda through all `nodes`.
 
-    x_s = sigma_s / sigma_t x_t + alpha_s int e^(lambda - lambda_s) x0 dlambda, from lambda_t to lambda_s = lambda_t + h. `moments` are this
-    integral for the powers of u = (lambda - lambda_t) / h in place of x0, and the nodes' weights are right for each power: UniPC's
-    R a = phi / B, in which B(h) cancels. Two nodes are its exception, a_1 = 1/2 with B(h) = e^h - 1 (bh2), and so are DPM-Solver++(2M)'s.
+    x_s = sigma_s / sigma_t x_t + alpha_s int e^(lambda - lambda_s) x0 dlambda, from lambda_t to lambda_s, h further.
+    `moments` are this integral with the powers of u = (lambda - lambda_t) / h for x0; the nodes' weights are exact for
+    each power. This is UniPC's R a = phi / B, in which B(h) cancels. Two nodes are its exception: a_1 = 1/2 with
+    B(h) = e^h - 1 (bh2), as in DPM-Solver++(2M).
     """
     lambda_t, lambda_s, *lambdas = (-math.log(schedule.ratio(node)) for node in (t, s, *(node for node, _ in nodes)))
     h = lambda_s - lambda_t
@@ -165,19 +172,58 @@ def _exponential_step(x: np.ndarray, t: float, s: float, nodes: Nodes, schedule:
 
 # Row k: the weights of the last k + 1 slopes for an even step (Adams-Bashforth of order k + 1), the newest first.
 ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm, "ddim": ddim, "dpmpp-2m": dpmpp_2m, "dpmpp-3m": dpmpp_3m, "unipc": unipc, "ipndm": ipndm, "heun": heun,
-    "euler": ddim, "euler-a": partial(ddim, eta=1.0),  # the same formulas in ratio, by their names in k-diffusion
-}  # fmt: skip
 
 
-def find_sampler(name: str, eta: float = 0.0) -> Sampler:
-    """The sampler of that name, with eta if it is ddim. Raises `BadInput` listing the choices, or where eta does not fit."""
-    name = named("--sampler", "sampler", name, SAMPLERS)
+@dataclass(frozen=True)
+class Sampler:
+    """An entry of `SAMPLERS`, with all that differs between samplers: a new one is a function and an entry.
+
+    Attributes:
+        solve: the function.
+        spacing: the spacing of its evaluations by default, a name in `SPACINGS` (spacing.py).
+        twice: it evaluates at every level but the first twice, as `heun` does.
+        noisy: it draws noise at every step; it does not solve the ODE.
+        takes_eta: `solve` has the parameter `eta`.
+    """
+
+    solve: Solve
+    spacing: str
+    twice: bool = False
+    noisy: bool = False
+    takes_eta: bool = False
+
+    def levels(self, evaluations: int) -> int:
+        """How many noise levels `evaluations` are for; an even number, at two each, ends in a step of Euler's."""
+        return evaluations // 2 + 1 if self.twice else evaluations
+
+    def evaluations(self, levels: int) -> int:
+        """The most evaluations that `levels` noise levels take: the inverse of `levels`."""
+        return 2 * levels - 1 if self.twice else levels
+
+
+# The spacings are those of the published CIFAR-10 tables; of the papers for ddpm and ddim; of k-diffusion for euler and
+# euler-a.
+SAMPLERS = {
+    "ddpm": Sampler(ddpm, "uniform", noisy=True),
+    "ddim": Sampler(ddim, "uniform", takes_eta=True),
+    "dpmpp-2m": Sampler(dpmpp_2m, "karras"),
+    "dpmpp-3m": Sampler(dpmpp_3m, "log-snr"),
+    "unipc": Sampler(unipc, "log-snr"),
+    "ipndm": Sampler(ipndm, "karras"),
+    "heun": Sampler(heun, "karras", twice=True),
+    "euler": Sampler(ddim, "karras"),
+    "euler-a": Sampler(partial(ddim, eta=1.0), "karras", noisy=True),
+}
+
+
+def solver(name: str, eta: float = 0.0) -> Solve:
+    """The function of a sampler, with `eta` where it takes one. Raises `BadInput`, naming the parameter."""
+    name = named("sampler", "sampler", name, SAMPLERS)
     if not 0 <= eta <= 1:
-        raise BadInput(f"--eta: expected 0 .. 1, found {eta}; 0 is deterministic, 1 is as noisy as ddpm")
+        raise BadInput(f"eta: expected 0 .. 1, found {eta}; 0 is deterministic, 1 is as noisy as ddpm")
     if eta == 0:
-        return SAMPLERS[name]
-    if name != "ddim":
-        raise BadInput(f"--eta: only ddim takes it, found sampler {name}; add --sampler ddim, or leave it out")
-    return partial(ddim, eta=eta)
+        return SAMPLERS[name].solve
+    if not SAMPLERS[name].takes_eta:
+        takers = " or ".join(other for other, sampler in SAMPLERS.items() if sampler.takes_eta)
+        raise BadInput(f"eta: only {takers} takes it, found sampler {name}; set `sampler` to {takers}, or leave it out")
+    return partial(SAMPLERS[name].solve, eta=eta)  # type: ignore[call-arg]  # `takes_eta` says that it is one

@@ -28,35 +28,39 @@ KINDS, PREDICTIONS = ["cosine", "linear"], ["eps", "v", "x0"]
 
 @cache
 def _linear_log_alpha_bars(steps: int) -> np.ndarray:
-    """ln alpha_bar(0 .. T) of DDPM's betas, 1e-4 to 0.02 at T = 1000 and as much noise in all at any other T. (T + 1,)."""
+    """ln alpha_bar(0 .. T) of DDPM's betas: 1e-4 to 0.02 at T = 1000, and as much noise at any other T. (T + 1,)."""
     betas = np.linspace(1e-4, 0.02, steps) * (1000 / steps)
     return np.concatenate([[0.0], np.cumsum(np.log1p(-np.minimum(betas, MAX_BETA)))])
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A noise schedule, cosine (Nichol & Dhariwal 2021) or linear in beta (Ho et al. 2020), with the type of the prediction.
+    """A noise schedule, cosine (Nichol & Dhariwal 2021) or linear in beta (Ho et al. 2020), and the prediction's type.
 
-    Raises `Failure` where a bundle or checkpoint names a kind or prediction that is not known here.
+    Raises `Failure` for a kind or a prediction that is not known here, as a later bundle or checkpoint may have.
     """
 
     kind: str = "cosine"
     T: int = 1000
-    prediction: str = "v"  # what the network answers with
+    prediction: str = "v"  # of the network
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("kind", self.kind, KINDS), ("prediction", self.prediction, PREDICTIONS)):
             if value not in known:
-                raise Failure(f"schedule {name} is {value!r}, expected one of {', '.join(known)}: update cfgdiff, or correct bundle.json")
+                raise Failure(
+                    f"schedule {name} is {value!r}, expected one of {', '.join(known)}: "
+                    "update cfgdiff, or correct bundle.json"
+                )
         if not (isinstance(self.T, int) and 1 <= self.T <= MOST_T and 0 < self.data_std <= MOST_STD):
             raise Failure(f"schedule needs a whole T from 1 to {MOST_T} and data_std above 0, up to {MOST_STD}, "
                           f"found T={self.T} and data_std={self.data_std}")  # fmt: skip
 
     def alpha_bar(self, t: Any) -> np.ndarray:
-        """Cosine: equation 17 in closed form, with beta_T clipped at 0.999; linear: the product of 1 - beta, geometric in between.
+        """Cosine: equation 17 in closed form, beta_T clipped at 0.999; linear: the product of 1 - beta, geometric
+        in between.
 
-        Only the last of the cosine's T betas exceeds 0.999 (it would be 1), so clipping is a floor of alpha_bar(T-1) / 1000.
+        Only the last of the cosine's T betas exceeds 0.999 (it would be 1): clipping is a floor, alpha_bar(T-1) / 1000.
         """
         if self.kind == "linear":
             return np.exp(np.interp(np.asarray(t, np.float64), np.arange(self.T + 1), _linear_log_alpha_bars(self.T)))

@@ -1,10 +1,11 @@
-"""Spacings: the t of a sampler's evaluations, from a number of them or from the caller. It knows samplers by their names only."""
+"""Spacings: the t of a sampler's evaluations, from a number of them or from the caller."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .errors import BadInput, named
+from .samplers import SAMPLERS
 from .schedule import Schedule
 
 RHO, RATIO_MAX, RATIO_MIN = 7.0, 160.0, 0.004  # Karras et al. 2022, equation 5, at sigma_data 0.5
@@ -31,69 +32,58 @@ def karras(n: int, schedule: Schedule) -> np.ndarray:
 
 
 Spacing = Callable[[int, Schedule], np.ndarray]
-SPACINGS: dict[str, Spacing] = {
-    "uniform": uniform, "quadratic": quadratic, "log-snr": log_snr, "karras": karras,
-}  # fmt: skip
-# What the published CIFAR-10 tables use; the papers' own for ddpm and ddim; k-diffusion's for euler and euler-a.
-DEFAULT_SPACINGS = {
-    "ddpm": "uniform", "ddim": "uniform", "dpmpp-2m": "karras", "dpmpp-3m": "log-snr", "unipc": "log-snr", "ipndm": "karras",
-    "heun": "karras", "euler": "karras", "euler-a": "karras",
-}  # fmt: skip
+SPACINGS: dict[str, Spacing] = {"uniform": uniform, "quadratic": quadratic, "log-snr": log_snr, "karras": karras}
 
 
-def evaluations(sampler: str, steps: int | None, timesteps: Sequence[float] | None, default: int) -> int:
-    """`steps` where given; else the evaluations that `timesteps` are for, one each, but two with heun after the first; else `default`."""
-    if steps is not None or timesteps is None:
-        return default if steps is None else steps
-    return 2 * len(timesteps) - 1 if sampler == "heun" else len(timesteps)
-
-
-def timesteps_for(sampler: str, steps: int, schedule: Schedule, spacing: str | None = None,
-                  timesteps: Sequence[float] | None = None) -> np.ndarray:  # fmt: skip
+def timesteps_for(
+    sampler: str,
+    steps: int,
+    schedule: Schedule,
+    spacing: str | None = None,
+    timesteps: Sequence[float] | None = None,
+) -> np.ndarray:
     """The timesteps of `steps` network evaluations, (steps + 1,) float64, falling to 0.
 
-    For heun all but the first stand there twice, as it evaluates twice. Where `steps` is even the last stands once, and the step to it is
-    Euler's: no evaluation is left over.
+    Where a sampler evaluates twice at a level, its t is listed twice, but for the first. Where `steps` is even the last
+    is listed once, and the step to it is Euler's, so no evaluation is left over.
 
     Args:
-        sampler: the name of a sampler, of `DEFAULT_SPACINGS`.
-        spacing: one of `SPACINGS`; the sampler's where None.
-        timesteps: the t themselves, falling, in (0, T], as many as `steps`; for heun steps // 2 + 1.
+        sampler: the name of a sampler, in `SAMPLERS`.
+        spacing: a name in `SPACINGS`; the sampler's where None.
+        timesteps: the t themselves, falling, in (0, T], as many as `Sampler.levels` says.
 
     Raises:
-        BadInput: naming --spacing or --timesteps.
+        BadInput: naming the parameter.
     """
-    n = steps // 2 + 1 if sampler == "heun" else steps
+    entry = SAMPLERS[sampler]
+    n = entry.levels(steps)
     if timesteps is not None and spacing is not None:
-        raise BadInput(f"--spacing: expected it or --timesteps, found both ({spacing}); leave one out")
+        raise BadInput(f"spacing: expected it or `timesteps`, found both ({spacing}); leave one out")
     if timesteps is not None and len(timesteps) != n:
-        raise BadInput(f"--timesteps: expected {n} for {steps} evaluations with {sampler}, found {len(timesteps)}; correct it or --steps")
-    if timesteps is not None:
-        levels = _given(timesteps, schedule)
-    else:
-        levels = _spaced(n, schedule, DEFAULT_SPACINGS[sampler] if spacing is None else spacing)
-    if sampler == "heun":
+        expected = f"expected {n} for {steps} evaluations with {sampler}, found {len(timesteps)}"
+        raise BadInput(f"timesteps: {expected}; correct it or `steps`")
+    spacing = entry.spacing if spacing is None else spacing
+    levels = _spaced(n, schedule, spacing) if timesteps is None else _given(timesteps, schedule)
+    if entry.twice:
         levels = np.repeat(levels, [1, *[2] * (n - 1)])[:steps]
     return np.append(levels, 0.0)
 
 
-def find_spacing(name: str) -> Spacing:
-    """The spacing of that name. Raises `BadInput` listing the choices."""
-    return SPACINGS[named("--spacing", "spacing", name, SPACINGS)]
-
-
 def _spaced(n: int, schedule: Schedule, spacing: str) -> np.ndarray:
-    levels = find_spacing(spacing)(n, schedule)
+    levels = SPACINGS[named("spacing", "spacing", spacing, SPACINGS)](n, schedule)
     if not _noise_falls(levels, schedule):
-        raise BadInput(f"--steps: expected fewer than {n} with spacing {spacing}, found two of the same noise; take fewer, or another")
+        raise BadInput(
+            f"steps: expected fewer than {n} with spacing {spacing}, found two of the same noise; take fewer"
+        )
     return levels
 
 
 def _given(timesteps: Sequence[float], schedule: Schedule) -> np.ndarray:
     levels = np.array(timesteps, np.float64)
     if not (((levels > 0) & (levels <= schedule.T)).all() and _noise_falls(levels, schedule)):
-        found = ", ".join(f"{t:.10g}" for t in levels)
-        raise BadInput(f"--timesteps: expected falling t in (0, {schedule.T}] that differ in noise, found {found}; correct the list")
+        listed = ", ".join(f"{t:.10g}" for t in levels)
+        expected = f"expected falling t in (0, {schedule.T}] that differ in noise, found {listed}"
+        raise BadInput(f"timesteps: {expected}; correct the list")
     return levels
 
 

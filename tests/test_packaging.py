@@ -1,6 +1,7 @@
 """What is installed: every folder, no torch, and arrows between folders that only point down."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ else:
     tomllib = pytest.importorskip("tomli", reason="pyproject.toml is read with tomllib (Python 3.11) or tomli")
 
 ROOT = Path(__file__).parents[1]
+# These name commands to run, of this program or of another, with their flags.
+WITH_COMMANDS = {
+    "bundle.py", "choose.py", "cuda.py", "engine_openvino.py", "engine_ort.py", "engine_tensorrt.py", "files.py",
+    "sidecar.py", "survey.py",
+}  # fmt: skip
 LAYERS = ["runtime", "trainer", "export", "benchmarks", "cli"]
 
 
@@ -65,6 +71,21 @@ def test_no_file_imports_itself_by_way_of_others(layer: str) -> None:
     while free := {name for name, others in left.items() if not others & left.keys()}:
         left = {name: others for name, others in left.items() if name not in free}
     assert not left
+
+
+def test_the_library_names_parameters_not_flags() -> None:
+    """In all texts but docstrings and those that name a command to run."""
+    wrong = []
+    for path in sorted((ROOT / "runtime").glob("*.py")):
+        if path.name in WITH_COMMANDS:
+            continue
+        tree = ast.parse(path.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            if id(node) not in docs and re.search(r"(?<!\S)--[a-z]", text) and "cfgdiff " not in text:
+                wrong.append(f"{path.name}: {text}")
+    assert not wrong
 
 
 RUN = """import sys

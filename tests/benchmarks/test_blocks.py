@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cfgdiff.benchmarks.blocks import BLOCK, Sampling, Settings
+from cfgdiff.benchmarks.blocks import BLOCK, Sampling
 from cfgdiff.benchmarks.features import Extractor
-from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime import Bundle, Engine, Request, generate
 from cfgdiff.runtime.errors import BadInput, Failure
 
 
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-FAST = Settings(steps=2, guidance=1.0, sampler="ddim")
+FAST = Request([], steps=2, guidance=1.0, sampler="ddim")
 
 
 def test_samples_are_those_of_generate_with_their_features(small_bundle: Bundle, tmp_path: Path) -> None:
@@ -84,11 +84,11 @@ def test_what_is_there_is_not_drawn_again(small_bundle: Bundle, tmp_path: Path) 
 def test_other_settings_and_other_features_have_a_place_of_their_own(small_bundle: Bundle, tmp_path: Path) -> None:
     one = sampling(tmp_path, small_bundle)
     other = Sampling(tmp_path, small_bundle, Fake(), Extractor("means", "1" * 64, False, extract), None)
-    places = {one.place(FAST), one.place(Settings(3, 2, "ddim")), one.place(Settings(1.0, 2, "ddim", seed=1)),
-              one.place(Settings(2.0, 2, "ddim", (0.1, 3.0))), other.place(FAST)}  # fmt: skip
+    places = {one.place(FAST), one.place(Request([], 2, 3, sampler="ddim")), one.place(Request([], 2, 1.0, 1, "ddim")),
+              one.place(Request([], 2, 2.0, sampler="ddim", interval=(0.1, 3.0))), other.place(FAST)}  # fmt: skip
     assert len(places) == 5
-    with pytest.raises(BadInput, match="--sampler"):
-        one.place(Settings(sampler="dimm"))
+    with pytest.raises(BadInput, match=r"^sampler: no sampler"):
+        one.place(Request([], sampler="dimm"))
 
 
 def test_a_damaged_block_is_named(small_bundle: Bundle, tmp_path: Path) -> None:

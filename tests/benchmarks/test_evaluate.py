@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.benchmarks.blocks import Measured
-from cfgdiff.benchmarks.evaluate import EVERYWHERE, SWEPT_AT, Found, accuracy, best, choose, even, part, sweep_settings
+from cfgdiff.benchmarks.evaluate import SWEPT_AT, Found, accuracy, best, choose, even, part, sweep_settings
 from cfgdiff.benchmarks.measures import Quality
 from cfgdiff.runtime import Bundle
 
@@ -36,7 +36,7 @@ def test_defaults_follow_the_rule() -> None:
     assert choose([*guided, inside, *STEPS])["interval"] == (0.3, 10.0)
     guided[1] |= {"accuracy": 0.86}  # more than 3 points below the highest
     assert choose([*guided, *STEPS])["guidance"] == 6.0
-    assert choose([row("guidance", 2.0, 0.9, interval=EVERYWHERE), *STEPS])["interval"] is None
+    assert choose([row("guidance", 2.0, 0.9, interval=None), *STEPS])["interval"] is None
     blind = [row("guidance", 2.0, None, guidance=2.0), row("guidance", 1.0, None, guidance=1.5), *STEPS]
     assert choose(blind)["guidance"] == 1.5  # without a classifier the distance alone decides
 

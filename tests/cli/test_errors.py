@@ -19,7 +19,11 @@ from cfgdiff.runtime.errors import BadInput, Failure
         (Failure("a\nb"), 1, "Error: a b"),
         (BadInput("c"), 2, "Error: c"),
         (OSError(28, "No space left on device", "f.png"), 1, "Error: f.png: No space left on device"),
-        (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "Error: torch is not installed; pip install 'cfgdiff[train]'"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            1,
+            "Error: torch is not installed; pip install 'cfgdiff[train]'",
+        ),
         (click.ClickException("--n: expected a number, found 'a\nb'"), 1, "Error: --n: expected a number, found 'a b'"),
         (Failure("a\udcff.png: is damaged"), 1, "Error: a?.png: is damaged"),
         (KeyboardInterrupt(), 1, "Aborted!"),
@@ -34,6 +38,40 @@ def test_one_line_and_a_code(error: BaseException, code: int, line: str, capsys:
         run_command(command)([])
     text = capsys.readouterr().err.strip()
     assert stopped.value.code == code and text.startswith(line) and "\n" not in text
+
+
+@click.command()
+@click.option("--sampler")
+@click.option("--guidance-interval", "interval")
+@click.option("--from", "source")
+@click.option("-v", "--verbose", is_flag=True)
+@click.option("--out", type=click.Path(path_type=Path))
+@click.argument("place", required=False, type=click.Path(path_type=Path))
+def drawing(**flags: object) -> None:
+    raise BadInput(str(flags["sampler"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("interval: expected 0 <= LO < HI, found 3,1", "--guidance-interval: expected 0 <= LO < HI, found 3,1"),
+        ("rescale: leave it out, or set `sampler` or `steps`", "rescale: leave it out, or set --sampler or `steps`"),
+        ("edit.picture: expected uint8", "--from: expected uint8"),
+        ("verbose: expected nothing", "--verbose: expected nothing"),
+        ("a/b.png: cannot be written", "--out a/b.png: cannot be written"),
+        ("a/b.png/x: is damaged", "a/b.png/x: is damaged"),
+        ("data/bundle: has no interval: why", "data/bundle: has no interval: why"),
+        ("sampler is text, found at place: 3", "sampler is text, found at place: 3"),
+    ],
+)
+def test_parameters_and_places_become_the_flags_that_the_user_has(
+    text: str, line: str, capsys: pytest.CaptureFixture
+) -> None:
+    group = click.Group(commands={"draw": drawing})
+    for words, command in ((["draw"], group), ([], drawing)):
+        with pytest.raises(SystemExit) as stopped:
+            run_command(command)([*words, "--sampler", text, "--out", "a/b.png", "data/bundle"])
+        assert stopped.value.code == 2 and capsys.readouterr().err == f"Error: {line}\n"
 
 
 TERMINATED = """import os, sys, time

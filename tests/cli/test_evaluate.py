@@ -202,7 +202,7 @@ def write_classifier(path: Path, bundle: Bundle) -> Path:
         (["--alexnet", "absent"], 1, "--alexnet: absent: not readable as safetensors"),
         (["--classifier", "absent"], 1, "--classifier: absent: not readable as a classifier"),
         (["--features", "inception"], 1, "--features inception: its weights cannot be fetched (no network)"),
-        (["--sampler", "dimm"], 2, "--sampler"),
+        (["--sampler", "dimm"], 2, "sampler: no sampler 'dimm'"),
     ],
 )
 def test_mistakes_are_said_before_the_work(

@@ -101,7 +101,7 @@ def test_help_and_the_list_of_classes() -> None:
         (["--class", "frog", "--strength", 0.5], 2, "--strength: is for a picture, found no --from"),
         (["--class", "frog", "--from", "nowhere.png"], 1, "--from nowhere.png: cannot be read as a picture"),
         (["--remake", "nowhere.png"], 1, "nowhere.png: cannot be read as a picture"),
-        (["--class", "frog", "--resume", "--out", "a.npz"], 2, "--resume: only a folder or .tar can be continued, found --out a.npz"),
+        (["--class", "frog", "--resume", "--out", "a.npz"], 2, "--resume: only a folder or .tar can be resumed, found a.npz"),
         (["--class", "frog", "--frames", 9], 2, "--frames: is for interpolations, found none; add --interpolate SEED1:SEED2"),
         (["--class", "frog", "--interpolate", "1:2", "--seed", 3], 2, "--seed: --interpolate SEED1:SEED2 names the seeds"),
         (["--class", "frog", "--format", "png", "--out", "a.npz"], 2, "--format: is for pictures in a folder or .tar, found --out a.npz"),

@@ -13,7 +13,9 @@ CLASSES = ["frog", "ship", "cat"]
 
 
 @pytest.fixture
-def opening(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[OpenedEngine, dict[str, Any]]]]:
+def opening(
+    packaged: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[tuple[OpenedEngine, dict[str, Any]]]]:
     """What was opened, and with which arguments."""
     found = list[tuple[OpenedEngine, dict[str, Any]]]()
 
@@ -26,10 +28,18 @@ def opening(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 
 
 def test_it_draws_what_generate_does(packaged: Bundle, engine: Engine) -> None:
-    settings: dict[str, Any] = {"steps": 3, "guidance": [1, 2, 4], "seed": [5, 6, 2**64 - 1], "sampler": "euler-a", "batch": 2}
+    settings: dict[str, Any] = {
+        "steps": 3,
+        "guidance": [1, 2, 4],
+        "seed": [5, 6, 2**64 - 1],
+        "sampler": "euler-a",
+        "batch": 2,
+    }
     found = draw(packaged, CLASSES, engine, **settings)
     assert found.shape == (3, 32, 32, 3) and found.dtype == np.uint8
-    np.testing.assert_array_equal(found, np.concatenate([p for _, p in generate(engine, packaged, CLASSES, **settings)]))
+    np.testing.assert_array_equal(
+        found, np.concatenate([p for _, p in generate(engine, packaged, CLASSES, **settings)])
+    )
 
 
 def test_it_opens_an_engine_for_the_work_there_is_and_closes_it(packaged: Bundle, opening: Any) -> None:
@@ -43,9 +53,16 @@ def test_it_opens_an_engine_for_the_work_there_is_and_closes_it(packaged: Bundle
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"classes": "frog"}, "classes"), ({"classes": []}, "--n"), ({"steps": 2.5}, "--steps"), ({"batch": 0}, "--batch")],
+    [
+        ({"classes": "frog"}, "classes"),
+        ({"classes": []}, "classes"),
+        ({"steps": 2.5}, "steps"),
+        ({"batch": 0}, "batch"),
+    ],
 )
-def test_bad_input_is_named_before_an_engine_is_opened(packaged: Bundle, opening: Any, wrong: dict, message: str) -> None:
+def test_bad_input_is_named_before_an_engine_is_opened(
+    packaged: Bundle, opening: Any, wrong: dict, message: str
+) -> None:
     with pytest.raises(BadInput, match=f"^{message}: expected"):
         draw(packaged, **({"classes": CLASSES} | wrong))
     assert not opening()

@@ -1,15 +1,17 @@
 """The loop on the packaged model: independence of batches, the cost of guidance, early errors."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 
-from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime import Blend, Bundle, Edit, Engine, Request, generate, resolve, sample
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.fitted import Fitted
-from cfgdiff.runtime.generate import Blend, Edit, arc, class_labels, to_uint8
+from cfgdiff.runtime.generate import arc, to_uint8
 from cfgdiff.runtime.noise import normals
+from cfgdiff.runtime.request import class_labels
 from cfgdiff.runtime.spacing import timesteps_for
 
 
@@ -21,7 +23,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[int, int, float]] = []
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         self.calls.append((len(sample), len(guidance), float(timestep[0])))
         return np.zeros_like(sample)
 
@@ -83,23 +87,55 @@ def test_eta_reaches_ddim_and_its_noise_is_the_pictures_own(engine: Engine, pack
     ("settings", "expected"),
     [
         ({"classes": ["forg"]}, "did you mean 'frog'"), ({"classes": [10]}, "no class '10'"),
-        ({"classes": []}, "--n"), ({"steps": 0}, "--steps"),
-        ({"guidance": float("nan")}, "--guidance"), ({"sampler": "x"}, "--sampler"), ({"batch": 0}, "--batch"), ({"seed": -1}, "--seed"),
-        ({"spacing": "x"}, "--spacing"), ({"timesteps": [2, 3]}, "--timesteps"), ({"timesteps": []}, "--steps"),
-        ({"steps": 3, "timesteps": [3, 2]}, "--timesteps"), ({"eta": 0.5}, "--eta"),
+        ({"classes": []}, "^classes: expected a list of names or numbers, found \\[\\]"), ({"steps": 0}, "^steps: "),
+        ({"guidance": float("nan")}, "^guidance: "), ({"sampler": "x"}, "^sampler: "),
+        ({"batch": 0}, "^batch: "), ({"seed": -1}, "^seed: "),
+        ({"spacing": "x"}, "^spacing: "), ({"timesteps": [2, 3]}, "^timesteps: "), ({"timesteps": []}, "^steps: "),
+        ({"steps": 3, "timesteps": [3, 2]}, "^timesteps: "), ({"eta": 0.5}, "^eta: "),
         ({"classes": "frog"}, r"^classes: expected a list of names or numbers, found 'frog'; as in \['airplane'\]$"),
         ({"classes": 6}, "^classes: expected a list"), ({"classes": {"frog": 1}}, "^classes: expected a list"),
         ({"classes": [True]}, "no class 'True'"), ({"classes": [2.5]}, "no class '2.5'"), ({"classes": [-1]}, "no class '-1'"),
-        ({"steps": 2.5}, "^--steps: expected 1 or more, a whole number, found 2.5"), ({"batch": 2.5}, "^--batch: .* found 2.5"),
-        ({"batch": None}, "^--batch: .* found None"), ({"seed": "a"}, "^--seed: .* found 'a'"), ({"seed": 1.5}, "^--seed: .* found 1.5"),
-        ({"seed": [1, 2]}, "^--seed: expected 1 numbers, one for each class, found 2"), ({"seed": 2**64}, "^--seed: expected 0"),
+        ({"steps": 2.5}, "^steps: expected 1 or more, a whole number, found 2.5"), ({"batch": 2.5}, "^batch: .* found 2.5"),
+        ({"batch": None}, "^batch: .* found None"), ({"seed": "a"}, "^seed: .* found 'a'"), ({"seed": 1.5}, "^seed: .* found 1.5"),
+        ({"seed": [1, 2]}, "^seed: expected 1 numbers, one for each class, found 2"), ({"seed": 2**64}, "^seed: expected 0"),
         ({"indices": [-1]}, "^indices: expected 0"), ({"indices": [0.5]}, "^indices: .* found 0.5"),
-        ({"guidance": [1.0, float("nan")]}, "^--guidance: expected finite numbers, found 1.0, nan"), ({"spacing": ""}, "no spacing ''"),
+        ({"guidance": [1.0, float("nan")]}, "^guidance: expected finite numbers, found 1.0, nan"), ({"spacing": ""}, "no spacing ''"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_at_the_call(packaged: Bundle, settings: dict, expected: str) -> None:
     with pytest.raises(BadInput, match=expected):
         generate(Recorder(), packaged, **({"classes": ["frog"]} | settings))
+
+
+def test_generate_is_short_and_a_request_says_the_same(packaged: Bundle) -> None:
+    parameters = inspect.signature(generate).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][3:] == [
+        "steps",
+        "guidance",
+        "seed",
+        "sampler",
+    ]
+    assert len(parameters) - 1 <= 8  # what guidance comes with
+    request = Request(["cat", "dog"], 3, 2.0, 5, "ddim", eta=0.5, interval=(0.1, 9), batch=1)
+    drawn = list(sample(Recorder(), resolve(packaged, request)))
+    settings = {"eta": 0.5, "interval": (0.1, 9), "batch": 1}
+    short = list(generate(Recorder(), packaged, ["cat", "dog"], 3, 2.0, 5, "ddim", **settings))
+    assert [first for first, _ in drawn] == [first for first, _ in short] == [0, 1]
+    np.testing.assert_array_equal(*(np.concatenate([part for _, part in parts]) for parts in (drawn, short)))
+    with pytest.raises(TypeError, match="stpes"):
+        generate(Recorder(), packaged, ["cat"], stpes=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.steps = 4  # type: ignore[misc]
+
+
+def test_rescaling_fits_two_rows_a_picture_into_an_engine(packaged: Bundle) -> None:
+    class Answering(Recorder):
+        def predict(self, sample: np.ndarray, *others: np.ndarray) -> np.ndarray:
+            return sample + super().predict(sample, *others)
+
+    engine = Answering()
+    pictures(engine, packaged, 5, guidance=2.0, rescale=0.5, steps=1, interval=(0, np.inf))
+    assert [b for b, _, _ in engine.calls] == [4, 4, 2]  # of at most 5 rows
 
 
 def test_pictures_fill_the_range_of_uint8() -> None:
@@ -116,7 +152,9 @@ def test_half_of_the_steps_guided_cost_one_and_a_half_rows_a_step(packaged: Bund
 
 def test_a_picture_can_be_drawn_by_its_number_and_with_its_own_guidance(engine: Engine, packaged: Bundle) -> None:
     everywhere = (0.0, 1e9)
-    whole = pictures(engine, packaged, 6, guidance=[1.0, 2.0, 4.0, 1.0, 3.0, 2.0], batch=4, interval=everywhere).astype(int)
+    whole = pictures(engine, packaged, 6, guidance=[1.0, 2.0, 4.0, 1.0, 3.0, 2.0], batch=4, interval=everywhere).astype(
+        int
+    )
     ((_, alone),) = generate(engine, packaged, ["deer"], 3, 3.0, seed=4, indices=[4], interval=everywhere)
     assert np.abs(alone[0] - whole[4]).max() <= 1
     ((_, other),) = generate(engine, packaged, ["deer"], 3, 2.0, seed=4, indices=[4], interval=everywhere)
@@ -157,7 +195,9 @@ def test_what_is_not_masked_stays_pixel_by_pixel(engine: Engine, packaged: Bundl
     ((_, (picture,)),) = generate(engine, packaged, ["ship"], steps=5)
     mask = np.zeros((32, 32), bool)
     mask[:, 20:] = True
-    ((_, found),) = generate(engine, packaged, ["ship"] * 2, steps=8, seed=1, sampler=sampler, edit=Edit(picture, 1.0, mask))
+    ((_, found),) = generate(
+        engine, packaged, ["ship"] * 2, steps=8, seed=1, sampler=sampler, edit=Edit(picture, 1.0, mask)
+    )
     np.testing.assert_array_equal(found[:, ~mask], np.broadcast_to(picture[~mask], (2, *picture[~mask].shape)))
     assert np.abs(found[0, mask].astype(int) - picture[mask]).max() > 20
 
@@ -174,14 +214,17 @@ def test_it_can_be_watched_and_stopped(packaged: Bundle) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"guidance": [1.0, 2.0]}, "--guidance: expected 1 or 3 numbers"),
+        ({"guidance": [1.0, 2.0]}, "^guidance: expected 1 or 3 numbers"),
         ({"indices": [0, 1]}, "indices: expected 3 numbers"),
         ({"blend": Blend(1, ["cat"] * 2, [0, 1])}, "blend: expected 3 shares"),
-        ({"blend": Blend(-1, ["cat"] * 3, [0, 0, 1])}, "--seed: expected"),
-        ({"blend": Blend([1, 2], ["cat"] * 3, [0, 0, 1])}, "--seed: expected 3 numbers"),
-        ({"blend": Blend(1, ["cat"] * 3, [0, float("nan"), 1])}, r"blend: expected shares of 0 \.\. 1, found 0, nan, 1"),
-        ({"edit": Edit(np.zeros((32, 32, 4), np.uint8))}, "--from: expected uint8"),
-        ({"edit": Edit(np.zeros((32, 32, 3), np.uint8), 1.0, np.zeros((3, 3), bool))}, "--mask: expected bool"),
+        ({"blend": Blend(-1, ["cat"] * 3, [0, 0, 1])}, "^blend.seed: expected"),
+        ({"blend": Blend([1, 2], ["cat"] * 3, [0, 0, 1])}, "^blend.seed: expected 3 numbers"),
+        (
+            {"blend": Blend(1, ["cat"] * 3, [0, float("nan"), 1])},
+            r"^blend.shares: expected shares of 0 \.\. 1, found 0, nan, 1",
+        ),
+        ({"edit": Edit(np.zeros((32, 32, 4), np.uint8))}, "^edit.picture: expected uint8"),
+        ({"edit": Edit(np.zeros((32, 32, 3), np.uint8), 1.0, np.zeros((3, 3), bool))}, "^edit.mask: expected bool"),
     ],
 )
 def test_what_does_not_belong_together_is_refused_at_the_call(packaged: Bundle, wrong: dict, message: str) -> None:
@@ -191,23 +234,32 @@ def test_what_does_not_belong_together_is_refused_at_the_call(packaged: Bundle, 
 
 def test_names_of_classes_are_taken_in_any_case_and_numbers_are_numpys_too(packaged: Bundle) -> None:
     assert class_labels(packaged, ["FROG", "Ship", 3, np.int64(4)]).tolist() == [6, 8, 3, 4]
-    assert class_labels(packaged, np.array([1, 9])).tolist() == class_labels(packaged, ("automobile", "truck")).tolist() == [1, 9]
+    assert (
+        class_labels(packaged, np.array([1, 9])).tolist()
+        == class_labels(packaged, ("automobile", "truck")).tolist()
+        == [1, 9]
+    )
     twins = dataclasses.replace(packaged, class_names=["cat", "Cat", "dog"])
     assert class_labels(twins, ["Cat", "cat"]).tolist() == [1, 0]
-    with pytest.raises(BadInput, match="--class: class 'CAT' may be cat or Cat"):
+    with pytest.raises(BadInput, match=r"^classes: class 'CAT' may be cat or Cat"):
         class_labels(twins, ["CAT"])
 
 
 def test_every_seed_draws_pictures_of_its_own(packaged: Bundle) -> None:
     seeds = [0, 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
     drawn = {pictures(Recorder(), packaged, 2, seed=seed).tobytes() for seed in seeds}
-    blends = {pictures(Recorder(), packaged, 2, blend=Blend(seed, ["airplane", "automobile"], [0.5, 1])).tobytes() for seed in seeds}
+    blends = {
+        pictures(Recorder(), packaged, 2, blend=Blend(seed, ["airplane", "automobile"], [0.5, 1])).tobytes()
+        for seed in seeds
+    }
     assert len(drawn) == len(blends) == len(seeds)
 
 
 def test_with_a_seed_of_its_own_a_picture_depends_on_no_place(packaged: Bundle) -> None:
     def drawn(classes: list[str], sampler: str = "ddpm", **settings: object) -> np.ndarray:
-        return np.concatenate([p for _, p in generate(Recorder(), packaged, classes, 3, 1.0, sampler=sampler, batch=2, **settings)])  # type: ignore[arg-type]
+        return np.concatenate(
+            [p for _, p in generate(Recorder(), packaged, classes, 3, 1.0, sampler=sampler, batch=2, **settings)]
+        )  # type: ignore[arg-type]
 
     together = drawn(["cat", "dog", "cat"], seed=[7, 2**64 - 1, 3])
     np.testing.assert_array_equal(drawn(["cat", "dog"], seed=np.array([3, 7])), together[[2, 0]])
@@ -227,14 +279,18 @@ def test_guidance_may_be_an_array(packaged: Bundle) -> None:
 
 def test_what_is_not_finite_fails_and_is_no_black_picture(packaged: Bundle) -> None:
     class Damaged(Recorder):
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        def predict(
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+        ) -> np.ndarray:
             answer = super().predict(sample, timestep, class_label, guidance) + 1e6
             return answer + np.float32(np.nan) if len(self.calls) == 2 else answer
 
-    with pytest.raises(Failure, match=r"^fake, float32: the network's answer at t = 500 is not finite: "):
+    with pytest.raises(Failure, match=r"^fake, float32: the network's prediction at t = 500 is not finite: "):
         pictures(Damaged(), packaged, 2, sampler="ddim", timesteps=[900, 500, 20], steps=None)
     steps = Fitted((999.0, 0.0), ((1.0, 1e38, 0.0, 0.0),), 4.0)
-    with pytest.raises(Failure, match=r"^fake, float32: the finished picture is not finite: weights or fitted steps are damaged"):
+    with pytest.raises(
+        Failure, match=r"^fake, float32: the finished picture is not finite: weights or fitted steps are damaged"
+    ):
         pictures(Damaged(), dataclasses.replace(packaged, fitted={1: steps}), 2, sampler="fitted", steps=1)
 
 

@@ -62,7 +62,7 @@ def test_a_picture_without_a_note_says_so(tmp_path: Path) -> None:
     save_png(tmp_path / "a.png", PICTURES[0])
     (tmp_path / "b.webp").write_bytes(encoded(PICTURES[0], "webp"))
     (tmp_path / "c.png").write_text("nonsense")
-    for name, expected in (("a.png", "says nothing"), ("b.webp", "says nothing"), ("c.png", "cannot be read"), ("d.png", "No such file")):
+    for name, expected in (("a.png", "has no note"), ("b.webp", "has no note"), ("c.png", "cannot be read"), ("d.png", "No such file")):
         with pytest.raises(Failure, match=expected):
             read_note(tmp_path / name)
 
@@ -76,7 +76,7 @@ def test_a_note_that_is_none_says_so(tmp_path: Path, text: str, kind: str) -> No
     exif[0x010E] = text
     more = {"pnginfo": info} if kind == "png" else {"exif": exif.tobytes()}
     Image.new("RGB", (2, 2)).save(tmp_path / f"a.{kind}", **more)
-    with pytest.raises(Failure, match=r"says nothing of how it was made"):
+    with pytest.raises(Failure, match=r"has no note of how it was made"):
         read_note(tmp_path / f"a.{kind}")
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cfgdiff.runtime import Bundle, Request, resolve, sample
 from cfgdiff.runtime.errors import BadInput
 from cfgdiff.runtime.noise import normals
-from cfgdiff.runtime.samplers import SAMPLERS, find_sampler
+from cfgdiff.runtime.samplers import SAMPLERS, Sampler, solver
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.runtime.spacing import timesteps_for
 
@@ -32,14 +33,19 @@ def ode_error(name: str, levels: np.ndarray, prediction: str) -> float:
     schedule, predict = Schedule(prediction=prediction), exact(Schedule(prediction=prediction))
     standard = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
     ts = schedule.t_of_ratio(levels).tolist()
-    x, last = (alpha * MEAN + (alpha**2 * STD**2 + 1 - alpha**2) ** 0.5 * standard for alpha in schedule.alpha([ts[0], ts[-1]]).tolist())
+    x, last = (
+        alpha * MEAN + (alpha**2 * STD**2 + 1 - alpha**2) ** 0.5 * standard
+        for alpha in schedule.alpha([ts[0], ts[-1]]).tolist()
+    )
     timesteps = timesteps_for(name, 2 * len(ts) - 1 if name == "heun" else len(ts), schedule, timesteps=ts)
-    found = SAMPLERS[name](predict, x, timesteps, schedule, lambda step: x)
+    found = SAMPLERS[name].solve(predict, x, timesteps, schedule, lambda step: x)
     return float(np.abs(found - schedule.to_x0(predict(last, ts[-1]), last, ts[-1])).max())
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc", 3), ("heun", 2)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc", 3), ("heun", 2)]
+)
 def test_the_ode_samplers_converge_at_their_order(name: str, order: int, prediction: str) -> None:
     """The first steps are of lower order; from ratio 160 on, where x0 hardly changes, that costs nothing."""
     coarse, fine = (ode_error(name, np.geomspace(160, 0.1, n), prediction) for n in (60, 240))
@@ -60,7 +66,7 @@ def test_the_noisy_samplers_draw_from_the_distribution(name: str, eta: float, st
     """And not by the ODE, whose pictures correlate with the latent at 1."""
     schedule, rng = Schedule(prediction="eps"), np.random.default_rng(5)
     x = rng.standard_normal((500, 1, 4, 4), np.float32)
-    found = find_sampler(name, eta)(exact(schedule), x, timesteps_for(name, steps, schedule), schedule,
+    found = solver(name, eta)(exact(schedule), x, timesteps_for(name, steps, schedule), schedule,
                                     lambda step: rng.standard_normal(x.shape, np.float32)).astype(np.float64)  # fmt: skip
     assert found.mean() == pytest.approx(MEAN, abs=5 * STD / found.size**0.5)
     assert found.std() == pytest.approx(STD, rel=0.03)
@@ -77,7 +83,7 @@ def test_the_network_is_evaluated_once_a_step_in_float32(name: str, steps: int) 
         seen.append(t)
         return np.sin(x).astype(np.float32)
 
-    found = SAMPLERS[name](answer, x, timesteps_for(name, steps, schedule), schedule, lambda step: x)
+    found = SAMPLERS[name].solve(answer, x, timesteps_for(name, steps, schedule), schedule, lambda step: x)
     assert len(seen) == steps and all(0 < s <= t <= 1000 for t, s in pairwise([*seen, seen[-1]]))
     assert found.dtype == np.float32 and found.shape == x.shape and np.isfinite(found).all()
 
@@ -90,28 +96,60 @@ def test_pictures_stay_float32_between_evaluations(name: str) -> None:
         assert x.dtype == np.float32
         return np.sin(x)
 
-    SAMPLERS[name](answer, x, timesteps_for(name, 9, schedule), schedule, lambda step: x)
+    SAMPLERS[name].solve(answer, x, timesteps_for(name, 9, schedule), schedule, lambda step: x)
+
+
+def test_a_new_sampler_is_a_function_and_an_entry(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restarts its Euler steps from the clean picture, and evaluates at every level but the first twice."""
+    seen = list[tuple[float, ...]]()
+
+    def mine(
+        predict: Any, x: Any, timesteps: np.ndarray, schedule: Schedule, noise: Any, eta: float = 0.0
+    ) -> np.ndarray:
+        seen.append((*timesteps.tolist(), eta))
+        for t in timesteps[:-1]:
+            x = schedule.to_x0(predict(x, float(t)), x, float(t))
+        return x.astype(np.float32)
+
+    class Half:
+        name, precision, max_batch = "half", "float32", 8
+
+        def predict(self, sample: np.ndarray, *others: np.ndarray) -> np.ndarray:
+            return sample / 2
+
+        def close(self) -> None: ...
+
+    monkeypatch.setitem(SAMPLERS, "mine", Sampler(mine, "quadratic", twice=True, takes_eta=True))
+    plan = resolve(packaged, Request(["cat"], 3, 1.0, sampler="Mine", eta=0.5))
+    assert (plan.course.sampler, plan.course.spacing, plan.steps) == ("mine", "quadratic", 3)
+    ((_, pictures),) = sample(Half(), plan)
+    assert pictures.shape == (1, 32, 32, 3) and seen == [(1000.0, 250.0, 250.0, 0.0, 0.5)]
+    assert resolve(packaged, Request(["cat"], sampler="mine", timesteps=[900, 100, 9])).steps == 5
+    with pytest.raises(BadInput, match=r"^eta: only ddim or mine takes it, found sampler heun"):
+        solver("heun", 0.5)
 
 
 def test_an_unknown_sampler_lists_the_choices() -> None:
-    assert find_sampler("DPMpp-2M") is SAMPLERS["dpmpp-2m"]
-    with pytest.raises(BadInput, match=r"ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a; did you mean 'ddim'"):
-        find_sampler("dimm")
+    assert solver("DPMpp-2M") is SAMPLERS["dpmpp-2m"].solve
+    with pytest.raises(
+        BadInput, match=r"ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a; did you mean 'ddim'"
+    ):
+        solver("dimm")
 
 
 @pytest.mark.parametrize(
     ("name", "eta", "expected"),
     [
-        ("ddpm", 0.5, "--eta: only ddim takes it, found sampler ddpm"),
-        ("Euler", 0.5, "--eta: only ddim takes it, found sampler euler"),
-        ("ddim", -0.1, r"--eta: expected 0 .. 1, found -0.1"),
+        ("ddpm", 0.5, "^eta: only ddim takes it, found sampler ddpm; set `sampler` to ddim"),
+        ("Euler", 0.5, "^eta: only ddim takes it, found sampler euler"),
+        ("ddim", -0.1, r"^eta: expected 0 .. 1, found -0.1"),
         ("ddim", 1.5, "found 1.5"),
         ("ddim", float("nan"), "found nan"),
     ],
 )
 def test_an_eta_that_does_not_fit_is_refused(name: str, eta: float, expected: str) -> None:
     with pytest.raises(BadInput, match=expected):
-        find_sampler(name, eta)
+        solver(name, eta)
 
 
 SHAPE = (3, 8, 8)
@@ -141,7 +179,10 @@ def diffusers_peer(kind: str, steps: int, **settings: Any) -> tuple[Any, Any]:
 PEERS = {
     "ddpm": ("DDPMScheduler", {"variance_type": "fixed_small", "clip_sample": False}),
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
-    "dpmpp-2m": ("DPMSolverMultistepScheduler", {"solver_order": 2, "lower_order_final": False, "final_sigmas_type": "zero"}),
+    "dpmpp-2m": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "lower_order_final": False, "final_sigmas_type": "zero"},
+    ),
     "dpmpp-3m": ("UniPCMultistepScheduler", UNIPC | {"disable_corrector": list(range(50))}),
     "unipc": ("UniPCMultistepScheduler", UNIPC),
 }
@@ -155,7 +196,7 @@ def test_agrees_with_diffusers(name: str, eta: float, monkeypatch: pytest.Monkey
     That of DPMSolverMultistepScheduler at order 3 takes half of the second derivative, as the authors' code does, and is of order 2.
     """
     steps, schedule = 50, Schedule(prediction="v")
-    ours = find_sampler(name, eta)(answer, LATENT, np.linspace(1000, 0, steps + 1), schedule, noise)
+    ours = solver(name, eta)(answer, LATENT, np.linspace(1000, 0, steps + 1), schedule, noise)
 
     kind, settings = PEERS[name]
     peer, torch = diffusers_peer(kind, steps, **TRAILING, **settings)
@@ -171,11 +212,15 @@ def test_agrees_with_diffusers(name: str, eta: float, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "kind"), [("euler", "EulerDiscreteScheduler"), ("euler-a", "EulerAncestralDiscreteScheduler")])
-def test_euler_and_its_ancestral_form_agree_with_diffusers(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("euler", "EulerDiscreteScheduler"), ("euler-a", "EulerAncestralDiscreteScheduler")]
+)
+def test_euler_and_its_ancestral_form_agree_with_diffusers(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As for heun, the peer's x is z = x / alpha, and its sigmas are ratio."""
     schedule, timesteps = Schedule(prediction="v"), np.linspace(950, 0, 51)
-    ours = find_sampler(name)(answer, LATENT, timesteps, schedule, noise)
+    ours = solver(name)(answer, LATENT, timesteps, schedule, noise)
 
     peer, torch = diffusers_peer(kind, 50, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     peer.timesteps, peer.sigmas = torch.from_numpy(timesteps[:-1]), torch.from_numpy(schedule.ratio(timesteps))
@@ -194,7 +239,7 @@ def test_heun_agrees_with_diffusers() -> None:
     """The peer's x is z = x / alpha, and its timesteps stand there twice, too. From t = 950, as its float32 is not enough near T."""
     schedule, levels = Schedule(prediction="v"), np.linspace(950, 0, 51)[:-1]
     timesteps = timesteps_for("heun", 99, schedule, timesteps=levels.tolist())
-    ours = SAMPLERS["heun"](answer, LATENT, timesteps, schedule, noise)
+    ours = SAMPLERS["heun"].solve(answer, LATENT, timesteps, schedule, noise)
 
     peer, torch = diffusers_peer("HeunDiscreteScheduler", 50, **TRAILING)
     peer.set_timesteps(timesteps=(levels - 1).tolist())
@@ -211,7 +256,7 @@ def test_ipndm_agrees_with_diffusers() -> None:
     """The peer keeps a schedule of its own, into which ours is put (its betas are sigma), and has no special last step: ours is Euler's."""
     steps, schedule = 50, Schedule(prediction="v")
     timesteps = np.linspace(950, 0, steps + 1)
-    ours = SAMPLERS["ipndm"](answer, LATENT, timesteps, schedule, noise)
+    ours = SAMPLERS["ipndm"].solve(answer, LATENT, timesteps, schedule, noise)
 
     peer, torch = diffusers_peer("IPNDMScheduler", steps)
     peer.betas, peer.alphas = torch.from_numpy(schedule.sigma(timesteps)), torch.from_numpy(schedule.alpha(timesteps))

@@ -68,3 +68,14 @@ def test_the_forward_process_is_the_same_for_arrays_and_tensors(prediction: str)
 def test_what_is_not_known_is_refused(wrong: dict) -> None:
     with pytest.raises(Failure, match="schedule"):
         Schedule(**wrong)
+
+
+def test_noising_is_the_forward_process() -> None:
+    schedule, (x0, eps) = (
+        Schedule(prediction="eps"),
+        np.random.default_rng(0).standard_normal((2, 2, 3, 4, 4), np.float32),
+    )
+    x_t, alpha_bar = schedule.noised(x0, eps, 400.5), float(schedule.alpha_bar(400.5))
+    np.testing.assert_allclose(x_t, alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * eps, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(schedule.to_x0(eps, x_t, 400.5), x0, atol=1e-5)
+    assert x_t.dtype == np.float32

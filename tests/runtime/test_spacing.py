@@ -6,14 +6,17 @@ import pytest
 from cfgdiff.runtime.errors import BadInput
 from cfgdiff.runtime.samplers import SAMPLERS
 from cfgdiff.runtime.schedule import KINDS, Schedule
-from cfgdiff.runtime.spacing import DEFAULT_SPACINGS, SPACINGS, evaluations, find_spacing, timesteps_for
+from cfgdiff.runtime.spacing import SPACINGS, timesteps_for
 
 COSINE = Schedule()
 
 
 def test_every_sampler_has_a_spacing() -> None:
-    assert DEFAULT_SPACINGS.keys() == SAMPLERS.keys()
-    assert set(DEFAULT_SPACINGS.values()) <= SPACINGS.keys() == {"uniform", "quadratic", "log-snr", "karras"}
+    assert (
+        {sampler.spacing for sampler in SAMPLERS.values()}
+        <= SPACINGS.keys()
+        == {"uniform", "quadratic", "log-snr", "karras"}
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,12 +48,13 @@ def test_even_in_the_noise_level_as_karras_and_as_its_logarithm() -> None:
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_without_a_spacing_it_is_the_samplers(sampler: str) -> None:
-    expected = timesteps_for(sampler, 9, COSINE, DEFAULT_SPACINGS[sampler])
+    expected = timesteps_for(sampler, 9, COSINE, SAMPLERS[sampler].spacing)
     np.testing.assert_array_equal(timesteps_for(sampler, 9, COSINE), expected)
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"), [(1, [90]), (2, [90, 50]), (3, [90, 50, 50]), (4, [90, 50, 50, 10]), (5, [90, 50, 50, 10, 10])]
+    ("steps", "expected"),
+    [(1, [90]), (2, [90, 50]), (3, [90, 50, 50]), (4, [90, 50, 50, 10]), (5, [90, 50, 50, 10, 10])],
 )
 def test_heun_evaluates_twice_at_all_but_the_first_and_leaves_nothing_over(steps: int, expected: list[float]) -> None:
     given = sorted(set(expected), reverse=True)
@@ -60,8 +64,8 @@ def test_heun_evaluates_twice_at_all_but_the_first_and_leaves_nothing_over(steps
 
 def test_a_list_is_taken_as_it_is_and_says_how_many_evaluations() -> None:
     assert timesteps_for("unipc", 3, COSINE, timesteps=[1000, 750.5, 1e-3]).tolist() == [1000, 750.5, 1e-3, 0]
-    assert [evaluations(name, None, [9, 5, 1], 20) for name in ("ddim", "heun")] == [3, 5]
-    assert evaluations("heun", 4, [9, 5, 1], 20) == 4 and evaluations("ddim", None, None, 20) == 20
+    assert [SAMPLERS[name].evaluations(3) for name in ("ddim", "heun")] == [3, 5]
+    assert [SAMPLERS["heun"].levels(n) for n in (1, 2, 3, 4, 5)] == [1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -74,34 +78,41 @@ def test_a_list_is_taken_as_it_is_and_says_how_many_evaluations() -> None:
 )  # fmt: skip
 def test_a_list_that_does_not_fall_within_the_schedule_is_refused(timesteps: list[float]) -> None:
     with pytest.raises(
-        BadInput, match=r"^--timesteps: expected falling t in \(0, 1000\] that differ in noise, found [^\n]*; correct the list$"
+        BadInput,
+        match=r"^timesteps: expected falling t in \(0, 1000\] that differ in noise, found [^\n]*; correct the list$",
     ):
         timesteps_for("unipc", 3, COSINE, timesteps=timesteps)
 
 
-@pytest.mark.parametrize(("sampler", "steps", "expected"), [("unipc", 4, 4), ("unipc", 2, 2), ("heun", 3, 2), ("heun", 6, 4)])
+@pytest.mark.parametrize(
+    ("sampler", "steps", "expected"), [("unipc", 4, 4), ("unipc", 2, 2), ("heun", 3, 2), ("heun", 6, 4)]
+)
 def test_a_list_of_another_length_is_refused(sampler: str, steps: int, expected: int) -> None:
-    with pytest.raises(BadInput, match=f"--timesteps: expected {expected} for {steps} evaluations with {sampler}, found 3; "):
+    with pytest.raises(
+        BadInput, match=f"^timesteps: expected {expected} for {steps} evaluations with {sampler}, found 3; "
+    ):
         timesteps_for(sampler, steps, COSINE, timesteps=[9, 5, 1])
 
 
 def test_a_list_and_a_spacing_exclude_each_other() -> None:
-    with pytest.raises(BadInput, match=r"--spacing: expected it or --timesteps, found both \(karras\)"):
+    with pytest.raises(BadInput, match=r"^spacing: expected it or `timesteps`, found both \(karras\)"):
         timesteps_for("ddim", 2, COSINE, "karras", [9, 5])
 
 
 def test_an_unknown_spacing_lists_the_choices() -> None:
-    assert find_spacing("Karras") is SPACINGS["karras"]
+    np.testing.assert_array_equal(
+        timesteps_for("ddim", 3, COSINE, "Karras"), timesteps_for("ddim", 3, COSINE, "karras")
+    )
     with pytest.raises(BadInput, match=r"uniform, quadratic, log-snr, karras; did you mean 'karras'"):
-        find_spacing("karas")
+        timesteps_for("ddim", 3, COSINE, "karas")
 
 
 def test_an_empty_name_is_no_spacing() -> None:
-    with pytest.raises(BadInput, match="--spacing: no spacing ''; choose from uniform"):
+    with pytest.raises(BadInput, match=r"^spacing: no spacing ''; choose from uniform"):
         timesteps_for("ddim", 2, COSINE, "")
 
 
 def test_more_steps_than_the_schedule_has_noise_for_are_refused() -> None:
     """The linear schedule ends at a ratio of 157, so of very many steps from 160 on two fall onto T."""
-    with pytest.raises(BadInput, match="--steps: expected fewer than 1000 with spacing karras"):
+    with pytest.raises(BadInput, match=r"^steps: expected fewer than 1000 with spacing karras"):
         timesteps_for("dpmpp-2m", 1000, Schedule(kind="linear"))

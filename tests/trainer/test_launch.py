@@ -146,7 +146,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(reach: str, picture_folder: Pa
     shown = started.communicate(timeout=120)[1]
     assert started.returncode == 0, shown
     assert "Traceback" not in shown and shown.count("2 x cpu") == 1
-    [line] = [line for line in shown.splitlines() if line.startswith("stopped; go on with: ")]
+    [line] = [line for line in shown.splitlines() if line.startswith("stopped; resume with: ")]
     assert line.endswith("cfgdiff train --resume run --processes 2")
     left = read_checkpoint(tmp_path / "run")[0]["pictures_seen"]
     assert not list((tmp_path / "run").rglob("*.partial"))
