@@ -25,7 +25,9 @@ Examples:
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--measure", "anew", is_flag=True, help="Time the engines again, in place of what was kept.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the engine's choice.")
-@click.option("--store", is_flag=True, help="Put how fast they are here into the bundle, for machines that lack one of them.")
+@click.option(
+    "--store", is_flag=True, help="Put how fast they are here into the bundle, for machines that lack one of them."
+)
 def engines(bundle: Path | None, anew: bool, threads: int | None, store: bool) -> None:
     """List the engines: which work here for a bundle (by default the packaged model), at which precisions, and how to get the others.
 
@@ -69,7 +71,9 @@ def _speed_lines(seen: "Survey") -> list[str]:
     base, cells = timed[REFERENCE].many, [(" ", *HEADS)]
     for way, s in timed.items():
         figures = f"{1e3 * s.one:.1f}", f"{1e3 * s.many:.1f}", f"{base / s.many:.2f}", f"{s.opened:.2f}"
-        cells.append(("*" if way == seen.taken else " ", *way, *figures, f"{'yes' if s.certified else 'no'}: {s.verdict}"))
+        cells.append(
+            ("*" if way == seen.taken else " ", *way, *figures, f"{'yes' if s.certified else 'no'}: {s.verdict}")
+        )
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return ["", "On this CPU, calls for 1 and for 64 guided pictures, in times cpu float32 at 64:", "", *shown]

@@ -33,15 +33,31 @@ Examples:
               help="Export from a bundle's float32 graph (by default the packaged model's) instead of a checkpoint.")  # fmt: skip
 @click.option("--out", type=PATH, help="Folder of the bundle. Default: exported/<name of the run or bundle>.")
 @click.option("--sampler", help="Default sampler of the bundle. Without it: dpmpp-2m, or the source bundle's.")
-@click.option("--steps", type=click.IntRange(min=1), help="Default number of evaluations. Without it: 20, or the source bundle's.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="Default number of evaluations. Without it: 20, or the source bundle's."
+)
 @click.option("--guidance", type=float, help="Default guidance w. Without it: 1.5, or the source bundle's.")
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
               help="Guide only where sigma / alpha lies between these. Without it: everywhere, or the source bundle's.")  # fmt: skip
 @click.option("--fp16", is_flag=True, help="Add a variant that computes in float16, for GPUs.")
-@click.option("--int8", is_flag=True, help="Add a variant with convolutions in int8: smaller and, on CPUs, faster, a little less exact.")
-@click.option("--tensorrt/--no-tensorrt", default=None, help="Build TensorRT engines. Default: where TensorRT is installed.")
-@click.option("--batch", default="1,64,256", show_default=True, metavar="MIN,OPT,MAX", help="Pictures in a batch that engines take.")
-@click.option("--sm", metavar="NN[,NN...]", help="GPU architectures, as 86,89,120. Default: this GPU's; without one, 86,89,120.")
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Add a variant with convolutions in int8: smaller and, on CPUs, faster, a little less exact.",
+)
+@click.option(
+    "--tensorrt/--no-tensorrt", default=None, help="Build TensorRT engines. Default: where TensorRT is installed."
+)
+@click.option(
+    "--batch",
+    default="1,64,256",
+    show_default=True,
+    metavar="MIN,OPT,MAX",
+    help="Pictures in a batch that engines take.",
+)
+@click.option(
+    "--sm", metavar="NN[,NN...]", help="GPU architectures, as 86,89,120. Default: this GPU's; without one, 86,89,120."
+)
 @plugin_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there; engines that still fit are kept.")
 def export(checkpoint: Path | None, from_bundle: str | None, out: Path | None, fp16: bool, int8: bool, tensorrt: bool | None, batch: str,
@@ -68,7 +84,9 @@ def export(checkpoint: Path | None, from_bundle: str | None, out: Path | None, f
     if errors := report.errors:
         say(f"ONNX Runtime against PyTorch: largest relative error {errors['graph']}")
         say(f"weights stored as float16: largest relative change of the prediction {errors['float16_weights']}")
-        say(f"16 pictures of the bundle against PyTorch in float32: {errors['picture_psnr_db']} dB (48 is one grey level)")
+        say(
+            f"16 pictures of the bundle against PyTorch in float32: {errors['picture_psnr_db']} dB (48 is one grey level)"
+        )
     for name, variant in report.bundle.variants.items():
         say(f"{name}: {summary(variant.certificate or {}, name == 'float32')}")
     say(f"bundle {target}, {report.megabytes:.1f} MB; use it with: cfgdiff-run --model {target} --class NAME")
@@ -88,7 +106,9 @@ def summary(certificate: dict[str, Any], reference: bool = False) -> str:
     if not certificate["passed"]:
         return "FAILED: " + "; ".join(certificate["failures"])
     if reference:
-        return "passed; its rows agree with each other and with the guidance equation, and the others are compared with it"
+        return (
+            "passed; its rows agree with each other and with the guidance equation, and the others are compared with it"
+        )
     found = certificate["found"]
     level, error = max(found["prediction"].items(), key=lambda entry: entry[1])
     clean = max(found["x0"].values())
@@ -116,7 +136,9 @@ def _chosen_defaults(**defaults: Any) -> dict[str, Any]:
     return given
 
 
-def _source(checkpoint: Path | None, from_bundle: str | None, name: str, chosen: dict[str, Any], plugins: tuple[Path, ...]) -> "Source":
+def _source(
+    checkpoint: Path | None, from_bundle: str | None, name: str, chosen: dict[str, Any], plugins: tuple[Path, ...]
+) -> "Source":
     from cfgdiff.export import source
     from cfgdiff.runtime.bundle import Defaults
 
@@ -171,7 +193,9 @@ Exit code 1 where anything fails, or where nothing could be verified."""
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--engine", type=click.Choice(["cpu", "cuda", "openvino", "tensorrt"]),
               help="Verify this alone. Default: all that work here.")  # fmt: skip
-@click.option("--n", default=256, show_default=True, type=click.IntRange(min=8), help="Pictures to compare with float32's.")
+@click.option(
+    "--n", default=256, show_default=True, type=click.IntRange(min=8), help="Pictures to compare with float32's."
+)
 @click.option("--store/--no-store", default=True, show_default=True,
               help="Keep the certificates of cpu and tensorrt in the bundle; those of cuda and openvino are shown only.")  # fmt: skip
 def verify(bundle: Path | None, engine: str | None, n: int, store: bool) -> None:
@@ -188,9 +212,13 @@ def verify(bundle: Path | None, engine: str | None, n: int, store: bool) -> None
     found = load_bundle(bundle)
     chosen = candidates(found, engine)
     if not chosen:
-        raise Failure(f"{found.path}: has no TensorRT engine; build one with: cfgdiff export --from-bundle {found.path} --tensorrt")
+        raise Failure(
+            f"{found.path}: has no TensorRT engine; build one with: cfgdiff export --from-bundle {found.path} --tensorrt"
+        )
     failed, passed, skipped = 0, 0, dict[str, list[str]]()
-    with click.progressbar(length=n * (1 + len(chosen)), label="drawing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with click.progressbar(
+        length=n * (1 + len(chosen)), label="drawing", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
         against = reference(open_engine(found, "cpu", "float32"), found, n, bar.update)
         for candidate, answer in certify(chosen, found, against, bar.update):
             if isinstance(answer, Failure):

@@ -73,12 +73,17 @@ def _evaluated(found: dict[str, Any]) -> list[str]:
     used, lines = found["protocol"], []
     for key, name in found.get("called", {}).items():
         real = found.get("held-out pictures", {}).get(key)
-        lines.append(f"- {name}: {found['quality'][key]['mean']:.4g}" + ("" if real is None else f" (held-out pictures: {real:.4g})"))
+        lines.append(
+            f"- {name}: {found['quality'][key]['mean']:.4g}"
+            + ("" if real is None else f" (held-out pictures: {real:.4g})")
+        )
     if "class accuracy" in found:
         lines.append(f"- class accuracy: {found['class accuracy']:.1%}, by a classifier")
     if "nearest" in found:
         near = found["nearest"]["samples"]
-        lines.append(f"- nearest training picture: LPIPS {near['mean']:.3f} in the mean of {near['n']} samples, {near['copies']} copies")
+        lines.append(
+            f"- nearest training picture: LPIPS {near['mean']:.3f} in the mean of {near['n']} samples, {near['copies']} copies"
+        )
     how = f"{found['n']} samples, guidance {used['guidance']}, {used['evaluations']} evaluations of {used['sampler']}"
     return ["", f"Measured by cfgdiff eval ({how}; features: {used['features']}):", "", *lines]
 
@@ -129,4 +134,6 @@ def _inline(value: Any) -> str:
 def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     lines = [heads, ["-" * width for width in widths], *rows]
-    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]

@@ -38,7 +38,9 @@ class Candidate:
 def candidates(bundle: Bundle, kind: str | None = None, threads: int | None = None) -> list[Candidate]:
     """The variants on every engine that takes graphs, and the TensorRT engines beside the bundle; of one kind where asked for."""
     found = [
-        _of_graph(bundle, engine, precision, threads) for engine in ("cpu", "cuda", "openvino") for precision in precisions(engine, bundle)
+        _of_graph(bundle, engine, precision, threads)
+        for engine in ("cpu", "cuda", "openvino")
+        for precision in precisions(engine, bundle)
     ]
     found += [_of_engine(bundle, built) for built in engines_beside(bundle.path)]
     return [candidate for candidate in found if kind in (None, candidate.kind)]
@@ -52,7 +54,13 @@ def _of_graph(bundle: Bundle, engine: str, precision: str, threads: int | None) 
     digest = graph_digest(bundle.variants.get(precision, bundle.variants["float32"]))  # bfloat16 is float32's graph
     own = precision in bundle.variants
     return Candidate(
-        f"{engine} {precision}", engine, precision, own, digest, partial(open_engine, bundle, engine, precision, threads), store
+        f"{engine} {precision}",
+        engine,
+        precision,
+        own,
+        digest,
+        partial(open_engine, bundle, engine, precision, threads),
+        store,
     )
 
 

@@ -24,7 +24,11 @@ def store_half(model: onnx.ModelProto) -> None:
         if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= SMALL:
             i.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(i).astype(np.float16), i.name))
             cast_names[i.name] = f"{i.name}.float32"
-            casts.append(helper.make_node("Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT))
+            casts.append(
+                helper.make_node(
+                    "Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT
+                )
+            )
     for node in model.graph.node:
         node.input[:] = [cast_names.get(name, name) for name in node.input]
     replace_nodes(model, [*casts, *model.graph.node])
@@ -32,7 +36,11 @@ def store_half(model: onnx.ModelProto) -> None:
 
 def with_description(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> onnx.ModelProto:
     """A copy with what bundle.json says of the model in its metadata, and how to draw with it, for those who meet the graph alone."""
-    schedule, defaults, classes = Schedule(**description["schedule"]), description["defaults"], len(description["class_names"])
+    schedule, defaults, classes = (
+        Schedule(**description["schedule"]),
+        description["defaults"],
+        len(description["class_names"]),
+    )
     described = inputs(classes, schedule.T)
     told = {"model": description["name"], "precision": precision}
     told |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
@@ -47,7 +55,9 @@ def with_description(model: onnx.ModelProto, description: dict[str, Any], precis
     del found.metadata_props[:]
     found.metadata_props.extend(entries)
     found.model_version = FORMAT_VERSION
-    found.doc_string = f"{description['name']}: a class-conditional diffusion model; metadata 'sampling' says how to draw with it."
+    found.doc_string = (
+        f"{description['name']}: a class-conditional diffusion model; metadata 'sampling' says how to draw with it."
+    )
     for value in (*found.graph.input, *found.graph.output):
         value.doc_string = described.get(value.name, "")
     return found

@@ -65,21 +65,33 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
     paths, found = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
     for n in evaluations:
         fitted, x = fit(predict, bundle, teacher, guidance, paths[n], known)
-        drawn = SAMPLERS["dpmpp-2m"](predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise)
+        drawn = SAMPLERS["dpmpp-2m"](
+            predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise
+        )
         errors = (float(np.square(picture[pictures:] - teacher.states[-1][pictures:]).mean()) for picture in (x, drawn))
         found[n] = Fit(fitted, *errors)
     return found
 
 
-def total_evaluations(evaluations: list[int], pictures: int = 128, held_out: int = 32, teacher_evaluations: int = 60) -> int:
+def total_evaluations(
+    evaluations: list[int], pictures: int = 128, held_out: int = 32, teacher_evaluations: int = 60
+) -> int:
     """How many pictures `fit_steps` has evaluated in the end."""
     return (pictures + held_out) * (teacher_evaluations + 2 * sum(evaluations))
 
 
-def predictor(engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: Guidance, watch: Callable[[int], object]) -> Predict:
+def predictor(
+    engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: Guidance, watch: Callable[[int], object]
+) -> Predict:
     """Guided answers for any number of pictures, `BATCH` at a time."""
-    parts, weights = [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)], guidance.weights_of(np.arange(len(labels)))
-    predicts = [guided(engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance) for part in parts]
+    parts, weights = (
+        [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)],
+        guidance.weights_of(np.arange(len(labels))),
+    )
+    predicts = [
+        guided(engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance)
+        for part in parts
+    ]
 
     def predict(x: np.ndarray, t: float) -> np.ndarray:
         answers = []

@@ -27,12 +27,16 @@ class _GroupNorm(nn.Module):
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = (nn.Parameter(p.detach()[:, None, None], requires_grad=False) for p in (norm.weight, norm.bias))
+        self.weight, self.bias = (
+            nn.Parameter(p.detach()[:, None, None], requires_grad=False) for p in (norm.weight, norm.bias)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
         groups = x.reshape(x.shape[0], self.groups, x[0].numel() // self.groups)
-        return nn.functional.layer_norm(groups, groups.shape[2:], eps=self.eps).reshape(x.shape) * self.weight + self.bias
+        return (
+            nn.functional.layer_norm(groups, groups.shape[2:], eps=self.eps).reshape(x.shape) * self.weight + self.bias
+        )
 
 
 def _with_named_norms(network: nn.Module) -> nn.Module:
@@ -108,4 +112,6 @@ def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
         if kept is not None:
             model.metadata_props.add(key=f"same as:{name}", value=kept)
         elif len(values) and (values == values[0]).all():
-            model.metadata_props.add(key=f"constant:{name}", value=json.dumps({"value": float(values[0]), "shape": list(p.shape)}))
+            model.metadata_props.add(
+                key=f"constant:{name}", value=json.dumps({"value": float(values[0]), "shape": list(p.shape)})
+            )

@@ -52,5 +52,7 @@ def _merged(model: onnx.ModelProto, x: str, products: list[onnx.NodeProto], size
         helper.make_node("Concat", weights, [f"{x}.weights"], name=f"concat.{x}.weights", axis=0),
         helper.make_node("Concat", biases, [f"{x}.biases"], name=f"concat.{x}.biases", axis=0),
         helper.make_node("Gemm", [x, f"{x}.weights", f"{x}.biases"], [f"{x}.products"], name=f"gemm.{x}", transB=1),
-        helper.make_node("Split", [f"{x}.products", f"{x}.sizes"], [node.output[0] for node in products], name=f"split.{x}", axis=1),
+        helper.make_node(
+            "Split", [f"{x}.products", f"{x}.sizes"], [node.output[0] for node in products], name=f"split.{x}", axis=1
+        ),
     ]

@@ -12,9 +12,7 @@ from cfgdiff.trainer.objective import rate, test_loss
 from .fold import GuidedNetwork
 
 CASES = [(1, 0), (1, 1), (5, 3), (8, 8), (64, 10)]  # (B, G)
-LIMIT = (
-    1e-3  # of the largest value; float32 costs PyTorch itself up to 1.4e-4, for white noise where the timestep says that there is little
-)
+LIMIT = 1e-3  # of the largest value; float32 costs PyTorch itself up to 1.4e-4, for white noise where the timestep says that there is little
 
 
 def example(b: int, g: int, image_shape: tuple[int, int, int], classes: int) -> dict[str, np.ndarray]:

@@ -8,7 +8,16 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from .edit import replace_nodes, store_half, unpacked
 
-FULL_OPS = {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Softmax", "Sin", "Cos", "Cast", "Resize"}
+FULL_OPS = {
+    "InstanceNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "Softmax",
+    "Sin",
+    "Cos",
+    "Cast",
+    "Resize",
+}
 
 
 def half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,7 +43,9 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
                 array = numpy_helper.to_array(stored[name]).astype(np.float16)
                 model.graph.initializer.append(numpy_helper.from_array(array, casts[name, kind]))
             else:
-                nodes.append(helper.make_node("Cast", [name], [casts[name, kind]], name=f"cast.{casts[name, kind]}", to=kind))
+                nodes.append(
+                    helper.make_node("Cast", [name], [casts[name, kind]], name=f"cast.{casts[name, kind]}", to=kind)
+                )
         return casts[name, kind]
 
     for index, node in enumerate(list(model.graph.node)):
@@ -52,7 +63,11 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _float_values(model: onnx.ModelProto) -> set[str]:
     graph = shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = {v.name for v in (*graph.input, *graph.output, *graph.value_info) if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    values = {
+        v.name
+        for v in (*graph.input, *graph.output, *graph.value_info)
+        if v.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
     return values | {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
 
 

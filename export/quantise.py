@@ -136,15 +136,23 @@ class _Rewriter:
 
     def _through(self, name: str, target: str, scale: np.float32, zero: np.floating) -> None:
         """Put the tensor `name` through uint8 into `target`."""
-        grid = [self._constant(f"{target}.scale", np.array(scale)), self._constant(f"{target}.zero", np.array(zero, np.uint8))]
+        grid = [
+            self._constant(f"{target}.scale", np.array(scale)),
+            self._constant(f"{target}.zero", np.array(zero, np.uint8)),
+        ]
         self._add("QuantizeLinear", [name, *grid], f"{target}.integers")
         self._add("DequantizeLinear", [f"{target}.integers", *grid], target)
 
     def _fixed(self, name: str, array: np.ndarray, scale: np.ndarray, meaning: np.ndarray, kind: type) -> str:
         """Store weights (outputs, ..) as integers, in units of `scale` (outputs,), which stand for `meaning`; the name of their values."""
         integers = np.rint(array / scale.reshape(-1, *[1] * (array.ndim - 1))).astype(kind)
-        grid = [self._constant(f"{name}.scale", meaning.astype(np.float32)), self._constant(f"{name}.zero", np.zeros(len(scale), kind))]
-        self._add("DequantizeLinear", [self._constant(f"{name}.integers", integers), *grid], f"{name}.dequantised", axis=0)
+        grid = [
+            self._constant(f"{name}.scale", meaning.astype(np.float32)),
+            self._constant(f"{name}.zero", np.zeros(len(scale), kind)),
+        ]
+        self._add(
+            "DequantizeLinear", [self._constant(f"{name}.integers", integers), *grid], f"{name}.dequantised", axis=0
+        )
         return f"{name}.dequantised"
 
 
@@ -176,7 +184,9 @@ def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int =
     class Recorder:
         name, precision, max_batch = engine.name, engine.precision, engine.max_batch
 
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        def predict(
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+        ) -> np.ndarray:
             calls.append({"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance})
             return engine.predict(sample, timestep, class_label, guidance)
 
@@ -209,7 +219,10 @@ def tensor_ranges(model: onnx.ModelProto, names: set[str], calls: Iterable[Input
             most = 1 + int(values.size * len(calls) * OUTSIDE)  # no more than these can lie outside in the end
             lowest[name] = np.sort(np.append(lowest[name], _least(values, most)))[:most]
             highest[name] = np.sort(np.append(highest[name], -_least(-values, most)))[::-1][:most]
-    return {name: (float(lowest[name][int(seen[name] * OUTSIDE)]), float(highest[name][int(seen[name] * OUTSIDE)])) for name in order}
+    return {
+        name: (float(lowest[name][int(seen[name] * OUTSIDE)]), float(highest[name][int(seen[name] * OUTSIDE)]))
+        for name in order
+    }
 
 
 def _least(values: np.ndarray, n: int) -> np.ndarray:

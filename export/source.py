@@ -49,7 +49,9 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
     errors = {
         "graph": check_graph(graph.SerializeToString(), stored, null_class, model.image_shape),
         "float16_weights": relative_error(
-            GuidedNetwork(model.network, null_class), GuidedNetwork(stored, null_class), example(64, 10, model.image_shape, null_class)
+            GuidedNetwork(model.network, null_class),
+            GuidedNetwork(stored, null_class),
+            example(64, 10, model.image_shape, null_class),
         ),
     }
 
@@ -57,7 +59,10 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
         from .compare import draw
 
         pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class))]
-        return {"errors": {key: f"{value:.1e}" for key, value in errors.items()} | {"picture_psnr_db": round(psnr(*pictures), 1)}}
+        return {
+            "errors": {key: f"{value:.1e}" for key, value in errors.items()}
+            | {"picture_psnr_db": round(psnr(*pictures), 1)}
+        }
 
     description = {
         "format_version": FORMAT_VERSION, "name": name, "class_names": model.class_names, "image_shape": list(model.image_shape),

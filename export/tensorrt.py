@@ -47,7 +47,9 @@ def find_module() -> ModuleType:
     """
     names = ("tensorrt", "tensorrt_rtx") if gpu_here() else ("tensorrt_rtx", "tensorrt")
     for name in names:
-        with suppress(Exception):  # half an installation fails in many ways: a stub of a package, a missing shared library
+        with suppress(
+            Exception
+        ):  # half an installation fails in many ways: a stub of a package, a missing shared library
             module = importlib.import_module(name)
             if hasattr(module, "Builder"):
                 return module
@@ -96,9 +98,13 @@ def plan_key(
         sm, driver = sm or ((gpu[0],) if gpu else COMMON_SM), ANY_DRIVER
         _capabilities(module, sm)
     elif gpu is None:
-        raise Failure(f"{name} {version} builds only where a GPU is, and nvidia-smi finds none; pip install tensorrt-rtx, which needs none")
+        raise Failure(
+            f"{name} {version} builds only where a GPU is, and nvidia-smi finds none; pip install tensorrt-rtx, which needs none"
+        )
     elif sm not in (None, gpu[:1]):
-        raise BadInput(f"--sm: {name} builds for the GPU that is here only, expected {gpu[0]}, found {','.join(sm or ())}; leave it out")
+        raise BadInput(
+            f"--sm: {name} builds for the GPU that is here only, expected {gpu[0]}, found {','.join(sm or ())}; leave it out"
+        )
     else:
         sm, driver = gpu[:1], gpu[1]
     return EngineKey(graph_digest, name, version, sm, driver, precision, profile)
@@ -123,7 +129,9 @@ def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path,
             write_sidecar(engine)
     except OSError as error:
         reason = error.strerror or error
-        raise Failure(f"{path}: cannot be written ({reason}); make room or choose another folder; nothing was left behind") from None
+        raise Failure(
+            f"{path}: cannot be written ({reason}); make room or choose another folder; nothing was left behind"
+        ) from None
     return replace(engine, path=path)
 
 
@@ -177,7 +185,9 @@ def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -
     config.add_optimization_profile(profile)
     config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32; float16 is the fast one
     if key.module == "tensorrt_rtx":
-        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else its runs could not be captured as CUDA graphs
+        config.set_flag(
+            module.BuilderFlag.REQUIRE_USER_ALLOCATION
+        )  # else its runs could not be captured as CUDA graphs
         config.num_compute_capabilities = len(key.sm)
         for i, capability in enumerate(_capabilities(module, key.sm)):
             config.set_compute_capability(capability, i)
@@ -186,10 +196,16 @@ def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -
 
 def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
     """The module's own names of `sm`. Raises `BadInput` listing what there is."""
-    known = {f"{name[2:-1]}.{name[-1]}": value for name, value in module.ComputeCapability.__members__.items() if name.startswith("SM")}
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in module.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
     for part in sm:
         if part not in known:
-            raise BadInput(f"--sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}")
+            raise BadInput(
+                f"--sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}"
+            )
     return [known[part] for part in sm]
 
 
@@ -265,10 +281,14 @@ def _untaken(parser: Any) -> Failure:
 
 def _failure(key: EngineKey, log: Any) -> Failure:
     reason = log.last or "it does not say why"
-    return Failure(f"{key.module} {key.version} cannot build {key.file_name}: {reason}; try a smaller --batch, or another version of it")
+    return Failure(
+        f"{key.module} {key.version} cannot build {key.file_name}: {reason}; try a smaller --batch, or another version of it"
+    )
 
 
-def build_engines(bundle: Bundle, profile: tuple[int, int, int], sm: tuple[str, ...] | None, progress: Progress) -> Iterator[BuiltEngine]:
+def build_engines(
+    bundle: Bundle, profile: tuple[int, int, int], sm: tuple[str, ...] | None, progress: Progress
+) -> Iterator[BuiltEngine]:
     """An engine for each variant, beside the bundle; `progress` is told of every phase of a build."""
     module = find_module()
     for precision, variant in bundle.variants.items():

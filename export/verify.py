@@ -65,8 +65,13 @@ def verify(engine: Engine, bundle: Bundle, against: Reference, watch: Watch = la
         watch: gets the size of every batch of pictures.
     """
     limits = LIMITS[engine.precision]
-    rows, levels = row_errors(engine, bundle), errors_by_level(_InParts(engine), against.engine, bundle, against.pictures[:16])
-    failures = [f"{what}: error {error:.1e}, limit {limits.rows:g}" for what, error in rows.items() if not error <= limits.rows]
+    rows, levels = (
+        row_errors(engine, bundle),
+        errors_by_level(_InParts(engine), against.engine, bundle, against.pictures[:16]),
+    )
+    failures = [
+        f"{what}: error {error:.1e}, limit {limits.rows:g}" for what, error in rows.items() if not error <= limits.rows
+    ]
     for what, limit in (("prediction", limits.prediction), ("x0", limits.x0)):
         for level, error in levels[what].items():
             if limit is not None and not error <= limit:
@@ -77,14 +82,26 @@ def verify(engine: Engine, bundle: Bundle, against: Reference, watch: Watch = la
         if not found["psnr_db"] >= limits.psnr_db:
             failures.append(f"pictures: {found['psnr_db']} dB from float32's, limit {limits.psnr_db:g}")
         if not found["features"] <= limits.features:
-            failures.append(f"features: {found['features']} of the distance between unrelated pictures, limit {limits.features:g}")
-    return {"engine": engine.name, "passed": not failures, "failures": failures, "limits": asdict(limits), "found": found}
+            failures.append(
+                f"features: {found['features']} of the distance between unrelated pictures, limit {limits.features:g}"
+            )
+    return {
+        "engine": engine.name,
+        "passed": not failures,
+        "failures": failures,
+        "limits": asdict(limits),
+        "found": found,
+    }
 
 
 def _pictures(engine: Engine, bundle: Bundle, against: Reference, watch: Watch) -> dict[str, Any]:
     pictures = against.pictures if engine is against.engine else draw(engine, bundle, len(against.pictures), watch)
     distance = feature_distance(features(against.graph, bundle, pictures), against.features)
-    return {"pictures": len(pictures), "psnr_db": round(psnr(pictures, against.pictures), 1), "features": round(distance, 4)}
+    return {
+        "pictures": len(pictures),
+        "psnr_db": round(psnr(pictures, against.pictures), 1),
+        "features": round(distance, 4),
+    }
 
 
 def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
@@ -94,7 +111,10 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     unguided call and uncond independent of the class.
     """
     classes, whole_engine = len(bundle.class_names), _InParts(engine)
-    x, t = normals(0, np.arange(B), 0, bundle.image_shape), np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T
+    x, t = (
+        normals(0, np.arange(B), 0, bundle.image_shape),
+        np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T,
+    )
     label, w = np.arange(B) % classes, np.linspace(-1, 6, G, dtype=np.float32)
 
     def ask(rows: np.ndarray, w: np.ndarray, label: np.ndarray = label) -> np.ndarray:
@@ -138,10 +158,14 @@ class _InParts:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.name, self.precision, self.max_batch = engine, engine.name, engine.precision, engine.max_batch
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`."""
         most, inputs = self.max_batch, (sample, timestep, class_label, guidance)
-        parts = [self.engine.predict(*(array[lo : lo + most] for array in inputs)) for lo in range(0, len(sample), most)]
+        parts = [
+            self.engine.predict(*(array[lo : lo + most] for array in inputs)) for lo in range(0, len(sample), most)
+        ]
         return np.concatenate(parts)
 
     def close(self) -> None:

@@ -48,7 +48,9 @@ def check_target(target: Path, force: bool) -> None:
         raise Failure(f"--out {target}: a bundle is already there; --force replaces it")
     if target.exists() and (others := _others(target)):
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        raise Failure(f"--out {target}: --force would delete what is not the bundle's ({names}); move it, or choose another folder")
+        raise Failure(
+            f"--out {target}: --force would delete what is not the bundle's ({names}); move it, or choose another folder"
+        )
     existing = next(p for p in target.absolute().parents if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise Failure(f"--out {target}: cannot write in {existing}; choose another place")
@@ -74,14 +76,20 @@ def write_bundle(source: Source, target: Path, precisions: tuple[str, ...] = (),
         tree["provenance"] = tree["provenance"] | compared
         for precision in precisions:
             say(f"{precision}: deriving the graph")
-            graph = half(source.graph) if precision == "float16" else int8(source.graph, guided_trajectories(engine, bundle))
+            graph = (
+                half(source.graph)
+                if precision == "float16"
+                else int8(source.graph, guided_trajectories(engine, bundle))
+            )
             _add_variant(tree, folder, graph, precision)
         bundle = load_bundle(folder)
         against = reference(engine, bundle, PICTURES)
         for precision, variant in tree["variants"].items():
             say(f"{precision}: comparing {PICTURES} pictures")
             tested = engine if precision == "float32" else open_engine(bundle, "cpu", precision)
-            variant["certificate"] = verify(tested, bundle, against) | {"sha256": graph_digest(bundle.variant(precision))}
+            variant["certificate"] = verify(tested, bundle, against) | {
+                "sha256": graph_digest(bundle.variant(precision))
+            }
         write_description(folder, tree)
         bundle, build_error = load_bundle(folder), None
         _keep_engines(target, bundle)
@@ -100,11 +108,20 @@ def _others(folder: Path) -> list[str]:
     try:
         variants = json.loads((folder / "bundle.json").read_bytes())["variants"].values()
         listed = {str(name) for variant in variants for name in variant["files"]}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):  # damaged, and to be replaced for that
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RecursionError,
+    ):  # damaged, and to be replaced for that
         listed = {"model.onnx", "model-float16.onnx", "model-int8.onnx"}
     own = {"bundle.json", ".bundle.json.partial", "README.md", SAMPLES, *listed}
     return sorted(
-        path.name for path in folder.iterdir() if path.name not in own and SUFFIX not in path.suffixes[-2:] and not path.match(".*.partial")
+        path.name
+        for path in folder.iterdir()
+        if path.name not in own and SUFFIX not in path.suffixes[-2:] and not path.match(".*.partial")
     )
 
 
@@ -115,7 +132,9 @@ def _replaced(target: Path) -> Iterator[Path]:
         with replace_folder(target) as folder:
             yield folder
     except OSError as error:
-        raise Failure(f"--out {target}: cannot write the bundle ({error.strerror or error}); nothing was left behind") from None
+        raise Failure(
+            f"--out {target}: cannot write the bundle ({error.strerror or error}); nothing was left behind"
+        ) from None
 
 
 def _add_variant(tree: dict[str, Any], folder: Path, graph: ModelProto, precision: str) -> None:

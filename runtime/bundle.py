@@ -75,7 +75,9 @@ class Bundle:
     def variant(self, precision: str) -> Variant:
         """The variant of that precision. Raises `BadInput` listing what there is."""
         if precision not in self.variants:
-            raise BadInput(f"--precision: {self.path} has no '{precision}' variant; choose from {', '.join(self.variants)}")
+            raise BadInput(
+                f"--precision: {self.path} has no '{precision}' variant; choose from {', '.join(self.variants)}"
+            )
         return self.variants[precision]
 
 
@@ -92,10 +94,14 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
     try:
         restore_folder(folder)
     except (OSError, ValueError) as error:
-        raise Failure(f"{folder}: an export was killed while it replaced this bundle, and renaming it back fails ({error})") from None
+        raise Failure(
+            f"{folder}: an export was killed while it replaced this bundle, and renaming it back fails ({error})"
+        ) from None
     file = folder / "bundle.json"
     if not file.is_file():
-        raise Failure(f"{folder}: no bundle there (bundle.json is missing); expected a folder written by cfgdiff export")
+        raise Failure(
+            f"{folder}: no bundle there (bundle.json is missing); expected a folder written by cfgdiff export"
+        )
     try:
         tree = json.loads(file.read_bytes())
         json.dumps(tree, ensure_ascii=False).encode()  # fails for what cannot be printed
@@ -104,7 +110,9 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
     if not isinstance(tree, dict) or not isinstance(tree.get("format_version"), int):
         raise Failure(f"{file}: expected an object with format_version {FORMAT_VERSION}; export the model again")
     if tree["format_version"] != FORMAT_VERSION:
-        raise Failure(f"{file}: format_version is {tree['format_version']}, this cfgdiff reads {FORMAT_VERSION}; update cfgdiff")
+        raise Failure(
+            f"{file}: format_version is {tree['format_version']}, this cfgdiff reads {FORMAT_VERSION}; update cfgdiff"
+        )
     bundle = _parse(folder, file, tree)
     for variant in bundle.variants.values():
         files = {name: _checked_file(folder, name, digest) for name, digest in variant.files.items()}
@@ -136,7 +144,9 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             ),
             variants=take(tree, "variants", _variants),
             provenance=take(tree, "provenance", dict),
-            fitted=take(tree, "fitted", lambda fs: {int(n): _fitted(int(n), f) for n, f in fs.items()}) if "fitted" in tree else {},
+            fitted=take(tree, "fitted", lambda fs: {int(n): _fitted(int(n), f) for n, f in fs.items()})
+            if "fitted" in tree
+            else {},
             evaluation=take(tree, "evaluation", dict) if "evaluation" in tree else {},
             speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records))) if "speeds" in tree else (),
         )
@@ -214,9 +224,13 @@ def _variant(v: dict[str, Any]) -> Variant:
 
 def _speed_record(r: dict[str, Any]) -> SpeedRecord:
     instructions, threads, times = r["instructions"], r["threads"], r["times"]
-    if not isinstance(instructions, list) or not all(isinstance(v, str) for v in (*instructions, r["engine"], r["precision"])):
+    if not isinstance(instructions, list) or not all(
+        isinstance(v, str) for v in (*instructions, r["engine"], r["precision"])
+    ):
         raise ValueError("instructions, engine and precision are names")
-    if not (isinstance(threads, int) and threads > 0 and isinstance(times, int | float) and 0 < float(times) < float("inf")):
+    if not (
+        isinstance(threads, int) and threads > 0 and isinstance(times, int | float) and 0 < float(times) < float("inf")
+    ):
         raise ValueError("threads and times are numbers above 0")
     return SpeedRecord(tuple(instructions), threads, r["engine"], r["precision"], float(times))
 
@@ -230,10 +244,14 @@ def _checked_file(folder: Path, name: str, digest: str) -> bytes:
             raise OSError
         data = (folder / name).read_bytes()
     except OSError:
-        raise Failure(f"{folder / name}: listed in bundle.json but missing or not readable; copy or export the bundle again") from None
+        raise Failure(
+            f"{folder / name}: listed in bundle.json but missing or not readable; copy or export the bundle again"
+        ) from None
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
-        raise Failure(f"{folder / name}: damaged, sha256 is {found[:12]}…, expected {digest[:12]}…; copy or export the bundle again")
+        raise Failure(
+            f"{folder / name}: damaged, sha256 is {found[:12]}…, expected {digest[:12]}…; copy or export the bundle again"
+        )
     return data
 
 
@@ -246,7 +264,9 @@ def _check_graph(path: Path, data: bytes, variant: Variant, bundle: Bundle) -> N
     except ValueError as error:
         raise Failure(f"{path}: not readable as an ONNX file ({error}); export the model again") from None
     if unlisted := sorted(graph.locations - variant.files.keys()):
-        raise Failure(f"{path}: reads weights from {unlisted[0]!r}, which bundle.json lists no sha256 for; export the model again")
+        raise Failure(
+            f"{path}: reads weights from {unlisted[0]!r}, which bundle.json lists no sha256 for; export the model again"
+        )
     if problem := _contradiction(graph, bundle):
         raise Failure(f"{path}: {problem}; correct bundle.json, or export the model again")
 
@@ -255,7 +275,10 @@ def _contradiction(graph: GraphFile, bundle: Bundle) -> str:
     """What of a graph is not as the contract and bundle.json say, in words; empty where all is."""
     pictures, row = (FLOAT32, 4), (FLOAT32, 1)
     inputs = {"sample": pictures, "timestep": row, "class_label": (INT64, 1), "guidance": row}
-    for what, found, expected in (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, {"prediction": pictures})):
+    for what, found, expected in (
+        ("inputs", graph.inputs, inputs),
+        ("outputs", graph.outputs, {"prediction": pictures}),
+    ):
         if {name: (kind, len(shape)) for name, (kind, shape) in found.items()} != expected:
             return f"its {what} are {', '.join(found) or 'none'}; expected {', '.join(expected)}, of the ranks and types of the contract"
     for name, (_, (batch, *shape)) in (graph.inputs | graph.outputs).items():
@@ -267,4 +290,8 @@ def _contradiction(graph: GraphFile, bundle: Bundle) -> str:
         classes = len(json.loads(graph.metadata.get("class_names", "null")) or bundle.class_names)
     except (*DAMAGE, RecursionError):
         return "its metadata class_names are no list in JSON"
-    return "" if classes == len(bundle.class_names) else f"it is of {classes} classes, expected {len(bundle.class_names)} by class_names"
+    return (
+        ""
+        if classes == len(bundle.class_names)
+        else f"it is of {classes} classes, expected {len(bundle.class_names)} by class_names"
+    )

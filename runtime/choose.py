@@ -60,17 +60,23 @@ def open_engine(
     raise Failure("no engine works here: " + "; ".join(f"{name}: {error}" for name, error in reasons))
 
 
-def _ways(bundle: Bundle, names: list[str], precision: str, threads: int | None, rows: int | None, batch: int) -> Iterator[Way]:
+def _ways(
+    bundle: Bundle, names: list[str], precision: str, threads: int | None, rows: int | None, batch: int
+) -> Iterator[Way]:
     """(engine, precision) in the order to try. What CPUs can do is looked at when no GPU would do."""
     yield from ((name, precision) for name in names if name not in ON_CPU)
     plain = [(name, "float32" if precision == "auto" else precision) for name in names if name in ON_CPU]
-    possible = [way for way in ways_on_cpu(bundle) if way[0] in names and precision in ("auto", way[1])] if plain else []
+    possible = (
+        [way for way in ways_on_cpu(bundle) if way[0] in names and precision in ("auto", way[1])] if plain else []
+    )
     if len(possible) < 2:
         yield from plain
         return
     found = speeds(bundle, threads, kept_only=rows is not None and rows < WORTH)
     if not found:
-        log.info("%s without measuring what is fastest: %s rows of the network are done sooner", ", ".join(plain[0]), rows)
+        log.info(
+            "%s without measuring what is fastest: %s rows of the network are done sooner", ", ".join(plain[0]), rows
+        )
     ordered = fastest([s for s in found if (s.engine, s.precision) in possible], precision != "auto", rows, batch)
     ways = [(s.engine, s.precision) for s in ordered]
     yield from [*ways, *(way for way in plain if way not in ways)]
@@ -88,5 +94,13 @@ def fastest(found: list[Speed], named: bool, rows: int | None, batch: int = MANY
             log.info("%s, %s passed over: %s", s.engine, s.precision, s.verdict)
         elif s is not usable[0]:
             mine, best = (f"{one.seconds(rows, batch):.3g} s" for one in (s, usable[0]))
-            log.info("%s, %s passed over: %s expected, %s, %s %s", s.engine, s.precision, mine, usable[0].engine, usable[0].precision, best)
+            log.info(
+                "%s, %s passed over: %s expected, %s, %s %s",
+                s.engine,
+                s.precision,
+                mine,
+                usable[0].engine,
+                usable[0].precision,
+                best,
+            )
     return usable

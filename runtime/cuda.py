@@ -25,17 +25,23 @@ class Cuda:
         try:
             error, *count = self._runtime.cudaGetDeviceCount()
         except RuntimeError as problem:  # of bindings that look for the driver themselves
-            raise Failure(f"no GPU found (CUDA says {problem}); install or update NVIDIA's driver, or take another engine") from None
+            raise Failure(
+                f"no GPU found (CUDA says {problem}); install or update NVIDIA's driver, or take another engine"
+            ) from None
         if error or not count[0]:
             reason = error.name if error else "there are 0 devices"
-            raise Failure(f"no GPU found (CUDA says {reason}); install or update NVIDIA's driver, or take another engine")
+            raise Failure(
+                f"no GPU found (CUDA says {reason}); install or update NVIDIA's driver, or take another engine"
+            )
         self._call("cudaSetDevice", 0)
 
     def _call(self, name: str, *args: Any) -> tuple[Any, ...]:
         error, *answer = getattr(self._runtime, name)(*args)
         if error:
             self._runtime.cudaGetLastError()  # forgets it; else TensorRT would take it for its own
-            raise Failure(f"CUDA: {name} failed with {error.name}; see nvidia-smi for what else uses the GPU, or take another engine")
+            raise Failure(
+                f"CUDA: {name} failed with {error.name}; see nvidia-smi for what else uses the GPU, or take another engine"
+            )
         return tuple(answer)
 
     def compute_capability(self) -> str:
@@ -95,7 +101,9 @@ class Cuda:
 
     def capture(self, work: Callable[[], None], stream: int) -> Any:
         """A graph to launch, of what `work` puts onto the stream; none of it is run yet."""
-        self._call("cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        self._call(
+            "cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
         try:
             work()
         except BaseException:

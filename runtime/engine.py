@@ -26,7 +26,9 @@ class Engine(Protocol):
     precision: str
     max_batch: int
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """The network's answer.
 
         Args:
@@ -118,7 +120,9 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
     return [*bundle.variants, *(["bfloat16"] if name == "openvino" else [])]
 
 
-def open_at(name: str, bundle: Bundle, precision: str, threads: int | None = None, uncertified: bool = False) -> OpenedEngine:
+def open_at(
+    name: str, bundle: Bundle, precision: str, threads: int | None = None, uncertified: bool = False
+) -> OpenedEngine:
     """This engine and no other. Raises `Failure` where it is not available here."""
     return OPENERS[name](bundle, precision, threads, uncertified)
 

@@ -55,7 +55,9 @@ class OpenVinoEngine(OpenedEngine):
         self.precision, self._shape = precision, bundle.image_shape
         self._queues, self._lock = dict[tuple[int, int, int], Requests](), threading.Lock()
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where it fails or is closed."""
         inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
         (b, g), answer, queues = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), []
@@ -86,17 +88,28 @@ class OpenVinoEngine(OpenedEngine):
             queue = import_openvino().AsyncInferQueue(compiled, streams)
             queue.set_callback(_keep)
             names = ("sample", "timestep", "class_label", *(["guidance"] if g else []))
-            self._queues[streams, b, g] = queue, [{name: request.get_tensor(name).data for name in names} for request in queue]
+            self._queues[streams, b, g] = (
+                queue,
+                [{name: request.get_tensor(name).data for name in names} for request in queue],
+            )
         return self._queues[streams, b, g]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:  # its own, and what its binding makes of them
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            MemoryError,
+        ) as error:  # its own, and what its binding makes of them
             if isinstance(error, Failure):
                 raise
-            raise Failure(f"{self._graph}: OpenVINO cannot run it ({_last_line(error)}); export the model again") from None
+            raise Failure(
+                f"{self._graph}: OpenVINO cannot run it ({_last_line(error)}); export the model again"
+            ) from None
 
     def close(self) -> None:
         """Drop the compiled graphs."""
@@ -125,7 +138,9 @@ def _unrounded(model: Any) -> Any:
 
 def _is_convolution(op: Any) -> bool:
     """Whether it is a convolution or adds its bias."""
-    return op.get_type_name() == "Convolution" or (op.get_type_name() == "Add" and _is_convolution(op.input_value(0).get_node()))
+    return op.get_type_name() == "Convolution" or (
+        op.get_type_name() == "Add" and _is_convolution(op.input_value(0).get_node())
+    )
 
 
 @cache

@@ -34,7 +34,9 @@ class OrtEngine(OpenedEngine):
         self._pool, self._opening = ThreadPoolExecutor(self._threads, "cfgdiff"), threading.Lock()
         self.precision, self._shape = precision, bundle.image_shape
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where it fails or is closed."""
         self.check_open()
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
@@ -97,7 +99,9 @@ class CudaEngine(OpenedEngine):
         self.precision, self._shape = precision, bundle.image_shape
         self._lock, self._bound = threading.Lock(), dict[tuple[int, int], tuple[Any, dict[str, Any]]]()
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where the GPU fails."""
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
         with self._lock:
@@ -110,7 +114,9 @@ class CudaEngine(OpenedEngine):
                 self._session.run_with_iobinding(binding)
                 answer: np.ndarray = values["prediction"].numpy()  # a copy, as it comes from the GPU
             except Exception as error:  # onnxruntime has no common base class for its errors
-                what = f"cuda: {len(sample)} pictures, {len(guidance)} guided: ONNX Runtime fails ({_first_line(error)})"
+                what = (
+                    f"cuda: {len(sample)} pictures, {len(guidance)} guided: ONNX Runtime fails ({_first_line(error)})"
+                )
                 raise Failure(f"{what}; a smaller --batch needs less memory, or take another engine") from None
         return answer
 
@@ -122,7 +128,8 @@ class CudaEngine(OpenedEngine):
         if shape not in self._bound:
             arrays = inputs | {"prediction": inputs["sample"]}
             values = {
-                name: ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", 0) for name, array in arrays.items()
+                name: ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", 0)
+                for name, array in arrays.items()
             }
             binding = self._session.io_binding()
             for name in inputs:

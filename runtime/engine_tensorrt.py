@@ -82,7 +82,9 @@ class TensorRTEngine(OpenedEngine):
         self._scratch = cuda.alloc_device(self._model.scratch_size)
         held.callback(cuda.free_device, self._scratch)
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`.
 
         Raises:
@@ -163,7 +165,9 @@ class TensorRTEngine(OpenedEngine):
                 del self._model, self._host
 
 
-def _choose(bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine | None) -> tuple[BuiltEngine, Any, bytes, Cuda]:
+def _choose(
+    bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine | None
+) -> tuple[BuiltEngine, Any, bytes, Cuda]:
     """The first engine that fits, its module, its bytes and the GPU. Raises `Failure` with the reasons against each."""
     reasons: dict[str, None] = {}
     for engine in [built] if built else _candidates(bundle, precision):
@@ -184,16 +188,22 @@ def _candidates(bundle: Bundle, precision: str) -> list[BuiltEngine]:
     candidates = [engine for name in wanted for engine in beside if engine.key.precision == name]
     if not candidates:
         build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
-        raise Failure(f"no TensorRT engine of precision {' or '.join(wanted)} beside {bundle.path}; build one with: {build}")
+        raise Failure(
+            f"no TensorRT engine of precision {' or '.join(wanted)} beside {bundle.path}; build one with: {build}"
+        )
     return candidates
 
 
 def _check(bundle: Bundle, engine: BuiltEngine, uncertified: bool) -> tuple[Any, bytes, Cuda]:
     key = engine.key
-    check_key(engine, expected_key(bundle, engine, key.version, next(iter(key.sm), "none"), key.driver))  # the graph, to be told anywhere
+    check_key(
+        engine, expected_key(bundle, engine, key.version, next(iter(key.sm), "none"), key.driver)
+    )  # the graph, to be told anywhere
     if not uncertified:
         check_certificate(engine)
     data, module = check_file(engine), import_module(engine)
     cuda = Cuda()
-    check_key(engine, expected_key(bundle, engine, module.__version__, cuda.compute_capability(), cuda.driver_version()))
+    check_key(
+        engine, expected_key(bundle, engine, module.__version__, cuda.compute_capability(), cuda.driver_version())
+    )
     return module, data, cuda

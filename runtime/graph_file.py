@@ -58,7 +58,9 @@ def read_graph(data: bytes) -> GraphFile:
                 weights.add(_text(value))
             elif (inner := FOLLOWED[kind].get(number)) is not None:
                 waiting.append((inner, _message(value)))
-    found.inputs = {name: form for name, form in found.inputs.items() if name not in weights}  # old files list weights, too
+    found.inputs = {
+        name: form for name, form in found.inputs.items() if name not in weights
+    }  # old files list weights, too
     return found
 
 
@@ -75,7 +77,10 @@ def _value(message: memoryview) -> tuple[str, tuple[int, list[int | None]]]:
                         kind = entry
                     elif part == 2:
                         dims = (dim for dim_number, dim in _fields(_message(entry)) if dim_number == 1)
-                        shape = [next((v for n, v in _fields(_message(dim)) if n == 1 and isinstance(v, int)), None) for dim in dims]
+                        shape = [
+                            next((v for n, v in _fields(_message(dim)) if n == 1 and isinstance(v, int)), None)
+                            for dim in dims
+                        ]
     return name, (kind, shape)
 
 

@@ -91,7 +91,12 @@ def read_sidecar(path: Path) -> BuiltEngine:
         parts = {field.name: tree["key"][field.name] for field in fields(EngineKey)}
         key = EngineKey(**parts | {"sm": tuple(map(str, parts["sm"])), "profile": tuple(map(int, parts["profile"]))})
         certificate = tree["certificate"]
-        if not (key.module in MODULES and key.sm and len(key.profile) == 3 and 1 <= min(key.profile) <= max(key.profile) < 2**31):
+        if not (
+            key.module in MODULES
+            and key.sm
+            and len(key.profile) == 3
+            and 1 <= min(key.profile) <= max(key.profile) < 2**31
+        ):
             raise ValueError
         if not all(isinstance(part, str) for part in (key.graph, key.version, key.driver, key.precision)):
             raise ValueError
@@ -103,7 +108,9 @@ def read_sidecar(path: Path) -> BuiltEngine:
     except OSError as error:
         raise Failure(f"{path}: cannot be read ({error.strerror}); build the engine again") from None
     except (*DAMAGE, RecursionError):
-        raise Failure(f"{path}: not the sidecar of an engine (JSON with key, sha256 and certificate); build the engine again") from None
+        raise Failure(
+            f"{path}: not the sidecar of an engine (JSON with key, sha256 and certificate); build the engine again"
+        ) from None
 
 
 def engines_beside(folder: Path) -> list[BuiltEngine]:
@@ -138,7 +145,9 @@ def check_file(engine: BuiltEngine) -> bytes:
         raise Failure(f"{engine.path}: cannot be read ({error.strerror}); {rebuild(engine)}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != engine.sha256:
-        raise Failure(f"{engine.path}: damaged, sha256 is {found[:12]}…, expected {engine.sha256[:12]}…; {rebuild(engine)}")
+        raise Failure(
+            f"{engine.path}: damaged, sha256 is {found[:12]}…, expected {engine.sha256[:12]}…; {rebuild(engine)}"
+        )
     return data
 
 
@@ -146,9 +155,13 @@ def check_certificate(engine: BuiltEngine) -> None:
     """Raises `Failure` where nobody has shown that the engine answers as float32 does."""
     bundle = engine.path.parent
     if engine.certificate is None:
-        raise Failure(f"{engine.path}: not certified; run cfgdiff verify {bundle} --engine tensorrt here, or take it with --uncertified")
+        raise Failure(
+            f"{engine.path}: not certified; run cfgdiff verify {bundle} --engine tensorrt here, or take it with --uncertified"
+        )
     if engine.certificate.get("sha256") != engine.sha256:
-        raise Failure(f"{engine.path}: its certificate is of another engine; run cfgdiff verify {bundle} --engine tensorrt again")
+        raise Failure(
+            f"{engine.path}: its certificate is of another engine; run cfgdiff verify {bundle} --engine tensorrt again"
+        )
     if not engine.certificate["passed"]:
         failed = "; ".join(engine.certificate.get("failures", [])) or "no reason given"
         raise Failure(f"{engine.path}: failed its verification ({failed}); {rebuild(engine)}, or use another engine")
@@ -157,7 +170,9 @@ def check_certificate(engine: BuiltEngine) -> None:
 def rebuild(engine: BuiltEngine, batch: str | None = None) -> str:
     """The command that makes an engine for what is here, of the same profile unless `batch` says another."""
     folder, batch = engine.path.parent, batch or ",".join(map(str, engine.key.profile))
-    return f"rebuild it here with: cfgdiff export --from-bundle {folder} --tensorrt --batch {batch} --out {folder} --force"
+    return (
+        f"rebuild it here with: cfgdiff export --from-bundle {folder} --tensorrt --batch {batch} --out {folder} --force"
+    )
 
 
 def _shown(value: object) -> str:

@@ -90,7 +90,9 @@ class Speed:
         return self.opened + rows * call / (2 * batch)
 
 
-def speeds(bundle: Bundle, threads: int | None = None, anew: bool = False, kept_only: bool = False) -> tuple[Speed, ...]:
+def speeds(
+    bundle: Bundle, threads: int | None = None, anew: bool = False, kept_only: bool = False
+) -> tuple[Speed, ...]:
     """Every way to compute a bundle on this CPU, from the cache, else measured now and put there.
 
     Args:
@@ -147,7 +149,9 @@ def measure(bundle: Bundle, threads: int | None = None, clock: Clock = time.perf
     return tuple(found.values())
 
 
-def _open_all(bundle: Bundle, threads: int | None, held: ExitStack, clock: Clock) -> tuple[dict[Way, Speed], dict[Way, Engine]]:
+def _open_all(
+    bundle: Bundle, threads: int | None, held: ExitStack, clock: Clock
+) -> tuple[dict[Way, Speed], dict[Way, Engine]]:
     """Every way with the time until its first answer, or why there is none; and the engines, closed with `held`."""
     found, opened, longest, first = dict[Way, Speed](), dict[Way, Engine](), dict[str, float](), _call(bundle, 1)
     for name, precision in ways_on_cpu(bundle):
@@ -227,7 +231,11 @@ def _contradiction(engine: Engine, bundle: Bundle) -> str:
 def _file_of(key: dict[str, Any]) -> Path | None:
     """Where it is kept; None where this user has no place for it."""
     try:
-        return cache_folder() / "engines" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.json"
+        return (
+            cache_folder()
+            / "engines"
+            / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.json"
+        )
     except RuntimeError:  # no home folder
         return None
 
@@ -238,7 +246,9 @@ def _read(file: Path, key: dict[str, Any]) -> tuple[Speed, ...] | None:
         tree = json.loads(file.read_bytes())
         found = tuple(Speed(**entry) for entry in tree["speeds"])
         figures = [value for s in found for value in (s.opened, s.one, s.many, s.psnr_db)]
-        whole = all(isinstance(value, int | float) for value in figures) and all(isinstance(s.against, str) for s in found)
+        whole = all(isinstance(value, int | float) for value in figures) and all(
+            isinstance(s.against, str) for s in found
+        )
         return found if whole and found and tree["key"] == key else None
     except FileNotFoundError:
         return None

@@ -68,7 +68,9 @@ def records(timed: Iterable[Speed], threads: int | None) -> list[SpeedRecord]:
 def try_out(engine: Engine, bundle: Bundle) -> None:
     """Raises `Failure` where an engine that opens does not answer for a guided row of the last class in the middle of the schedule."""
     half, w = np.full(1, bundle.schedule.T / 2, np.float32), np.full(1, 2, np.float32)
-    answer = engine.predict(normals(0, np.arange(1), 0, bundle.image_shape), half, np.full(1, len(bundle.class_names) - 1), w)
+    answer = engine.predict(
+        normals(0, np.arange(1), 0, bundle.image_shape), half, np.full(1, len(bundle.class_names) - 1), w
+    )
     if not np.isfinite(answer).all():
         raise Failure(f"{bundle.path}: the {engine.precision} variant answers with {answer[~np.isfinite(answer)][0]} on {engine.name}; "
                       "export the model again")  # fmt: skip
@@ -112,14 +114,19 @@ def _trials(name: str, bundle: Bundle) -> list[tuple[str, BuiltEngine | None, Ca
     from .engine_tensorrt import TensorRTEngine
 
     if name != "tensorrt":
-        return [(precision, None, partial(open_engine, bundle, name, precision)) for precision in precisions(name, bundle)]
+        return [
+            (precision, None, partial(open_engine, bundle, name, precision)) for precision in precisions(name, bundle)
+        ]
     beside = engines_beside(bundle.path)
     if not beside and not package(name):
         build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
         raise Failure(f"TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: {build}")
     if not beside:
         return [("auto", None, partial(open_engine, bundle, name))]  # fails, and says how to get one
-    return [(built.key.precision, built, partial(TensorRTEngine, bundle, built.key.precision, built=built)) for built in beside]
+    return [
+        (built.key.precision, built, partial(TensorRTEngine, bundle, built.key.precision, built=built))
+        for built in beside
+    ]
 
 
 def _certificate(built: BuiltEngine, problem: str) -> str:

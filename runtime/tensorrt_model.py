@@ -60,14 +60,18 @@ class Model:
         self._setup = module.ExecutionContextAllocationStrategy.USER_MANAGED
         if built.key.module == "tensorrt_rtx":
             self._setup = self._compile_at_once(module, self._setup)
-        self.scratch_size = max(int(engine.device_memory_size_v2), 1)  # an address is wanted even where nothing is needed
+        self.scratch_size = max(
+            int(engine.device_memory_size_v2), 1
+        )  # an address is wanted even where nothing is needed
 
     def _compile_at_once(self, module: Any, allocation: Any) -> Any:
         """TensorRT-RTX compiles kernels here. By default the best ones come later, too late for a graph that is captured at once."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(allocation)
         config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
-        self._kernels = config.create_runtime_cache()  # shared by the contexts, each of which would compile its own else
+        self._kernels = (
+            config.create_runtime_cache()
+        )  # shared by the contexts, each of which would compile its own else
         config.set_runtime_cache(self._kernels)
         return config
 

@@ -14,7 +14,15 @@ from cfgdiff.export.verify import reference
 from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
 from cfgdiff.runtime import engine as engines
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.sidecar import ANY_DRIVER, BuiltEngine, EngineKey, check_certificate, engines_beside, graph_digest, write_sidecar
+from cfgdiff.runtime.sidecar import (
+    ANY_DRIVER,
+    BuiltEngine,
+    EngineKey,
+    check_certificate,
+    engines_beside,
+    graph_digest,
+    write_sidecar,
+)
 
 
 @pytest.fixture
@@ -22,7 +30,15 @@ def bundle(small_bundle: Bundle, tmp_path: Path) -> Bundle:
     """A copy of the small bundle with two engines beside it that nothing here can run."""
     folder = Path(shutil.copytree(small_bundle.path, tmp_path / "b"))
     for precision in ("float32", "float16"):
-        key = EngineKey(graph_digest(small_bundle.variant(precision)), "tensorrt_rtx", "1.7", ("8.6",), ANY_DRIVER, precision, (1, 2, 4))
+        key = EngineKey(
+            graph_digest(small_bundle.variant(precision)),
+            "tensorrt_rtx",
+            "1.7",
+            ("8.6",),
+            ANY_DRIVER,
+            precision,
+            (1, 2, 4),
+        )
         (folder / key.file_name).write_bytes(b"engine")
         write_sidecar(BuiltEngine(folder / key.file_name, key, "0" * 64))
     return load_bundle(folder)
@@ -33,11 +49,19 @@ class Fake:
 
     name, max_batch = "tensorrt", 4
 
-    def __init__(self, bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine, loud: float = 1.0001) -> None:
-        self.precision, self._loud, self.inside = precision, loud if precision == "float16" else 2.0, open_engine(bundle, "cpu", "float32")
+    def __init__(
+        self, bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine, loud: float = 1.0001
+    ) -> None:
+        self.precision, self._loud, self.inside = (
+            precision,
+            loud if precision == "float16" else 2.0,
+            open_engine(bundle, "cpu", "float32"),
+        )
         assert uncertified and built.key.precision == precision
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         assert len(sample) <= self.max_batch
         return self.inside.predict(sample, timestep, class_label, guidance) * np.float32(self._loud)
 
@@ -55,7 +79,9 @@ def run(bundle: Bundle, kind: str | None) -> dict[str, Any]:
     return found
 
 
-def test_variants_are_certified_in_bundle_json_and_engines_in_their_sidecars(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_certified_in_bundle_json_and_engines_in_their_sidecars(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "TensorRTEngine", Fake)
     found = run(bundle, "cpu") | run(bundle, "tensorrt")
     assert {name for name, answer in found.items() if answer["passed"]} == {
@@ -80,7 +106,9 @@ def test_what_cannot_be_opened_here_is_told_and_left_alone(bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize("kind", ["cuda", "openvino"])
-def test_what_other_engines_make_of_a_graph_is_found_and_not_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_what_other_engines_make_of_a_graph_is_found_and_not_kept(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     class Other:
         """Answers as float32 on the CPU does, a little too loud in bfloat16."""
 
@@ -89,7 +117,9 @@ def test_what_other_engines_make_of_a_graph_is_found_and_not_kept(bundle: Bundle
         def __init__(self, bundle: Bundle, precision: str, *_: object) -> None:
             self.precision, self._inside = precision, open_engine(bundle, "cpu", "float32")
 
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        def predict(
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+        ) -> np.ndarray:
             answer = self._inside.predict(sample, timestep, class_label, guidance)
             return answer * np.float32(1.002) if self.precision == "bfloat16" else answer
 

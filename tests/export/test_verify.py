@@ -24,7 +24,9 @@ class GraphEngine:
         self.precision = precision
         self._session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         inputs = {"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance}
         answer: np.ndarray = self._session.run(None, inputs)[0]
         return answer
@@ -112,7 +114,9 @@ def test_wrong_weights_are_caught_by_level_and_a_float16_overflow_too(small_bund
     assert not found["passed"] and any("prediction at ln(sigma / alpha)" in failure for failure in found["failures"])
 
     class NotANumber(GraphEngine):
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        def predict(
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+        ) -> np.ndarray:
             return np.full_like(super().predict(sample, timestep, class_label, guidance), np.nan)
 
     found = verify(NotANumber(half(graph), "float16"), small_bundle, against)

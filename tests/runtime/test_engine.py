@@ -9,7 +9,9 @@ from cfgdiff.runtime.engine import OPENERS, PACKAGES, open_at, package, precisio
 from cfgdiff.runtime.errors import BadInput
 
 
-def test_float16_is_for_gpus_and_the_reference_comes_first(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_is_for_gpus_and_the_reference_comes_first(
+    small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cfgdiff.runtime import engine as module
 
     monkeypatch.setattr(module, "util", type("All", (), {"find_spec": lambda name: name}))

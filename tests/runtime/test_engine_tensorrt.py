@@ -66,7 +66,11 @@ def test_a_shape_is_captured_once_and_launched_from_then_on(gpu: Any, opened: Te
     assert gpu.calls.count("cudaStreamBeginCapture") == 2
     assert len(sys.modules["tensorrt_rtx"].setups) == 2  # a context for each
     setup = sys.modules["tensorrt_rtx"].setups[0]
-    assert (setup.allocation, setup.dynamic_shapes_kernel_specialization_strategy, setup.cache) == ("shared", "eager", "cache")
+    assert (setup.allocation, setup.dynamic_shapes_kernel_specialization_strategy, setup.cache) == (
+        "shared",
+        "eager",
+        "cache",
+    )
 
 
 def test_the_shape_not_used_for_longest_is_dropped(gpu: Any, opened: TensorRTEngine) -> None:
@@ -95,7 +99,9 @@ def test_what_cannot_be_captured_runs_call_by_call(
         for seed in range(3):
             check(opened, 5, 3, seed)
     assert caplog.text.count("B = 5, G = 3 runs without a CUDA graph") == 1
-    assert {"cuda": "cudaErrorUnknown", "tensorrt": "cannot run it", "told beforehand": "cannot capture it"}[trouble] in caplog.text
+    assert {"cuda": "cudaErrorUnknown", "tensorrt": "cannot run it", "told beforehand": "cannot capture it"}[
+        trouble
+    ] in caplog.text
     assert "cudaGraphLaunch" not in gpu.calls
 
 
@@ -116,7 +122,9 @@ def test_plain_tensorrt_is_run_the_same_way(gpu: Any, copied: Path, write_engine
         (0, {}, "built for at most 8 pictures in a batch, got 0"),
     ],
 )
-def test_wrong_inputs(gpu: Any, copied: Path, write_engine: Write, b: int, change: dict[str, np.ndarray], message: str) -> None:
+def test_wrong_inputs(
+    gpu: Any, copied: Path, write_engine: Write, b: int, change: dict[str, np.ndarray], message: str
+) -> None:
     write_engine(profile=(2, 4, 8))
     with pytest.raises(BadInput, match=message):
         TensorRTEngine(load_bundle(copied), "float32").predict(**(inputs(b, 0) | change))
@@ -163,7 +171,9 @@ def test_certificates(gpu: Any, copied: Path, write_engine: Write) -> None:
         ({"data": b"other"}, r"TensorRT-RTX cannot load it \(magic tag does not match\)"),
     ],
 )
-def test_engines_that_do_not_fit(gpu: Any, copied: Path, write_engine: Write, change: dict[str, Any], message: str) -> None:
+def test_engines_that_do_not_fit(
+    gpu: Any, copied: Path, write_engine: Write, change: dict[str, Any], message: str
+) -> None:
     write_engine(**change)
     with pytest.raises(Failure, match=message):
         TensorRTEngine(load_bundle(copied), "float32")
@@ -178,7 +188,9 @@ def test_a_damaged_file(gpu: Any, copied: Path, write_engine: Write) -> None:
 
 def test_the_first_that_fits_is_taken(gpu: Any, copied: Path, write_engine: Write) -> None:
     bundle = load_bundle(copied)
-    with pytest.raises(Failure, match=r"no TensorRT engine of precision float32 beside .*cfgdiff export --from-bundle .* --tensorrt$"):
+    with pytest.raises(
+        Failure, match=r"no TensorRT engine of precision float32 beside .*cfgdiff export --from-bundle .* --tensorrt$"
+    ):
         TensorRTEngine(bundle, "float32")
     old, other = write_engine(version="1.4"), write_engine(sm=("12.0",))
     with pytest.raises(Failure, match=r"(?s)version 1.4.*sm 12.0|sm 12.0.*version 1.4"):

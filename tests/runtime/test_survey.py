@@ -30,14 +30,18 @@ def test_every_precision_of_every_engine_is_opened_and_timed(packaged: Bundle, f
     fake_cpu.kinds["openvino", "bfloat16"] = {"fails": "no bfloat16"}
     found = survey.survey(packaged, threads=2)
     cpu, openvino = found.rows
-    assert (cpu.engine, cpu.precisions, cpu.remarks) == ("cpu", ("float32",), ()) and cpu.package.startswith("onnxruntime")
+    assert (cpu.engine, cpu.precisions, cpu.remarks) == ("cpu", ("float32",), ()) and cpu.package.startswith(
+        "onnxruntime"
+    )
     assert (openvino.precisions, openvino.remarks) == (("float32",), ("no bfloat16",))
     assert [(s.engine, s.precision, s.certified) for s in found.speeds] == [
         ("cpu", "float32", True), ("openvino", "float32", True), ("openvino", "bfloat16", False),
     ]  # fmt: skip
     assert found.taken == ("cpu", "float32")
     opened = len(fake_cpu.opened)
-    assert survey.survey(packaged, threads=2).speeds == found.speeds and len(fake_cpu.opened) == opened + 3  # what was timed is kept
+    assert (
+        survey.survey(packaged, threads=2).speeds == found.speeds and len(fake_cpu.opened) == opened + 3
+    )  # what was timed is kept
     survey.survey(packaged, threads=2, anew=True)
     assert len(fake_cpu.opened) == 2 * opened + 3
     fake_cpu.kinds.clear()
@@ -65,7 +69,11 @@ def test_how_fast_a_missing_engine_was_elsewhere(
     monkeypatch.setattr(survey, "package", lambda name: "")
     promise = "openvino bfloat16 was 4.4 times cpu float32 on a processor with amx_bf16 (2 threads); pip install 'cfgdiff[openvino]'"
     assert said(RECORD, less) == ("not here; pip install it", promise)
-    for no_help in (replace(RECORD, times=0.9), replace(RECORD, instructions=("avx2", "amx_int8")), replace(RECORD, engine="cpu")):
+    for no_help in (
+        replace(RECORD, times=0.9),
+        replace(RECORD, instructions=("avx2", "amx_int8")),
+        replace(RECORD, engine="cpu"),
+    ):
         assert said(no_help) == ("not here; pip install it",)
 
 
@@ -83,7 +91,9 @@ def test_certificates_of_tensorrt_engines(gpu: Any, copied: Path, write_engine: 
     assert (row.engine, row.precisions, found.taken) == ("tensorrt", ("float32",), ("tensorrt", "float32"))
     said = "\n".join(row.remarks)
     assert len(row.remarks) == 4 and f"{good.path.name}: certified\n" in said + "\n"
-    assert f"{other.path}: not certified; run cfgdiff verify" in said and f"{failed.path}: failed its verification" in said
+    assert (
+        f"{other.path}: not certified; run cfgdiff verify" in said and f"{failed.path}: failed its verification" in said
+    )
     assert f"{old.path.name}: certified; {old.path}: built for version 1.4" in said
     assert not gpu.memory and not gpu.streams
 
@@ -112,9 +122,13 @@ def test_an_engine_that_opens_and_does_not_answer_does_not_work(packaged: Bundle
         survey.try_out(opener(packaged, "float32", 1, False), packaged)
 
 
-def test_tensorrt_that_is_not_installed_comes_with_its_extra(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_that_is_not_installed_comes_with_its_extra(
+    packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(survey, "OPENERS", {"tensorrt": None})
     monkeypatch.setattr(survey, "package", lambda name: "")
     (row,) = survey.survey(packaged, 2).rows
     assert row.precisions == () and len(row.remarks) == 1
-    assert row.remarks[0].startswith("TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: cfgdiff")
+    assert row.remarks[0].startswith(
+        "TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: cfgdiff"
+    )
