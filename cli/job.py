@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle
-from cfgdiff.runtime.bundle import Variant
+from cfgdiff.runtime.engines import computed_variant
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.generate import Blend, Edit
 from cfgdiff.runtime.images import cropped, frames, load_picture, read_note
@@ -152,8 +152,7 @@ def _acting(settings: dict[str, Any], guidance: list[float] | None) -> dict[str,
 
 def digest(bundle: Bundle, precision: str) -> str:
     """Of the graph that an engine of that precision runs."""
-    variant: Variant = bundle.variants.get(precision) or bundle.variant("float32")  # bfloat16 is float32's graph
-    return graph_digest(variant)
+    return graph_digest(computed_variant(bundle, precision))
 
 
 def read_edit(bundle: Bundle, picture: Path | None, strength: float | None, mask: Path | None) -> tuple[Edit | None, dict[str, Any] | None]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.bundle import DAMAGE, Variant
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.images import grid, save_png
@@ -33,7 +34,7 @@ def card(bundle: Bundle) -> str:
     except DAMAGE as error:
         if isinstance(error, Failure):
             raise
-        what = f"provenance, evaluation or a certificate is not as expected ({type(error).__name__}: {error})"
+        what = f"provenance or evaluation is not as expected ({type(error).__name__}: {error})"
         raise Failure(f"{bundle.path / 'bundle.json'}: {what}; export the model again") from None
 
 
@@ -53,16 +54,19 @@ def _card(bundle: Bundle) -> str:
         *_graph(bundle),
         "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",
-        *_table(["graph", "MB", *FOUND, "certificate"], [
+        *markdown_table(["graph", "MB", *MEASURES, "certificate"], [
             [v.graph, _megabytes(bundle, v.graph), *_of_graph(v)] for v in bundle.variants.values()
         ]),
     ]  # fmt: skip
     if engines := engines_beside(bundle.path):
         rows = [
             [e.path.name, _megabytes(bundle, e.path.name), f"{e.key.module} {e.key.version}", "+".join(e.key.sm),
-             "-".join(map(str, (e.key.profile[0], e.key.profile[2]))), *_found(e.certificate), _verdict(e.certificate)] for e in engines
+             "-".join(map(str, (e.key.profile[0], e.key.profile[2]))), *_measures(e.certificate), _verdict(e.certificate)] for e in engines
         ]  # fmt: skip
-        lines += ["", *_table(["TensorRT engine", "MB", "module", "SM", "batch", *FOUND, "certificate"], rows)]
+        lines += [
+            "",
+            *markdown_table(["TensorRT engine", "MB", "module", "SM", "batch", *MEASURES, "certificate"], rows),
+        ]
     return "\n".join(lines)
 
 
@@ -97,29 +101,29 @@ def _graph(bundle: Bundle) -> list[str]:
             *(f"{i}. {line}" for i, line in enumerate(how, 1))]  # fmt: skip
 
 
-FOUND = ["prediction", "x0", "dB", "features"]
+MEASURES = ["prediction", "x0", "dB", "features"]
 
 
 def _of_graph(variant: Variant) -> list[str]:
-    """What was found of a variant. Float32 is not held against itself, but its rows are checked as all others' are."""
-    passed = (variant.certificate or {}).get("passed")
-    if variant.precision == "float32" and passed:
-        return ["-"] * len(FOUND) + ["the reference; its rows passed"]
-    return [*_found(variant.certificate), _verdict(variant.certificate)]
+    """The measures and the verdict of a variant. Float32 is the reference; only its rows are checked."""
+    if variant.precision == "float32" and variant.certificate and variant.certificate.passed:
+        return ["-"] * len(MEASURES) + ["the reference; its rows passed"]
+    return [*_measures(variant.certificate), _verdict(variant.certificate)]
 
 
-def _found(certificate: dict[str, Any] | None) -> list[str]:
-    found = (certificate or {}).get("found", {})
-    worst = [f"{max(found[key].values()):.1e}" if key in found else "-" for key in ("prediction", "x0")]
-    return worst + [str(found.get(key, "-")) for key in ("psnr_db", "features")]
+def _measures(certificate: Certificate | None) -> list[str]:
+    if certificate is None:
+        return ["-"] * len(MEASURES)
+    by_level = [f"{max(errors.values()):.1e}" if errors else "-" for errors in (certificate.prediction, certificate.x0)]
+    return by_level + ["-" if value is None else str(value) for value in (certificate.psnr_db, certificate.features)]
 
 
-def _verdict(certificate: dict[str, Any] | None) -> str:
+def _verdict(certificate: Certificate | None) -> str:
     if certificate is None:
         return "none"
-    if not certificate["passed"]:
-        return "failed: " + "; ".join(certificate["failures"][:2])
-    return f"passed, {certificate['found']['pictures']} pictures"
+    if not certificate.passed:
+        return "failed: " + "; ".join(certificate.failures[:2])
+    return f"passed, {certificate.pictures} pictures"
 
 
 def _megabytes(bundle: Bundle, file: str) -> str:
@@ -131,7 +135,7 @@ def _inline(value: Any) -> str:
     return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     lines = [heads, ["-" * width for width in widths], *rows]
     return [

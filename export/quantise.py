@@ -25,6 +25,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.engine import WrappedEngine
 
 from .compare import round_robin
 from .edit import replace_nodes, store_half, unpacked
@@ -179,23 +180,25 @@ def _balance(model: onnx.ModelProto, chosen: set[str], peaks: dict[str, np.ndarr
 
 def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int = 1) -> list[Inputs]:
     """The inputs of every network call while `engine` draws n pictures of all classes in turn, at the bundle's defaults."""
-    calls = list[Inputs]()
-
-    class Recorder:
-        name, precision, max_batch = engine.name, engine.precision, engine.max_batch
-
-        def predict(
-            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-        ) -> np.ndarray:
-            calls.append({"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance})
-            return engine.predict(sample, timestep, class_label, guidance)
-
-        def close(self) -> None:
-            """The engine inside stays open."""
-
-    for _ in generate(Recorder(), bundle, round_robin(bundle, n), seed=seed):
+    recorder = _Recorder(engine)
+    for _ in generate(recorder, bundle, round_robin(bundle, n), seed=seed):
         pass
-    return calls
+    return recorder.calls
+
+
+class _Recorder(WrappedEngine):
+    """Keeps the inputs of all calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.calls = list[Inputs]()
+
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
+        """See `Engine.predict`."""
+        self.calls.append({"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance})
+        return self.engine.predict(sample, timestep, class_label, guidance)
 
 
 def channel_peaks(model: onnx.ModelProto, names: set[str], calls: Iterable[Inputs]) -> dict[str, np.ndarray]:

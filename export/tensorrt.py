@@ -2,15 +2,12 @@
 
 import hashlib
 import importlib
-import os
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +17,7 @@ import onnx
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.files import cannot_write, write_whole
 from cfgdiff.runtime.sidecar import (
     ANY_DRIVER,
     BuiltEngine,
@@ -33,7 +31,7 @@ from cfgdiff.runtime.sidecar import (
 )
 from cfgdiff.runtime.tensorrt_model import logger_of
 
-from .quantise import symmetric
+from .precisions import PRECISIONS
 
 MOST = 4096  # pictures in a batch, as the graph declares it
 COMMON_SM = ("8.6", "8.9", "12.0")  # GeForce RTX 30, 40 and 50
@@ -113,38 +111,27 @@ def plan_key(
 def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path, progress: Progress) -> BuiltEngine:
     """The engine of `key` in the folder `target`, with its sidecar, built from the ONNX `graph` where it is not there yet.
 
-    Raises `Failure`; then, as on Ctrl-C, `target` is as it was.
+    Raises:
+        Failure: then, as on Ctrl-C, `target` is as it was.
     """
     path = target / key.file_name
-    with suppress(Failure):  # not there, damaged or of another key: it is built
+    with suppress(Failure):  # missing, damaged or of another key: it is built
         engine = read_sidecar(sidecar_of(path))
         check_key(engine, key)
         check_file(engine)
         return engine
     data = _build(module, graph, key, progress)
+    engine = BuiltEngine(path, key, hashlib.sha256(data).hexdigest())
     try:
-        with _whole(target) as folder:
-            (folder / path.name).write_bytes(data)
-            engine = BuiltEngine(folder / path.name, key, hashlib.sha256(data).hexdigest())
-            write_sidecar(engine)
+        target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = error.strerror or error
-        raise Failure(
-            f"{path}: cannot be written ({reason}); make room or choose another folder; nothing was left behind"
-        ) from None
-    return replace(engine, path=path)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder of which all files pass to `target` in the end, none after an error."""
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=target) as folder:
-        yield Path(folder)
-        for file in sorted(Path(folder).iterdir()):  # an engine before its sidecar, without which nobody takes it
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-            file.replace(target / file.name)
+        raise cannot_write(path, error) from None
+    with ExitStack() as undo:
+        undo.callback(path.unlink, missing_ok=True)
+        write_whole(path, data)
+        write_sidecar(engine)  # last: no engine is taken without it
+        undo.pop_all()
+    return engine
 
 
 def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress) -> bytes:
@@ -266,8 +253,9 @@ def _load_timings(config: Any, file: Path) -> None:
 
 
 def _keep_timings(config: Any, file: Path) -> None:
-    with suppress(OSError), _whole(file.parent) as folder:  # without them the next build takes longer, no more
-        (folder / file.name).write_bytes(config.get_timing_cache().serialize())
+    with suppress(OSError, Failure):  # without them the next build only takes longer
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, config.get_timing_cache().serialize())
 
 
 def _untaken(parser: Any) -> Failure:
@@ -289,15 +277,15 @@ def _failure(key: EngineKey, log: Any) -> Failure:
 def build_engines(
     bundle: Bundle, profile: tuple[int, int, int], sm: tuple[str, ...] | None, progress: Progress
 ) -> Iterator[BuiltEngine]:
-    """An engine for each variant, beside the bundle; `progress` is told of every phase of a build."""
+    """An engine for each variant, beside the bundle; `progress` receives every phase of a build."""
     module = find_module()
     for precision, variant in bundle.variants.items():
         key = plan_key(module, graph_digest(variant), precision, profile, sm)
         graph = (bundle.path / variant.graph).read_bytes()
-        if precision == "int8":
-            graph = symmetric(onnx.load_from_string(graph)).SerializeToString(deterministic=True)
+        if for_tensorrt := PRECISIONS[precision].for_tensorrt:
+            graph = for_tensorrt(onnx.load_from_string(graph)).SerializeToString(deterministic=True)
 
-        def told(phase: str, done: int, total: int, precision: str = precision) -> None:
+        def report(phase: str, done: int, total: int, precision: str = precision) -> None:
             progress(f"{precision} engine: {phase}", done, total)
 
-        yield build_engine(module, graph, key, bundle.path, told)
+        yield build_engine(module, graph, key, bundle.path, report)

@@ -20,7 +20,7 @@ from .errors import Failure
 from .inputs import check_inputs
 from .threads import LEAST, MOST, cores, shares
 
-BFLOAT16 = "bfloat16"  # a way to compute the float32 graph, of this engine alone
+OWN_PRECISIONS = {"bfloat16": "float32"}  # and the variants that are computed in them
 Requests = tuple[Any, list[dict[str, np.ndarray]]]  # an AsyncInferQueue, and the inputs of each of its requests
 SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; those of others are filled up
 
@@ -41,13 +41,13 @@ class OpenVinoEngine(OpenedEngine):
         Raises:
             Failure: OpenVINO is not installed or cannot load the graph, or the CPU has no bfloat16.
         """
-        self._graph = bundle.path / bundle.variant("float32" if precision == BFLOAT16 else precision).graph
+        self._graph = bundle.path / bundle.variant(OWN_PRECISIONS.get(precision, precision)).graph
         self._core = _only(import_openvino().Core)
         has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision == BFLOAT16 and not has_bfloat16:
+        if precision == "bfloat16" and not has_bfloat16:
             raise Failure("--precision bfloat16: OpenVINO finds no instructions for it in this CPU; take float32")
         # Left alone, OpenVINO computes float32 graphs in what the CPU is fastest at; what it cannot compute in, it silently replaces.
-        low, self._threads = has_bfloat16 and precision in (BFLOAT16, "int8"), threads or cores()
+        low, self._threads = has_bfloat16 and precision in ("bfloat16", "int8"), threads or cores()
         self._settings = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "INFERENCE_NUM_THREADS": self._threads}
         with self._explained():
             model = self._core.read_model(str(self._graph))

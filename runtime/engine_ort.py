@@ -1,5 +1,6 @@
 """ONNX Runtime, on the CPU and, through CUDA, on GPU 0. onnxruntime is imported when an engine is opened, not before."""
 
+import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,10 @@ from .bundle import Bundle
 from .engine import OpenedEngine
 from .errors import Failure
 from .inputs import check_inputs
+from .sidecar import graph_digest
 from .threads import cores, shares
 
+log = logging.getLogger("cfgdiff")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Both packages are the module onnxruntime, and one spoils the other; cfgdiff[cuda] would bring the first one back, too.
 TO_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -147,6 +150,27 @@ class CudaEngine(OpenedEngine):
             self.closed = True
             self._bound.clear()
             self._session = None
+
+
+def open_cuda(bundle: Bundle, precision: str, threads: int | None = None) -> CudaEngine:
+    """CUDA at a precision; "auto" is float16 where its pictures are certified to be float32's, else float32."""
+    if precision != "auto":
+        return CudaEngine(bundle, precision, threads)
+    against = _against_float16(bundle)
+    opened = CudaEngine(bundle, "float32" if against else "float16", threads)
+    log.info("cuda: %s", f"float32, because {against}" if against else "float16, the fastest, because it is certified")
+    return opened
+
+
+def _against_float16(bundle: Bundle) -> str | None:
+    """Why float16 is not used where no precision was named; None where it is certified."""
+    if "float16" not in bundle.variants:
+        return "the bundle has no float16 variant (cfgdiff export --fp16 adds one)"
+    variant = bundle.variants["float16"]
+    certificate = variant.certificate
+    if certificate is None or certificate.sha256 != graph_digest(variant):
+        return f"float16 has no certificate (cfgdiff verify {bundle.path} makes one)"
+    return None if certificate.passed else "float16 failed its verification"
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,16 @@ from .cuda import Cuda
 from .engine import OpenedEngine
 from .errors import BadInput, Failure
 from .inputs import check_inputs
-from .sidecar import BuiltEngine, check_certificate, check_file, check_key, engines_beside, expected_key, rebuild
+from .sidecar import (
+    BuiltEngine,
+    build_command,
+    check_certificate,
+    check_file,
+    check_key,
+    engines_beside,
+    expected_key,
+    rebuild,
+)
 from .tensorrt_model import Model, import_module
 
 log = logging.getLogger("cfgdiff")
@@ -165,6 +174,11 @@ class TensorRTEngine(OpenedEngine):
                 del self._model, self._host
 
 
+def open_built(bundle: Bundle, built: BuiltEngine, uncertified: bool = False) -> TensorRTEngine:
+    """One of the engines beside a bundle; see `TensorRTEngine`."""
+    return TensorRTEngine(bundle, built.key.precision, None, uncertified, built)
+
+
 def _choose(
     bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine | None
 ) -> tuple[BuiltEngine, Any, bytes, Cuda]:
@@ -187,9 +201,8 @@ def _candidates(bundle: Bundle, precision: str) -> list[BuiltEngine]:
     wanted, beside = FASTEST if precision == "auto" else (precision,), engines_beside(bundle.path)
     candidates = [engine for name in wanted for engine in beside if engine.key.precision == name]
     if not candidates:
-        build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
         raise Failure(
-            f"no TensorRT engine of precision {' or '.join(wanted)} beside {bundle.path}; build one with: {build}"
+            f"no TensorRT engine of precision {' or '.join(wanted)} beside {bundle.path}; build one with: {build_command(bundle.path)}"
         )
     return candidates
 

@@ -177,14 +177,14 @@ class Preview(Callback):
             self._draw(run)
 
     def _draw(self, run: "Run") -> None:
-        from cfgdiff.runtime import Bundle, generate
-        from cfgdiff.runtime.bundle import Defaults
+        from cfgdiff.runtime import generate
+        from cfgdiff.runtime.bundle import Defaults, Model
         from cfgdiff.runtime.images import grid, save_png
 
         from .engine_torch import TorchEngine
 
         defaults = Defaults("dpmpp-2m", self._steps, self._guidance, None)
-        bundle = Bundle(run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {})
+        bundle = Model(run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults)
         classes = run.data.class_names[:10]
         engine = TorchEngine(run.predict, run.null_class)
         pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cfgdiff.runtime import load_bundle
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.folders import remove_folder, remove_partial, replace_folder, restore_folder, restore_folders
+from cfgdiff.runtime.files import remove_folder, remove_partial, replace_folder, restore_folder, restore_folders
 from cfgdiff.runtime.schedule import Schedule
 
 from . import registry

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from cfgdiff.cli.export import verify
 from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.sidecar import engines_beside
 
 pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
@@ -54,9 +55,9 @@ def test_engines_for_three_architectures_and_all_variants(engines: Path) -> None
 
 
 def test_float16_and_int8_keep_to_what_is_asked_of_them(engines: Path) -> None:
-    found = {name: v.certificate["found"] for name, v in load_bundle(engines).variants.items() if v.certificate}
-    assert max(found["float16"]["prediction"].values()) < 0.01
-    assert found["int8"]["psnr_db"] > 28 and found["float16"]["psnr_db"] > 40
+    found = {name: v.certificate for name, v in load_bundle(engines).variants.items() if v.certificate}
+    assert max(found["float16"].prediction.values()) < 0.01
+    assert found["int8"].psnr_db > 28 and found["float16"].psnr_db > 40
 
 
 def test_int8_runs(engines: Path, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_verify_certifies_what_works_here(engines: Path) -> None:
     assert sum("-tensorrt_rtx-" in line for line in said) <= 3 and all(
         ": passed;" in line or ": not verified: " in line for line in said
     )
-    assert {v.certificate["found"]["pictures"] for v in load_bundle(engines).variants.values() if v.certificate} == {8}
+    assert {v.certificate.pictures for v in load_bundle(engines).variants.values() if v.certificate} == {8}
     shown = call(ENTRY, "info", engines)
     assert (
         shown.stdout.count("passed, 8 pictures") == 2
@@ -123,10 +124,13 @@ def test_a_way_of_openvinos_own_that_fails_is_told_and_fails_verify_only_where_a
     from cfgdiff.export import certify
 
     def fake(chosen: list, *_: object) -> Iterator[tuple]:
-        found = {"prediction": {"+0": 1e-6}, "x0": {"+0": 1e-6}, "pictures": 8, "psnr_db": 99.0, "features": 0.0}
         for candidate in chosen:
-            wrong = candidate.precision == "bfloat16"
-            yield candidate, {"passed": not wrong, "failures": ["x0 is off"] * wrong, "found": found}
+            failures = ("x0 is off",) * (candidate.precision == "bfloat16")
+            errors = {"prediction": {"+0": 1e-6}, "x0": {"+0": 1e-6}}
+            yield (
+                candidate,
+                Certificate(not failures, failures=failures, **errors, pictures=8, psnr_db=99.0, features=0.0),
+            )
 
     monkeypatch.setattr(certify, "certify", fake)
     monkeypatch.setattr("cfgdiff.export.verify.reference", lambda *_: None)

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from cfgdiff.export.quantise import symmetric
 from cfgdiff.export.tensorrt import _load_timings, build_engine
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import (
     ANY_DRIVER,
@@ -131,7 +132,7 @@ def test_what_is_there_is_not_built_again_unless_it_is_damaged(rtx: ModuleType, 
     key = key_of(rtx, tiny())
     engine = build_engine(rtx, tiny(), key, tmp_path, quiet)
     before = engine.path.stat()
-    certified = replace(engine, certificate={"passed": True, "sha256": engine.sha256})
+    certified = replace(engine, certificate=Certificate(True, engine.sha256))
     write_sidecar(certified)
     assert build_engine(rtx, tiny(), key, tmp_path, lambda *_: pytest.fail("built again")) == certified
     assert (engine.path.stat().st_ino, engine.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -188,20 +189,20 @@ def test_a_build_that_fails_says_why(rtx: ModuleType, tmp_path: Path) -> None:
     assert "\n" not in str(error.value) and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["write_bytes", "write_text"])  # the engine's, the sidecar's
+@pytest.mark.parametrize("written", ["", ".json"])  # the engine, its sidecar
 def test_a_full_disk_leaves_nothing(
-    rtx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    rtx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
-    def full(self: Path, data: bytes | str) -> None:
-        with self.open("w") as file:
-            file.write("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    key, rename = key_of(rtx, tiny()), os.replace
 
-    key = key_of(rtx, tiny())
-    monkeypatch.setattr(Path, method, full)
-    with pytest.raises(
-        Failure, match=rf"{key.file_name}: cannot be written \(No space left on device\); make room"
-    ) as error:
+    def full(source: str, target: Path) -> None:
+        if target.name == key.file_name + written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    message = rf"{key.file_name}{written}: cannot be written \(No space left on device\); make room"
+    with pytest.raises(Failure, match=message) as error:
         build_engine(rtx, tiny(), key, tmp_path, quiet)
     assert "\n" not in str(error.value) and not any(tmp_path.iterdir())
 

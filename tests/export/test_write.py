@@ -47,11 +47,9 @@ def test_every_variant_has_a_certificate(small_bundle: Bundle) -> None:
     sizes = [(small_bundle.path / v.graph).stat().st_size for v in small_bundle.variants.values()]
     assert sizes[2] < sizes[0]
     for precision, variant in small_bundle.variants.items():
-        assert variant.certificate is not None and variant.certificate["passed"], (precision, variant.certificate)
-        assert variant.certificate["found"]["pictures"] == 16 and variant.certificate["sha256"] == graph_digest(variant)
-    worst = {
-        p: max(v.certificate["found"]["prediction"].values()) for p, v in small_bundle.variants.items() if v.certificate
-    }
+        assert variant.certificate is not None and variant.certificate.passed, (precision, variant.certificate)
+        assert variant.certificate.pictures == 16 and variant.certificate.sha256 == graph_digest(variant)
+    worst = {p: max(v.certificate.prediction.values()) for p, v in small_bundle.variants.items() if v.certificate}
     assert worst["float32"] == 0 < worst["float16"] < worst["int8"] and worst["float16"] < 0.01
     for precision in ("float32", "int8"):
         assert open_engine(small_bundle, "cpu", precision).precision == precision
@@ -164,6 +162,7 @@ from cfgdiff.export import write
 from cfgdiff.export.description import store_certificate, store_fitted
 from cfgdiff.export.source import Source
 from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.fitted import Fitted
 
 root = Path({root!r})
@@ -177,10 +176,9 @@ description = {{
     "schedule": {{"kind": "cosine", "T": 1000, "prediction": "v", "data_std": 1.0}},
     "defaults": {{"sampler": "ddim", "steps": 2, "guidance": 1.0, "interval": None}},
 }}
-found = {{"prediction": {{"+0": 0.0}}, "x0": {{"+0": 0.0}}, "pictures": 1}}
 write.open_engine = lambda *_: None  # engines have threads, which do not survive a fork
 write.reference = lambda *_: None
-write.verify = lambda *_: {{"passed": True, "failures": [], "found": found}}
+write.verify = lambda *_, **__: Certificate(True, prediction={{"+0": 0.0}}, x0={{"+0": 0.0}}, pictures=1)
 write.write_card = lambda bundle, engine: (bundle.path / "README.md").write_text("card")
 
 def export(name):

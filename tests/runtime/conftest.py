@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.cuda import Cuda
 from cfgdiff.runtime.sidecar import BuiltEngine, EngineKey, graph_digest, write_sidecar
 
@@ -241,11 +242,8 @@ def write_engine(copied: Path) -> Callable[..., BuiltEngine]:
 
     def write(data: bytes = b"good", passed: bool | None = True, **changes: Any) -> BuiltEngine:
         changed, digest = replace(key, **changes), hashlib.sha256(data).hexdigest()
-        certificate = (
-            None
-            if passed is None
-            else {"passed": passed, "sha256": digest, "failures": [] if passed else ["batch 8 is off"]}
-        )
+        failures = () if passed else ("batch 8 is off",)
+        certificate = None if passed is None else Certificate(passed, digest, failures=failures)
         engine = BuiltEngine(copied / changed.file_name, changed, digest, certificate)
         engine.path.write_bytes(data)
         write_sidecar(engine)

@@ -11,26 +11,15 @@ from typing import Any
 
 import pytest
 
-from cfgdiff.runtime import Bundle, choose, engine_ort, load_bundle, open_engine
-from cfgdiff.runtime import engine as engines
-from cfgdiff.runtime.engine import precisions
+from cfgdiff.runtime import Bundle, choose, engine_ort, engines, load_bundle, open_engine
+from cfgdiff.runtime.certificate import Certificate
+from cfgdiff.runtime.engines import ENGINES, precisions
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.sidecar import graph_digest
 
 
 def refuse(*_: object) -> None:
     raise Failure("no such device")
-
-
-@pytest.fixture
-def set_openers(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], None]:
-    """A function that puts others in the place of all engines."""
-
-    def put(openers: dict) -> None:
-        monkeypatch.setattr(engines, "OPENERS", openers)
-        monkeypatch.setattr(choose, "OPENERS", openers)
-
-    return put
 
 
 def taken(bundle: Bundle, *args: Any, **settings: Any) -> tuple[str, str]:
@@ -41,7 +30,7 @@ def taken(bundle: Bundle, *args: Any, **settings: Any) -> tuple[str, str]:
 def test_auto_says_what_it_passed_over(
     packaged: Bundle, set_openers: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
-    set_openers({"tensorrt": engines.OPENERS["tensorrt"], "cuda": refuse, "cpu": engines.OPENERS["cpu"]})
+    set_openers({"tensorrt": ENGINES["tensorrt"].open, "cuda": refuse, "cpu": ENGINES["cpu"].open})
     with caplog.at_level(logging.INFO, "cfgdiff"):
         assert open_engine(packaged).name == "cpu"
     assert "cuda passed over: no such device" in caplog.text
@@ -68,7 +57,7 @@ def test_bfloat16_is_asked_of_openvino_alone(packaged: Bundle, set_openers: Call
         asked.append((precision, threads))
         refuse()
 
-    set_openers({"cuda": refuse, "cpu": engines.OPENERS["cpu"], "openvino": openvino})
+    set_openers({"cuda": refuse, "cpu": ENGINES["cpu"].open, "openvino": openvino})
     with pytest.raises(Failure, match=r"^no engine works here: openvino: no such device$"):
         open_engine(packaged, precision="bfloat16", threads=3)
     assert asked == [("bfloat16", 3)]
@@ -169,28 +158,30 @@ class FakeCuda:
 @pytest.mark.parametrize(
     ("certificate", "precision", "why"),
     [
-        ({"passed": True}, "float16", "float16, the fastest, because it is certified"),
-        ({"passed": False}, "float32", "because float16 failed its verification"),
-        ({"passed": True, "sha256": "0" * 64}, "float32", "because float16 has no certificate (cfgdiff verify"),
+        (Certificate(True), "float16", "float16, the fastest, because it is certified"),
+        (Certificate(False), "float32", "because float16 failed its verification"),
+        (Certificate(True, "0" * 64), "float32", "because float16 has no certificate (cfgdiff verify"),
         (None, "float32", "because float16 has no certificate (cfgdiff verify"),
         ("no variant", "float32", "because the bundle has no float16 variant"),
     ],
 )
 def test_cuda_takes_float16_where_it_is_certified(
-    edited: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    certificate: dict[str, Any] | None, precision: str, why: str,
-) -> None:  # fmt: skip
+    edited: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    certificate: Certificate | str | None,
+    precision: str,
+    why: str,
+) -> None:
     def add(tree: dict[str, Any]) -> None:
         if certificate != "no variant":
-            tree["variants"]["float16"] = tree["variants"]["float32"] | {
-                "precision": "float16",
-                "certificate": certificate,
-            }
+            tree["variants"]["float16"] = tree["variants"]["float32"] | {"precision": "float16", "certificate": None}
 
     bundle = load_bundle(edited(add))
-    if isinstance(certificate, dict):
-        digest = graph_digest(bundle.variants["float16"])
-        bundle.variants["float16"].certificate.update({"sha256": digest} | certificate)  # type: ignore[union-attr]
+    if isinstance(certificate, Certificate):
+        variant = bundle.variants["float16"]
+        signed = dataclasses.replace(certificate, sha256=certificate.sha256 or graph_digest(variant))
+        bundle.variants["float16"] = dataclasses.replace(variant, certificate=signed)
     monkeypatch.setattr(engine_ort, "CudaEngine", FakeCuda)
     with caplog.at_level(logging.INFO, "cfgdiff"):
         taken = open_engine(bundle)

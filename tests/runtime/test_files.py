@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(
-        Failure, match=r"^--out: cannot write .*a\.png \(No space left on device\); choose another place"
+        Failure, match=r"a\.png: cannot be written \(No space left on device\); make room or choose another place"
     ):
         write_whole(tmp_path / "a.png", b"picture")
     assert names(tmp_path) == []

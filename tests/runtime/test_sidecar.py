@@ -12,6 +12,7 @@ import pytest
 
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.bundle import Variant
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.sidecar import (
     ANY_DRIVER,
@@ -48,9 +49,13 @@ def engine(tmp_path: Path) -> BuiltEngine:
 
 @pytest.mark.parametrize(
     "certificate",
-    [None, {"passed": True, "sha256": SHA}, {"passed": False, "failures": ["nan"], "picture_psnr_db": 3.5}],
+    [
+        None,
+        Certificate(True, SHA),
+        Certificate(False, SHA, failures=("nan",), rows={"rows twice": 0.5}, x0={"+1": 0.1}),
+    ],
 )
-def test_what_is_written_is_read_again(engine: BuiltEngine, certificate: dict[str, Any] | None) -> None:
+def test_what_is_written_is_read_again(engine: BuiltEngine, certificate: Certificate | None) -> None:
     certified = replace(engine, certificate=certificate)
     write_sidecar(certified)
     assert read_sidecar(sidecar_of(engine.path)) == certified
@@ -203,21 +208,21 @@ def test_an_engine_must_be_of_the_bundles_graph_and_fit_the_gpu(packaged: Bundle
     [
         (None, "not certified; run cfgdiff verify FOLDER --engine tensorrt here, or take it with --uncertified"),
         (
-            {"passed": True, "sha256": "0" * 64},
+            Certificate(True, "0" * 64),
             "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again",
         ),
-        ({"passed": True}, "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again"),
+        (Certificate(True), "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again"),
         (
-            {"passed": False, "sha256": SHA, "failures": ["psnr 20", "nan"]},
+            Certificate(False, SHA, failures=("psnr 20", "nan")),
             "failed its verification (psnr 20; nan); rebuild it here with",
         ),
-        ({"passed": False, "sha256": SHA}, "failed its verification (no reason given); rebuild it here with"),
+        (Certificate(False, SHA), "failed its verification (no reason given); rebuild it here with"),
     ],
 )
 def test_an_engine_needs_a_certificate_of_its_own(
-    engine: BuiltEngine, certificate: dict[str, Any] | None, message: str
+    engine: BuiltEngine, certificate: Certificate | None, message: str
 ) -> None:
-    check_certificate(replace(engine, certificate={"passed": True, "sha256": SHA}))
+    check_certificate(replace(engine, certificate=Certificate(True, SHA)))
     with pytest.raises(Failure) as error:
         check_certificate(replace(engine, certificate=certificate))
     assert str(error.value).startswith(f"{engine.path}: {message.replace('FOLDER', str(engine.path.parent))}")

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfgdiff.runtime import Bundle, Failure, load_bundle, speeds
-from cfgdiff.runtime import engine as engines
+from cfgdiff.runtime import Bundle, Failure, engines, load_bundle, speeds
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.processor import Processor
 from cfgdiff.runtime.speeds import Speed, key_of

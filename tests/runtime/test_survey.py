@@ -123,11 +123,11 @@ def test_an_engine_that_opens_and_does_not_answer_does_not_work(packaged: Bundle
 
 
 def test_tensorrt_that_is_not_installed_comes_with_its_extra(
-    packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch
+    packaged: Bundle, fake_cpu: Any, set_openers: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "OPENERS", {"tensorrt": None})
+    set_openers({name: fake_cpu.opener(name) for name in ("tensorrt", "cpu")})
     monkeypatch.setattr(survey, "package", lambda name: "")
-    (row,) = survey.survey(packaged, 2).rows
+    row, _ = survey.survey(packaged, 2).rows
     assert row.precisions == () and len(row.remarks) == 1
     assert row.remarks[0].startswith(
         "TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: cfgdiff"
