@@ -65,7 +65,7 @@ def _table(seen: "Survey") -> list[str]:
 
 
 def _speed_lines(seen: "Survey") -> list[str]:
-    from cfgdiff.runtime.speeds import REFERENCE
+    from cfgdiff.runtime.engines import REFERENCE
 
     timed = {(s.engine, s.precision): s for s in seen.speeds if s.many}
     base, cells = timed[REFERENCE].many, [(" ", *HEADS)]

@@ -67,9 +67,10 @@ def verify(
         if not distance <= limits.features:
             reach = f"limit {limits.features:g}"
             failures.append(f"features: {distance} of the distance between unrelated pictures, {reach}")
+    measured = {name: _rounded(errors) for name, errors in (("rows", rows), *levels.items())}
     return Certificate(
-        not failures, sha256, engine.name, tuple(failures), asdict(limits), _rounded(rows),
-        *(_rounded(levels[measure]) for measure in ("prediction", "x0")), pictures, db, distance,
+        not failures, sha256, engine.name, tuple(failures), asdict(limits), **measured,
+        pictures=pictures, psnr_db=db, features=distance,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Model
 from .engine import Engine
 from .errors import BadInput, named, whole
 from .guidance import finite, guided, mixed, thresholded, watched, with_x0
@@ -48,7 +48,7 @@ class Edit:
     mask: np.ndarray | None = None
 
 
-def class_labels(bundle: Bundle, classes: Sequence[str | int] | np.ndarray) -> np.ndarray:
+def class_labels(bundle: Model, classes: Sequence[str | int] | np.ndarray) -> np.ndarray:
     """(N,) int64 labels of class names, in any case, or numbers. Raises `BadInput` for an unknown one, naming the nearest."""
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | np.ndarray):
         raise BadInput(f"classes: expected a list of names or numbers, found {classes!r:.60}; as in [{bundle.class_names[0]!r}]")
@@ -61,7 +61,7 @@ def class_labels(bundle: Bundle, classes: Sequence[str | int] | np.ndarray) -> n
     return np.array(labels, np.int64)
 
 
-def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int] | np.ndarray, steps: int | None = None,
+def generate(engine: Engine, bundle: Model, classes: Sequence[str | int] | np.ndarray, steps: int | None = None,
              guidance: float | Sequence[float] | np.ndarray | None = None, seed: int | Sequence[int] | np.ndarray = 0,
              sampler: str | None = None, batch: int = BATCH,
              spacing: str | None = None, timesteps: Sequence[float] | None = None, eta: float = 0.0,
@@ -116,7 +116,7 @@ def generate(engine: Engine, bundle: Bundle, classes: Sequence[str | int] | np.n
 class _Run:
     """All that the batches of a run share."""
 
-    def __init__(self, engine: Engine, bundle: Bundle, plan: Plan, seeds: np.ndarray, labels: np.ndarray, numbers: np.ndarray,
+    def __init__(self, engine: Engine, bundle: Model, plan: Plan, seeds: np.ndarray, labels: np.ndarray, numbers: np.ndarray,
                  blend: Blend | None, edit: Edit | None, watch: Watch | None) -> None:  # fmt: skip
         self.engine, self.bundle, self.plan, self.seeds, self.watch = engine, bundle, plan, seeds, watch
         self.labels, self.numbers, self.blend, self.edit = labels, numbers, blend, edit
@@ -169,7 +169,7 @@ class _Run:
         return predict
 
 
-def _checked(edit: Edit, bundle: Bundle) -> np.ndarray:
+def _checked(edit: Edit, bundle: Model) -> np.ndarray:
     """The picture as x0, (C, H, W) float32. Raises `BadInput` where it does not fit the model."""
     c, h, w = bundle.image_shape
     for flag, array, shape, kind in (("--from", edit.picture, (h, w, c), np.uint8), ("--mask", edit.mask, (h, w), np.bool_)):

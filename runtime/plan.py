@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Model
 from .errors import BadInput, named, whole
 from .guidance import Guidance
 from .samplers import SAMPLERS, Sampler, find_sampler
@@ -36,7 +36,7 @@ class Plan:
         return n * self.steps * (2 if any(w != 1 for w in self.guidance.weights) else 1)
 
 
-def make_plan(bundle: Bundle, sampler: str | None = None, steps: int | None = None,
+def make_plan(bundle: Model, sampler: str | None = None, steps: int | None = None,
               guidance: float | Sequence[float] | np.ndarray | None = None, spacing: str | None = None,
               timesteps: Sequence[float] | None = None, eta: float = 0.0, interval: tuple[float, float] | None = None,
               rescale: float = 0.0, threshold: float | None = None, strength: float = 1.0) -> Plan:  # fmt: skip
