@@ -29,11 +29,12 @@ Examples:
     "--store", is_flag=True, help="Put how fast they are here into the bundle, for machines that lack one of them."
 )
 def engines(bundle: Path | None, anew: bool, threads: int | None, store: bool) -> None:
-    """List the engines: which work here for a bundle (by default the packaged model), at which precisions, and how to get the others.
+    """List the engines: which work here for a bundle (by default the packaged model), at which precisions, and how to
+    get the others.
 
-    Each is opened, asked once and closed again. Those for CPUs are timed, once, for calls of 1 and 64 guided pictures, and their
-    pictures compared with those of float32 on ONNX Runtime. A star marks what --engine auto takes for many pictures; for a few it takes
-    what opens sooner.
+    Each is opened, asked once and closed again. Those for CPUs are timed, once, for calls of 1 and 64 guided pictures,
+    and their pictures compared with those of float32 on ONNX Runtime. A star marks what --engine auto takes for many
+    pictures; for a few it takes what opens sooner.
     """
     from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.errors import Failure

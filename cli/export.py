@@ -42,14 +42,16 @@ Examples:
 )
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--from-bundle", "from_bundle", metavar="[BUNDLE]", is_flag=False, flag_value=PACKAGED,
-              help="Export from a bundle's float32 graph (by default the packaged model's) instead of a checkpoint.")  # fmt: skip
+              help="Export from a bundle's float32 graph (by default the packaged model's) "
+                   "instead of a checkpoint.")  # fmt: skip
 @click.option("--out", type=PATH, help="Folder of the bundle. Default: exported/<name of the run or bundle>.")
 @click.option("--sampler", help="Default sampler of the bundle. Without it: dpmpp-2m, or the source bundle's.")
 @click.option("--steps", type=click.IntRange(min=1),
               help="Default number of evaluations. Without it: 20, or the source bundle's.")  # fmt: skip
 @click.option("--guidance", type=float, help="Default guidance w. Without it: 1.5, or the source bundle's.")
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
-              help="Guide only where sigma / alpha lies between these. Without it: everywhere, or the source bundle's.")  # fmt: skip
+              help="Guide only where sigma / alpha lies between these. "
+                   "Without it: everywhere, or the source bundle's.")  # fmt: skip
 @_variant_options
 @click.option("--tensorrt/--no-tensorrt", default=None,
               help="Build TensorRT engines. Default: where TensorRT is installed.")  # fmt: skip
@@ -60,8 +62,13 @@ Examples:
 @plugin_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there; engines that still fit are kept.")
 def export(
-    checkpoint: Path | None, from_bundle: str | None, out: Path | None, plugins: tuple[Path, ...], force: bool, **flags: Any
-) -> None:  # fmt: skip
+    checkpoint: Path | None,
+    from_bundle: str | None,
+    out: Path | None,
+    plugins: tuple[Path, ...],
+    force: bool,
+    **flags: Any,
+) -> None:
     """Export a run or checkpoint (its averaged weights), or a bundle anew, as a bundle that cfgdiff-run uses."""
     tensorrt, batch, sm = (flags.pop(name) for name in ("tensorrt", "batch", "sm"))
     _refuse_idle_flags(checkpoint, from_bundle, tensorrt)
@@ -164,7 +171,8 @@ def _source(
 
 
 def _builder(profile: tuple[int, int, int], sm: tuple[str, ...] | None) -> "Callable[[Bundle], None]":
-    """A function that builds the engines beside a bundle. Raises `BadInput` for architectures that the installed TensorRT does not know."""
+    """A function that builds the engines beside a bundle. Raises `BadInput` for architectures that the installed
+    TensorRT does not know."""
     from cfgdiff.export.tensorrt import build_engines, find_module, plan_key
     from cfgdiff.runtime.errors import BadInput, Failure
 
@@ -207,12 +215,13 @@ Exit code 1 where anything fails, or where nothing could be verified."""
 @click.option("--n", default=256, show_default=True, type=click.IntRange(min=8),
               help="Pictures to compare with float32's.")  # fmt: skip
 @click.option("--store/--no-store", default=True, show_default=True,
-              help="Store the certificates of variants and built engines in the bundle. Other engines' verdicts are only shown.")  # fmt: skip
+              help="Store the certificates of variants and built engines in the bundle. "
+                   "Other engines' verdicts are only shown.")  # fmt: skip
 def verify(bundle: Path | None, engine: str | None, n: int, store: bool) -> None:
     """Compare all variants and engines of a bundle with float32 on ONNX Runtime, and certify them.
 
-    Rows must not depend on their neighbours and guidance must be uncond + w (cond - uncond); predictions must be float32's at every
-    noise level; and pictures from the same noise must be float32's in decibels and in features.
+    Rows must not depend on their neighbours and guidance must be uncond + w (cond - uncond); predictions must be
+    float32's at every noise level; and pictures from the same noise must be float32's in decibels and in features.
     """
     from cfgdiff.export import certify
     from cfgdiff.export.verify import reference

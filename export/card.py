@@ -1,4 +1,4 @@
-"""The model card: what bundle.json and the engines' sidecars say, for people, with a grid of samples beside it."""
+"""The model card: bundle.json and the engines' sidecars in readable form, with a grid of samples."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
 
 
 def write_card(bundle: Bundle, engine: Engine) -> None:
-    """README.md and samples.png, a column for each of the first ten classes, into the bundle's folder."""
+    """Write README.md and samples.png, a column for each of the first ten classes, into the bundle's folder."""
     columns = bundle.class_names[:COLUMNS]
     pictures = np.concatenate([batch for _, batch in generate(engine, bundle, columns * ROWS)])
     save_png(bundle.path / SAMPLES, grid(pictures, columns=len(columns)))
@@ -28,14 +28,15 @@ def write_card(bundle: Bundle, engine: Engine) -> None:
 
 
 def card(bundle: Bundle) -> str:
-    """Markdown that a terminal shows as well. Raises `Failure` where an entry of bundle.json or a sidecar cannot be shown."""
+    """Markdown that a terminal shows as well. Raises `Failure` where an entry of bundle.json or a sidecar cannot be
+    shown."""
     try:
         return _card(bundle)
     except DAMAGE as error:
         if isinstance(error, Failure):
             raise
-        what = f"provenance or evaluation is not as expected ({type(error).__name__}: {error})"
-        raise Failure(f"{bundle.path / 'bundle.json'}: {what}; export the model again") from None
+        problem = f"provenance or evaluation is not as expected ({type(error).__name__}: {error})"
+        raise Failure(f"{bundle.path / 'bundle.json'}: {problem}; export the model again") from None
 
 
 def _card(bundle: Bundle) -> str:
@@ -43,7 +44,8 @@ def _card(bundle: Bundle) -> str:
     where = f"inside sigma / alpha {defaults.interval}" if defaults.interval else "at every noise level"
     lines = [
         f"# {bundle.name}", "",
-        f"A class-conditional diffusion model with classifier-free guidance inside its graph: {w}x{h} pictures, {c} channels,",
+        "A class-conditional diffusion model with classifier-free guidance inside its graph: "
+        f"{w}x{h} pictures, {c} channels,",
         f"{len(bundle.class_names)} classes: {', '.join(bundle.class_names)}.", "",
         "    cfgdiff-run --model FOLDER --class NAME --n 64", "",
         f"- schedule: {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}",
@@ -52,7 +54,8 @@ def _card(bundle: Bundle) -> str:
         *(f"- {key}: {_inline(value)}" for key, value in bundle.provenance.items()),
         *_evaluated(bundle.evaluation),
         *_graph(bundle),
-        "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
+        "", "Against float32 on ONNX Runtime, from the same noise "
+        "(prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",
         *markdown_table(["graph", "MB", *MEASURES, "certificate"], [
             [v.graph, _megabytes(bundle, v.graph), *_of_graph(v)] for v in bundle.variants.values()
@@ -61,35 +64,32 @@ def _card(bundle: Bundle) -> str:
     if engines := engines_beside(bundle.path):
         rows = [
             [e.path.name, _megabytes(bundle, e.path.name), f"{e.key.module} {e.key.version}", "+".join(e.key.sm),
-             "-".join(map(str, (e.key.profile[0], e.key.profile[2]))), *_measures(e.certificate), _verdict(e.certificate)] for e in engines
+             f"{e.key.profile[0]}-{e.key.profile[2]}", *_measures(e.certificate), _verdict(e.certificate)]
+            for e in engines
         ]  # fmt: skip
-        lines += [
-            "",
-            *markdown_table(["TensorRT engine", "MB", "module", "SM", "batch", *MEASURES, "certificate"], rows),
-        ]
+        heads = ["TensorRT engine", "MB", "module", "SM", "batch", *MEASURES, "certificate"]
+        lines += ["", *markdown_table(heads, rows)]
     return "\n".join(lines)
 
 
-def _evaluated(found: dict[str, Any]) -> list[str]:
-    """What `cfgdiff eval` found, a line each."""
-    if not found:
+def _evaluated(evaluation: dict[str, Any]) -> list[str]:
+    """The results of `cfgdiff eval`, a line each."""
+    if not evaluation:
         return []
-    used, lines = found["protocol"], []
-    for key, name in found.get("called", {}).items():
-        real = found.get("held-out pictures", {}).get(key)
-        lines.append(
-            f"- {name}: {found['quality'][key]['mean']:.4g}"
-            + ("" if real is None else f" (held-out pictures: {real:.4g})")
-        )
-    if "class accuracy" in found:
-        lines.append(f"- class accuracy: {found['class accuracy']:.1%}, by a classifier")
-    if "nearest" in found:
-        near = found["nearest"]["samples"]
-        lines.append(
-            f"- nearest training picture: LPIPS {near['mean']:.3f} in the mean of {near['n']} samples, {near['copies']} copies"
-        )
-    how = f"{found['n']} samples, guidance {used['guidance']}, {used['evaluations']} evaluations of {used['sampler']}"
-    return ["", f"Measured by cfgdiff eval ({how}; features: {used['features']}):", "", *lines]
+    used, lines = evaluation["protocol"], []
+    for key, name in evaluation.get("called", {}).items():
+        held_out = evaluation.get("held-out pictures", {}).get(key)
+        reference = "" if held_out is None else f" (held-out pictures: {held_out:.4g})"
+        lines.append(f"- {name}: {evaluation['quality'][key]['mean']:.4g}{reference}")
+    if "class accuracy" in evaluation:
+        lines.append(f"- class accuracy: {evaluation['class accuracy']:.1%}, by a classifier")
+    if "nearest" in evaluation:
+        near = evaluation["nearest"]["samples"]
+        distance = f"LPIPS {near['mean']:.3f} in the mean of {near['n']} samples, {near['copies']} copies"
+        lines.append(f"- nearest training picture: {distance}")
+    settings = f"guidance {used['guidance']}, {used['evaluations']} evaluations of {used['sampler']}"
+    how = f"{evaluation['n']} samples, {settings}; features: {used['features']}"
+    return ["", f"Measured by cfgdiff eval ({how}):", "", *lines]
 
 
 def _graph(bundle: Bundle) -> list[str]:
@@ -136,6 +136,7 @@ def _inline(value: Any) -> str:
 
 
 def markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table whose columns also align as plain text."""
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     lines = [heads, ["-" * width for width in widths], *rows]
     return [

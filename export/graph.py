@@ -19,9 +19,11 @@ OPSET = 18
 
 
 class _GroupNorm(nn.Module):
-    """Group normalisation with its weight and bias as (C, 1, 1), so that they enter the graph as they are, under their names.
+    """Group normalisation with its weight and bias as (C, 1, 1), so that they enter the graph as they are, under their
+    names.
 
-    A group is a row of a layer normalisation: ONNX Runtime computes these on all its threads, instance normalisations on one.
+    A group is a row of a layer normalisation: ONNX Runtime computes these on all its threads, instance normalisations
+    on one.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -66,8 +68,9 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
         program = torch.onnx.export(
-            GuidedNetwork(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET, input_names=names,
-            output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}), verbose=False, optimize=True,
+            GuidedNetwork(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET,
+            input_names=names, output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}),
+            verbose=False, optimize=True,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
@@ -98,10 +101,12 @@ def _tidy(model: onnx.ModelProto) -> None:
 
 
 def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
-    """The metadata keeps what the exporter drops, so that training can start from the graph (see `trainer.checkpoint.initial_weights`).
+    """Name in the metadata the weights that the exporter drops, so that training can start from the graph (see
+    `trainer.checkpoint.initial_weights`).
 
-    Equal weights are merged: `same as:<lost>` = `<kept>`. Those of one value, as biases that are still zero, are computed away:
-    `constant:<lost>` = the value and the shape. What is left is no part of the guided network, as a head that only training uses.
+    Equal weights are merged: `same as:<lost>` = `<kept>`. Weights of a single value, as biases that are still zero, are
+    folded away: `constant:<lost>` = the value and the shape. Any others are not part of the guided network, as a head
+    that only training uses.
     """
     stored = {i.name: numpy_helper.to_array(i).ravel() for i in model.graph.initializer}
     for name, p in network.named_parameters():

@@ -1,7 +1,8 @@
-"""Products that read the same values become one. It knows ONNX, and nothing of the network.
+"""Merges products that read the same values into one. It knows ONNX, and nothing of the network.
 
-Every residual block makes its scale and shift from the same embedding of timestep and class: a product of few rows each, which takes an
-engine longer to start than to compute. As one product they save a twentieth of a single picture's time on OpenVINO.
+Every residual block makes its scale and shift from the same embedding of timestep and class: a product of few rows
+each, which takes an engine longer to start than to compute. As one product they save a twentieth of a single picture's
+time on OpenVINO.
 """
 
 from collections import defaultdict
@@ -14,7 +15,8 @@ from .edit import replace_nodes
 
 
 def merge_products(model: onnx.ModelProto) -> None:
-    """One Gemm in the place of all that read the same input and have weights (outputs, inputs) and a bias; a Split hands out its parts.
+    """One Gemm in the place of all that read the same input and have weights (outputs, inputs) and a bias; a Split
+    hands out its parts.
 
     The weights keep their names: they are concatenated inside the graph, which engines do once, when they load it.
     """

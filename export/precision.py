@@ -1,4 +1,5 @@
-"""The graph in lower precision, as casts inside it: what TensorRT calls strongly typed. It knows nothing of engines or bundles."""
+"""The graph in float16, as casts inside it, which TensorRT calls strongly typed. It knows nothing of engines or
+bundles."""
 
 from collections.abc import Iterable
 
@@ -23,9 +24,10 @@ FULL_OPS = {
 def half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph computing in float16; its inputs and its output stay float32.
 
-    Float32 stay: statistics of normalisations, softmax, everything that depends on timestep and class alone (their embedding and what
-    the blocks make of it), the first convolution, the residual stream (sums of convolutions and their concatenations), and all from
-    the last normalisation on, guidance included. At little noise, the prediction is a small difference carried by that stream.
+    Float32 stay: statistics of normalisations, softmax, everything that depends on timestep and class alone (their
+    embedding and what the blocks make of it), the first convolution, the residual stream (sums of convolutions and
+    their concatenations), and all from the last normalisation on, guidance included. At little noise, the prediction is
+    a small difference carried by that stream.
     """
     model = unpacked(model)
     floats = _float_values(model)
@@ -34,7 +36,7 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
     halves, nodes, casts = set[str](), list[onnx.NodeProto](), dict[tuple[str, int], str]()
 
     def as_type(name: str, kind: int) -> str:
-        """The value `name` as `kind`, cast where it is not; weights are cast once and for all."""
+        """The value `name` as `kind`, cast where it is not; weights are stored in float16."""
         if name not in floats or (name in halves) == (kind == TensorProto.FLOAT16):
             return name
         if (name, kind) not in casts:

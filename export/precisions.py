@@ -1,7 +1,9 @@
-"""All precisions, in one table: what a certificate allows of each, and how the variants among them are derived from float32.
+"""All precisions, in one table: what a certificate allows of each, and how the variants among them are derived from
+float32.
 
-A new precision is one file that derives its graph and one entry in `PRECISIONS`. A precision without `derive` is an engine's own way to
-compute another variant (`EngineEntry.own_precisions`). Heavy packages are imported when a graph is derived, as `--help` reads the table.
+A new precision is one file that derives its graph and one entry in `PRECISIONS`. A precision without `derive` is an
+engine's own way to compute another variant (`EngineEntry.own_precisions`). Heavy packages are imported when a graph is
+derived, as `--help` reads the table.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """A certificate's largest errors, relative (None allows any) and as a share of the distance between unrelated pictures; and its least
-    decibels."""
+    """A certificate's largest errors, relative (None allows any) and as a share of the distance between unrelated
+    pictures; and its least decibels."""
 
     rows: float
     prediction: float | None

@@ -1,20 +1,23 @@
-"""The graph in int8: static quantisation of its wide convolutions, as QuantizeLinear and DequantizeLinear around them (QDQ).
+"""The graph in int8: static quantisation of its wide convolutions, as QuantizeLinear and DequantizeLinear around them
+(QDQ).
 
-Quantised are the convolutions wider than 1x1, but for the first and the last. All of them read an activation, so that rounding its
-result costs no pass of its own: engines fuse SiLU, a product with a constant per channel, and QuantizeLinear. The 1x1 convolutions read
-the residual stream, which would be read and written once more for few products, with the largest of all ranges. Nothing is rounded at
-concatenations and residual sums, so that convolution and sum still fuse. What an engine makes of a convolution:
+Quantised are the convolutions wider than 1x1, but for the first and the last. All of them read an activation, so that
+rounding its result costs no pass of its own: engines fuse SiLU, a product with a constant per channel, and
+QuantizeLinear. The 1x1 convolutions read the residual stream, which would be read and written once more for few
+products, with the largest of all ranges. Nothing is rounded at concatenations and residual sums, so that convolution
+and sum still fuse. What an engine makes of a convolution:
 
-* OpenVINO (AMX, VNNI) takes integers and gives floats, to which it adds the residual. Rounding the result would only cost it passes and
-  exactness: its engine takes those pairs away when it loads the graph.
-* ONNX Runtime computes in integers only where the result is rounded, too (QLinearConv); in float32 else, slower than the float32 graph.
-  So results are rounded, in steps of 1: a product with a constant per channel behind it makes them what they were.
+* OpenVINO (AMX, VNNI) takes integers and gives floats, to which it adds the residual. Rounding the result would only
+  cost it passes and exactness: its engine takes those pairs away when it loads the graph.
+* ONNX Runtime computes in integers only where the result is rounded, too (QLinearConv); in float32 else, slower than
+  the float32 graph. So results are rounded, in steps of 1: a product with a constant per channel behind it makes them
+  what they were.
 * TensorRT takes signed integers without zero points and gives floats: see `symmetric`.
 
-Channels of an activation differ in range, and one scale for all would waste most of the 8 bits of most channels. So each is scaled by
-sqrt(|weights that read it| / its peak), and those weights by the inverse (SmoothQuant, Xiao et al. 2023, alpha = 0.5). Activations are
-uint8 with a zero point, as SiLU's values lie almost all on one side; weights int8 by output channel. Ranges come from what the
-convolutions see on guided trajectories of this very model.
+Channels of an activation differ in range, and one scale for all would waste most of the 8 bits of most channels. So
+each is scaled by sqrt(|weights that read it| / its peak), and those weights by the inverse (SmoothQuant, Xiao et al.
+2023, alpha = 0.5). Activations are uint8 with a zero point, as SiLU's values lie almost all on one side; weights int8
+by output channel. Ranges come from what the convolutions see on guided trajectories of this very model.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,15 +69,17 @@ def int8(model: onnx.ModelProto, calls: Sequence[Inputs]) -> onnx.ModelProto:
 
 
 def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the int8 graph as TensorRT takes it: no zero points, float biases, and results of convolutions that are not rounded.
+    """A copy of the int8 graph as TensorRT takes it: no zero points, float biases, and results of convolutions that are
+    not rounded.
 
-    A signed integer spends half of its values on a side where SiLU's hardly are: the same range in steps of nearly twice the size.
+    A signed integer spends half of its values on a side where SiLU's hardly are: the same range in steps of nearly
+    twice the size.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    made, stored = {node.output[0]: node for node in found.graph.node}, {i.name: i for i in found.graph.initializer}
-    names, nodes = dict[str, str](), list[onnx.NodeProto]()  # what stands in the place of a value that goes
-    for node in found.graph.node:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    made, stored = {node.output[0]: node for node in copy.graph.node}, {i.name: i for i in copy.graph.initializer}
+    names, nodes = dict[str, str](), list[onnx.NodeProto]()  # values that replace removed ones
+    for node in copy.graph.node:
         if node.op_type == "QuantizeLinear" and made[node.input[0]].op_type == "Conv":
             names[node.output[0]] = node.input[0]
             continue
@@ -94,9 +99,9 @@ def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
                 stored[name].CopyFrom(numpy_helper.from_array(np.array(array), name))
         node.input[:] = [names.get(name, name) for name in node.input]
         nodes.append(node)
-    replace_nodes(found, nodes)
-    onnx.checker.check_model(found, full_check=True)
-    return found
+    replace_nodes(copy, nodes)
+    onnx.checker.check_model(copy, full_check=True)
+    return copy
 
 
 class _Rewriter:
@@ -107,11 +112,11 @@ class _Rewriter:
         self._stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
 
     def convolution(self, node: onnx.NodeProto, bounds: tuple[float, float], steps: np.ndarray) -> None:
-        """The convolution between integers: its input, its weights and its result go through them.
+        """Round the input, the weights and the result of a convolution to integers.
 
         Args:
             bounds: the range of its input.
-            steps: of its result, (outputs,): it becomes a number of them.
+            steps: the unit of its result, (outputs,).
         """
         x, y, weight = node.input[0], node.output[0], self._stored[node.input[1]]
         lo, hi = min(bounds[0], 0.0), max(bounds[1], 0.0)
@@ -136,7 +141,7 @@ class _Rewriter:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{kind}.{output}", axis=axis))
 
     def _through(self, name: str, target: str, scale: np.float32, zero: np.floating) -> None:
-        """Put the tensor `name` through uint8 into `target`."""
+        """Round the tensor `name` to uint8 and back, into `target`."""
         grid = [
             self._constant(f"{target}.scale", np.array(scale)),
             self._constant(f"{target}.zero", np.array(zero, np.uint8)),
@@ -145,7 +150,8 @@ class _Rewriter:
         self._add("DequantizeLinear", [f"{target}.integers", *grid], target)
 
     def _fixed(self, name: str, array: np.ndarray, scale: np.ndarray, meaning: np.ndarray, kind: type) -> str:
-        """Store weights (outputs, ..) as integers, in units of `scale` (outputs,), which stand for `meaning`; the name of their values."""
+        """Store weights (outputs, ..) as integers in units of `scale` (outputs,), to be read in units of `meaning`.
+        Returns the name of the values."""
         integers = np.rint(array / scale.reshape(-1, *[1] * (array.ndim - 1))).astype(kind)
         grid = [
             self._constant(f"{name}.scale", meaning.astype(np.float32)),
@@ -158,7 +164,7 @@ class _Rewriter:
 
 
 def _balanced(y: str) -> str:
-    """The name of what the convolution with the result `y` reads."""
+    """The name of the input of the convolution with the result `y`."""
     return f"{y}.balanced"
 
 
@@ -179,7 +185,8 @@ def _balance(model: onnx.ModelProto, chosen: set[str], peaks: dict[str, np.ndarr
 
 
 def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int = 1) -> list[Inputs]:
-    """The inputs of every network call while `engine` draws n pictures of all classes in turn, at the bundle's defaults."""
+    """The inputs of every network call while `engine` draws n pictures of all classes in turn, at the bundle's
+    defaults."""
     recorder = _Recorder(engine)
     for _ in generate(recorder, bundle, round_robin(bundle, n), seed=seed):
         pass

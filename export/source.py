@@ -1,4 +1,5 @@
-"""What a bundle is made from: the float32 graph and its description, taken from another bundle (no PyTorch needed) or a checkpoint."""
+"""The source of a bundle: the float32 graph and its description, from another bundle (no PyTorch needed) or a
+checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A float32 graph, and bundle.json without its variants. `compare` adds to provenance what only the source can measure."""
+    """A float32 graph, and bundle.json without its variants. `compare` measures the bundle against the source, for
+    provenance."""
 
     graph: onnx.ModelProto
     description: dict[str, Any]
@@ -59,19 +61,18 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
         from .compare import draw
 
         pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class))]
-        return {
-            "errors": {key: f"{value:.1e}" for key, value in errors.items()}
-            | {"picture_psnr_db": round(psnr(*pictures), 1)}
-        }
+        measured: dict[str, Any] = {key: f"{value:.1e}" for key, value in errors.items()}
+        return {"errors": measured | {"picture_psnr_db": round(psnr(*pictures), 1)}}
 
     description = {
-        "format_version": FORMAT_VERSION, "name": name, "class_names": model.class_names, "image_shape": list(model.image_shape),
-        "schedule": asdict(model.schedule), "defaults": asdict(defaults), "provenance": model.provenance,
+        "format_version": FORMAT_VERSION, "name": name, "class_names": model.class_names,
+        "image_shape": list(model.image_shape), "schedule": asdict(model.schedule), "defaults": asdict(defaults),
+        "provenance": model.provenance,
     }  # fmt: skip
     return Source(graph, description, compare)
 
 
 def check_source(path: Path) -> None:
-    """Raises `Failure` where `path` is a bundle, which --from-bundle takes, and no checkpoint."""
+    """Raises `Failure` where `path` is a bundle, which is for --from-bundle, and not a checkpoint."""
     if (path / "bundle.json").is_file():
         raise Failure(f"{path}: is a bundle, expected a run or checkpoint; export from it with --from-bundle {path}")

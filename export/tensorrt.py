@@ -1,4 +1,5 @@
-"""Builds TensorRT engines from a bundle's graphs, with `tensorrt` or `tensorrt_rtx`, whichever is here. It runs none of them."""
+"""Builds TensorRT engines from a bundle's graphs, with `tensorrt` or `tensorrt_rtx`, whichever is here. It runs none of
+them."""
 
 import hashlib
 import importlib
@@ -47,7 +48,7 @@ def find_module() -> ModuleType:
     for name in names:
         with suppress(
             Exception
-        ):  # half an installation fails in many ways: a stub of a package, a missing shared library
+        ):  # incomplete installations fail in many ways: a stub of a package, a missing shared library
             module = importlib.import_module(name)
             if hasattr(module, "Builder"):
                 return module
@@ -55,31 +56,31 @@ def find_module() -> ModuleType:
 
 
 def gpu_here() -> tuple[str, str] | None:
-    """Compute capability, as 8.9, and driver version of the first GPU, None where nvidia-smi knows of none."""
+    """Compute capability, as 8.9, and driver version of the first GPU, None where nvidia-smi lists none."""
     command = ["nvidia-smi", "--query-gpu=compute_cap,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.match(r"(\d+\.\d+), *(\S+)", answer)
-    return (found[1], found[2]) if found else None
+    gpu = re.match(r"(\d+\.\d+), *(\S+)", answer)
+    return (gpu[1], gpu[2]) if gpu else None
 
 
 def parse_profile(text: str) -> tuple[int, int, int]:
     """Least, best and most pictures in a batch, from "MIN,OPT,MAX". Raises `BadInput`."""
-    found = re.fullmatch(r"(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})", text)
-    least, best, most = map(int, found.groups()) if found else (0, 0, 0)
+    numbers = re.fullmatch(r"(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})", text)
+    least, best, most = map(int, numbers.groups()) if numbers else (0, 0, 0)
     if not 1 <= least <= best <= most <= MOST:
         raise BadInput(f"--batch: expected 1 <= MIN <= OPT <= MAX (at most {MOST}) as in 1,64,256, found {text!r}")
     return least, best, most
 
 
 def parse_sm(text: str) -> tuple[str, ...]:
-    """Compute capabilities, as 8.6, from "86,89,120"; points are taken, too. Raises `BadInput`."""
-    found = [re.fullmatch(r"([1-9]\d?)\.?(\d)", part.strip()) for part in text.split(",")]
-    if not all(found):
+    """Compute capabilities, as 8.6, from "86,89,120" or "8.6,8.9,12.0". Raises `BadInput`."""
+    parts = [re.fullmatch(r"([1-9]\d?)\.?(\d)", part.strip()) for part in text.split(",")]
+    if not all(parts):
         raise BadInput(f"--sm: expected compute capabilities as in 86,89,120, found {text!r}")
-    return tuple(dict.fromkeys(f"{part[1]}.{part[2]}" for part in found if part))
+    return tuple(dict.fromkeys(f"{part[1]}.{part[2]}" for part in parts if part))
 
 
 def plan_key(
@@ -96,20 +97,19 @@ def plan_key(
         sm, driver = sm or ((gpu[0],) if gpu else COMMON_SM), ANY_DRIVER
         _capabilities(module, sm)
     elif gpu is None:
-        raise Failure(
-            f"{name} {version} builds only where a GPU is, and nvidia-smi finds none; pip install tensorrt-rtx, which needs none"
-        )
+        problem = f"{name} {version} builds only where a GPU is, and nvidia-smi finds none"
+        raise Failure(f"{problem}; pip install tensorrt-rtx, which needs none")
     elif sm not in (None, gpu[:1]):
-        raise BadInput(
-            f"--sm: {name} builds for the GPU that is here only, expected {gpu[0]}, found {','.join(sm or ())}; leave it out"
-        )
+        expected = f"expected {gpu[0]}, found {','.join(sm or ())}"
+        raise BadInput(f"--sm: {name} builds for the GPU that is here only, {expected}; leave it out")
     else:
         sm, driver = gpu[:1], gpu[1]
     return EngineKey(graph_digest, name, version, sm, driver, precision, profile)
 
 
 def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path, progress: Progress) -> BuiltEngine:
-    """The engine of `key` in the folder `target`, with its sidecar, built from the ONNX `graph` where it is not there yet.
+    """The engine of `key` in the folder `target`, with its sidecar, built from the ONNX `graph` where it is not there
+    yet.
 
     Raises:
         Failure: then, as on Ctrl-C, `target` is as it was.
@@ -139,7 +139,7 @@ def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress)
     log.last = ""
     try:
         builder = module.Builder(log)
-    except TypeError:  # what its binding makes of a builder that could not be had
+    except TypeError:  # raised by the binding where there is no builder
         raise _failure(key, log) from None
     typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # without the flag, every network is
     network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -197,7 +197,8 @@ def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
 
 
 def _monitor(module: ModuleType, progress: Progress) -> Any:
-    """Passes progress on. With an `error`, which native code would print and lose, the build ends at its next step."""
+    """Passes progress on. Once `error` is set, the build ends at its next step; raised, native code would print and
+    lose it."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -228,7 +229,7 @@ def _monitor(module: ModuleType, progress: Progress) -> Any:
 
 @contextmanager
 def _ctrl_c_stops(monitor: Any) -> Iterator[None]:
-    """Only the main thread of Python may listen to signals; elsewhere Ctrl-C is for that thread to handle."""
+    """Ctrl-C ends the build. Only Python's main thread may handle signals; in others nothing changes."""
 
     def stop(*_: Any) -> None:
         monitor.error = KeyboardInterrupt()
@@ -243,7 +244,7 @@ def _ctrl_c_stops(monitor: Any) -> Iterator[None]:
 
 
 def _load_timings(config: Any, file: Path) -> None:
-    """Start from what earlier builds measured; what is damaged, or of another GPU, is measured again."""
+    """Start from the timings of earlier builds; damaged ones, or those of another GPU, are measured again."""
     try:
         cache = config.create_timing_cache(file.read_bytes())
     except OSError:
@@ -269,9 +270,8 @@ def _untaken(parser: Any) -> Failure:
 
 def _failure(key: EngineKey, log: Any) -> Failure:
     reason = log.last or "it does not say why"
-    return Failure(
-        f"{key.module} {key.version} cannot build {key.file_name}: {reason}; try a smaller --batch, or another version of it"
-    )
+    advice = "try a smaller --batch, or another version of it"
+    return Failure(f"{key.module} {key.version} cannot build {key.file_name}: {reason}; {advice}")
 
 
 def build_engines(

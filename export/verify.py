@@ -1,7 +1,7 @@
 """Makes certificates: an engine passes on its answers alone, whatever made it.
 
-Three parts: its rows do not depend on their neighbours and obey the guidance equation; its predictions are float32's at every noise
-level; and its pictures are float32's, in decibels and in features.
+Three parts: its rows do not depend on their neighbours and obey the guidance equation; its predictions are float32's at
+every noise level; and its pictures are float32's, in decibels and in features.
 """
 
 from dataclasses import asdict, dataclass
@@ -77,8 +77,8 @@ def verify(
 def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     """How far the engine's answers are from what its own answers imply, relative to the largest: 0 is right.
 
-    Rows must not depend on order, repetition or batch, and guided rows must be uncond + w (cond - uncond), with cond from an
-    unguided call and uncond independent of the class.
+    Rows must not depend on order, repetition or batch, and guided rows must be uncond + w (cond - uncond), with cond
+    from an unguided call and uncond independent of the class.
     """
     classes, whole_engine = len(bundle.class_names), _InParts(engine)
     x, t = (
@@ -94,13 +94,13 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     whole = ask(everyone, w)
     size = float(np.abs(whole).max()) + 1e-12
 
-    def apart(found: np.ndarray, expected: np.ndarray) -> float:
-        return float(np.abs(found - expected).max()) / size
+    def apart(answer: np.ndarray, expected: np.ndarray) -> float:
+        return float(np.abs(answer - expected).max()) / size
 
     order = np.concatenate([guided[::-1], np.arange(B - 1, G - 1, -1)])
     twice = np.concatenate([guided, guided, everyone[G:], everyone[G:]])
     cond, uncond = ask(everyone, none), ask(everyone, np.zeros(B, np.float32))
-    found = {
+    errors = {
         "rows in another order": apart(ask(order, w[::-1].copy()), whole[order]),
         "rows twice": apart(ask(twice, np.tile(w, 2)), whole[twice]),
         "w = 1 against no guidance": apart(ask(everyone, np.ones(B, np.float32)), cond),
@@ -110,10 +110,10 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     }
     for b in _batches(engine):
         rows, every_w = np.arange(b) % B, np.resize(w, b)
-        found[f"batch of {b}"] = apart(ask(rows, none), cond[rows])
+        errors[f"batch of {b}"] = apart(ask(rows, none), cond[rows])
         guided_rows = uncond[rows] + every_w[:, None, None, None] * (cond - uncond)[rows]
-        found[f"batch of {b}, all guided"] = apart(ask(rows, every_w), guided_rows)
-    return found
+        errors[f"batch of {b}, all guided"] = apart(ask(rows, every_w), guided_rows)
+    return errors
 
 
 def _batches(engine: Engine) -> list[int]:

@@ -26,7 +26,8 @@ PACKAGED = Path(__file__).parent / "models" / "cifar10-small"
 
 @dataclass(frozen=True)
 class Defaults:
-    """The settings used where the caller gives none. Guidance acts inside `interval`, of sigma / alpha; None: everywhere."""
+    """The settings used where the caller gives none. Guidance acts inside `interval`, of sigma / alpha; None:
+    everywhere."""
 
     sampler: str
     steps: int
@@ -51,8 +52,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class SpeedRecord:
-    """How many times as fast as float32 on ONNX Runtime an engine was, for calls of 64 guided pictures, on a processor with these
-    instructions."""
+    """How many times as fast as float32 on ONNX Runtime an engine was, for calls of 64 guided pictures, on a processor
+    with these instructions."""
 
     instructions: tuple[str, ...]
     threads: int
@@ -107,8 +108,9 @@ class Bundle(Model):
 def load_bundle(path: str | Path | None = None) -> Bundle:
     """Read and check a bundle, by default the packaged CIFAR-10 model.
 
-    Checked are its description, the hash of every file, and that its graphs are for such pictures and classes and hold all their weights,
-    in themselves or in files that have a hash. A bundle that a killed export left beside its place gets its name back.
+    Checked are its description, the hash of every file, and that its graphs are for such pictures and classes and hold
+    all their weights, in themselves or in files that have a hash. A bundle that a killed export left beside its place
+    gets its name back.
 
     Raises:
         Failure: a missing folder or file, a wrong hash, a later format, a damaged bundle.json or graph.
@@ -263,7 +265,8 @@ def _checked_file(folder: Path, name: str, digest: str) -> bytes:
 
 
 def _check_graph(path: Path, data: bytes, variant: Variant, model: Model) -> None:
-    """Raises `Failure` where a graph breaks the contract, is for other pictures or classes, or reads a file that has no hash."""
+    """Raises `Failure` where a graph breaks the contract, is for other pictures or classes, or reads a file that has no
+    hash."""
     if path.suffix != ".onnx":  # engines choose how to read a file by its name
         raise Failure(f"{path}: expected a graph with a name that ends in .onnx; export the model again")
     try:

@@ -1,6 +1,7 @@
 """Which engine a user gets: the one that was named, else the first GPU engine that works, else the fastest on this CPU.
 
-What is fastest is measured (speeds.py), not assumed. Unless it is named, an engine is taken only where it is certified on this machine.
+What is fastest is measured (speeds.py), not assumed. Unless it is named, an engine is taken only where it is certified
+on this machine.
 """
 
 import logging
@@ -28,14 +29,15 @@ def open_engine(
     """Open an engine for a bundle; `with` closes it at its end.
 
     Args:
-        engine: a name in `ENGINES`, which is never replaced by another; or "auto": TensorRT or CUDA where they work, else the certified CPU
-            engine that takes the least time, opening included. That is measured once, in a few seconds, and kept in the user's cache.
-        precision: a variant of the bundle; bfloat16 on OpenVINO; or "auto": the fastest one whose pictures are certified to be float32's, on
-            CPUs within 40 dB.
+        engine: a name in `ENGINES`, which is never replaced by another; or "auto": TensorRT or CUDA where they work,
+            else the certified CPU engine that takes the least time, opening included. That is measured once, in a few
+            seconds, and kept in the user's cache.
+        precision: a variant of the bundle; bfloat16 on OpenVINO; or "auto": the fastest one whose pictures are
+            certified to be float32's, on CPUs within 40 dB.
         threads: CPU threads; None leaves the number to the engine.
         uncertified: also accept a TensorRT engine that `cfgdiff verify` did not pass.
-        rows: of the network in all the calls to come, None for many (see `Plan.rows`). For few rows an engine that opens faster may be
-            taken, and nothing is measured.
+        rows: of the network in all the calls to come, None for many (see `Plan.rows`). For few rows an engine that
+            opens faster may be taken, and nothing is measured.
         batch: pictures at a time.
 
     Raises:

@@ -1,4 +1,5 @@
-"""ONNX Runtime, on the CPU and, through CUDA, on GPU 0. onnxruntime is imported when an engine is opened, not before."""
+"""ONNX Runtime, on the CPU and, through CUDA, on GPU 0. onnxruntime is imported when an engine is opened, not
+before."""
 
 import logging
 import sys
@@ -20,9 +21,10 @@ from .threads import cores, shares
 
 log = logging.getLogger("cfgdiff")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Both packages are the module onnxruntime, and one spoils the other; cfgdiff[cuda] would bring the first one back, too.
+# Both packages install the module onnxruntime and overwrite each other; cfgdiff[cuda] would bring the first one back,
+# too.
 TO_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-MOST_SHAPES = 16  # a run meets about four: whole and last batches, inside and outside the guidance interval
+MOST_SHAPES = 16  # a run has about four: full and last batches, inside and outside the guidance interval
 
 
 class OrtEngine(OpenedEngine):
@@ -74,7 +76,7 @@ def open_session(graph: Path, threads: int | None, provider: tuple[str, dict[str
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed, too
+    options.log_severity_level = 4  # errors are raised, and need not be printed, too
     if threads:
         options.intra_op_num_threads = threads
     try:
@@ -84,7 +86,8 @@ def open_session(graph: Path, threads: int | None, provider: tuple[str, dict[str
 
 
 class CudaEngine(OpenedEngine):
-    """An `Engine` on ONNX Runtime's CUDA provider. Calls from several threads are safe; they run one after the other."""
+    """An `Engine` on ONNX Runtime's CUDA provider. Calls from several threads are safe; they run one after the
+    other."""
 
     name = "cuda"
     max_batch = 256
@@ -96,7 +99,7 @@ class CudaEngine(OpenedEngine):
         self._session = open_session(graph, threads, (CUDA, {"use_tf32": "0"}))  # TF32 keeps 10 bits of float32's 23
         if self._session.get_providers()[0] != CUDA:
             raise Failure(
-                "ONNX Runtime's CUDA provider cannot be used, it took the CPU instead (what it misses, it says above); "
+                "ONNX Runtime's CUDA provider cannot be used, it took the CPU instead (see its messages above); "
                 f"it needs NVIDIA's driver and CUDA's libraries: {TO_GPU}"
             )
         self.precision, self._shape = precision, bundle.image_shape
@@ -124,7 +127,8 @@ class CudaEngine(OpenedEngine):
         return answer
 
     def _binding(self, inputs: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
-        """The inputs and the output in memory of the GPU, and the session bound to them; kept for the latest used shapes."""
+        """The session bound to inputs and an output in GPU memory, and these by name; kept for the latest used
+        shapes."""
         import onnxruntime as ort
 
         shape = len(inputs["sample"]), len(inputs["guidance"])
@@ -141,11 +145,11 @@ class CudaEngine(OpenedEngine):
             if len(self._bound) == MOST_SHAPES:
                 del self._bound[next(iter(self._bound))]
             self._bound[shape] = binding, values
-        self._bound[shape] = self._bound.pop(shape)  # to the end, as the latest used
+        self._bound[shape] = self._bound.pop(shape)  # last, as the latest used
         return self._bound[shape]
 
     def close(self) -> None:
-        """Drop the session and what it was bound to."""
+        """Drop the session and its memory on the GPU."""
         with self._lock:
             self.closed = True
             self._bound.clear()
@@ -183,24 +187,17 @@ def _load_cuda() -> None:
 
     if CUDA not in ort.get_available_providers() or not hasattr(ort, "preload_dlls"):
         raise Failure(f"expected onnxruntime-gpu 1.21 or later, found {package} {ort.__version__}; {TO_GPU}")
-    with redirect_stdout(sys.stderr):  # it prints what it cannot find
+    with redirect_stdout(sys.stderr):  # it prints the names of missing libraries
         ort.preload_dlls()
 
 
 def _check_installed() -> str:
-    """The package that ONNX Runtime is of."""
-    found = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            metadata.version(name)
-            found.append(name)
-        except metadata.PackageNotFoundError:
-            continue
-    if not found:
+    """The package that the module onnxruntime is of."""
+    names = ("onnxruntime", "onnxruntime-gpu")
+    installed = [name for name in names if any(metadata.distributions(name=name))]
+    if not installed:
         raise Failure("ONNX Runtime is not installed; pip install onnxruntime")
-    if len(found) == 2:
-        raise Failure(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
-        )
-    return found[0]
+    if len(installed) == 2:
+        both = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
+        raise Failure(f"{both}; pip uninstall -y {' '.join(names)}, then install the one you want")
+    return installed[0]

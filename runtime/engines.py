@@ -1,6 +1,7 @@
 """All engines, in one table: how each is opened, what it needs installed, its precisions, and how it is certified.
 
-A new engine is one file and one entry in `ENGINES`. The engines' libraries are imported when an engine is opened, not before.
+A new engine is one file and one entry in `ENGINES`. The engines' libraries are imported when an engine is opened, not
+before.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,16 +22,17 @@ class EngineEntry:
     """One engine. Opening it raises `Failure` where it is not available on this machine.
 
     Attributes:
-        open: (bundle, precision, threads, uncertified) -> the engine. `uncertified` also accepts a built engine that did not pass
-            `cfgdiff verify`; engines that run the bundle's graphs ignore it.
+        open: (bundle, precision, threads, uncertified) -> the engine. `uncertified` also accepts a built engine that
+            did not pass `cfgdiff verify`; engines that run the bundle's graphs ignore it.
         title: its name in messages.
         packages: on PyPI, any of which brings it.
         on_cpu: it runs on the CPU. "auto" times such engines and opens them at a precision by its name.
         module: what must be importable before a CPU engine is timed; empty: it always is.
         own_precisions: precisions that it computes a variant of the bundle in, by the variant's name.
-        open_built: (bundle, built engine, uncertified) -> the engine, for one that runs engines built beside the bundle, each of which
-            has its certificate in its sidecar. None: it runs the bundle's graphs.
-        certifies: its certificates of variants are stored in bundle.json; those of other engines that run graphs are only shown.
+        open_built: (bundle, built engine, uncertified) -> the engine, for one that runs engines built beside the
+            bundle, each of which has its certificate in its sidecar. None: it runs the bundle's graphs.
+        certifies: its certificates of variants are stored in bundle.json; those of other engines that run graphs are
+            only shown.
     """
 
     open: Callable[[Bundle, str, int | None, bool], OpenedEngine]
@@ -76,7 +78,8 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class Target:
-    """Something of a bundle that can be opened and certified: an engine at a precision, or an engine that was built beside the bundle.
+    """Something of a bundle that can be opened and certified: an engine at a precision, or an engine that was built
+    beside the bundle.
 
     Attributes:
         name: in lists and reports.
@@ -127,7 +130,8 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
 
 
 def computed_variant(bundle: Bundle, precision: str) -> Variant:
-    """The variant whose graph is computed at a precision: the one of that name, or the one that an engine computes in it."""
+    """The variant whose graph is computed at a precision: the one of that name, or the one that an engine computes in
+    it."""
     own = {own: variant for entry in ENGINES.values() for own, variant in entry.own_precisions.items()}
     return bundle.variant(precision if precision in bundle.variants else own.get(precision, precision))
 

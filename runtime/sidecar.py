@@ -1,7 +1,8 @@
-"""TensorRT engines beside a bundle's graphs: `NAME.engine`, and `NAME.engine.json` with what it fits and its certificate.
+"""TensorRT engines beside a bundle's graphs: `NAME.engine`, and `NAME.engine.json` with what it fits and its
+certificate.
 
-An engine fits one graph, module, version, GPU architecture, driver, precision and profile. All of them are its key, readable in
-the sidecar and hashed into its name. Nothing here loads TensorRT.
+An engine fits one graph, module, version, GPU architecture, driver, precision and profile. All of them are its key,
+readable in the sidecar and hashed into its name. Nothing here loads TensorRT.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """How fast, and how close to float32, each engine computes a bundle on this machine's CPU: measured once, and kept.
 
-An engine is certified here for this processor: its answers agree with each other and with the guidance equation, and its pictures are
-those of float32 on ONNX Runtime from the same noise. Nothing is decided here; choose.py does.
+An engine is certified here for this processor: its answers agree with each other and with the guidance equation, and
+its pictures are those of float32 on ONNX Runtime from the same noise. Nothing is decided here; choose.py does.
 """
 
 import hashlib
@@ -87,7 +87,8 @@ class Speed:
         return distance if self.certified else f"{distance}, limit {self.limit:.0f}"
 
     def seconds(self, rows: int | None, batch: int) -> float:
-        """Expected for `rows` rows of the network, `batch` guided pictures at a time, opening included; None: for one large call alone."""
+        """Expected for `rows` rows of the network, `batch` guided pictures at a time, opening included; None: for one
+        large call alone."""
         if rows is None:
             return self.many
         batch = min(batch, MANY)
@@ -160,7 +161,8 @@ def measure(bundle: Bundle, threads: int | None = None, clock: Clock = time.perf
 def _open_all(
     bundle: Bundle, threads: int | None, held: ExitStack, clock: Clock
 ) -> tuple[dict[Way, Speed], dict[Way, Engine]]:
-    """Every way with the time until its first answer, or the reason why it has none; and the engines, closed with `held`."""
+    """Every way with the time until its first answer, or the reason why it has none; and the engines, closed with
+    `held`."""
     measured, opened, longest = dict[Way, Speed](), dict[Way, Engine](), dict[str, float]()
     first = _call(bundle, 1)
     for name, precision in ways_on_cpu(bundle):
@@ -191,7 +193,8 @@ def _call(bundle: Bundle, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 
 def _turns(engines: dict[Way, Engine], inputs: tuple[np.ndarray, ...], rounds: int, clock: Clock) -> dict[Way, float]:
-    """The least seconds of a call of each. After two turns, an engine that takes more than twice the fastest's time gets no more."""
+    """The least seconds of a call of each. After two turns, an engine that takes more than twice the fastest's time
+    gets no more."""
     best = dict.fromkeys(engines, float("inf"))
     for n in range(rounds):
         fastest = min(best.values())
@@ -218,7 +221,8 @@ def _pictures(engine: Engine, bundle: Bundle, n: int, steps: int) -> np.ndarray:
 
 
 def _contradiction(engine: Engine, bundle: Bundle) -> str:
-    """Rows must not depend on their place or on each other, and guided ones are uncond + w (cond - uncond). Empty where that holds."""
+    """Rows must not depend on their place or on each other, and guided ones are uncond + w (cond - uncond). Empty where
+    that holds."""
     x, t, label, w = _call(bundle, 3)
     t = np.array([0.2, 0.5, 0.8], np.float32) * bundle.schedule.T
 
