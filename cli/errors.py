@@ -1,17 +1,49 @@
 """How commands fail: one line on standard error, exit code 2 for usage and 1 for the rest, never a traceback."""
 
+import functools
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+# Where the library's parameter is not the name of the command's: e.g. a library user passes an `Edit`.
+ALIASES = {
+    "edit.picture": "source", "edit.strength": "strength", "edit.mask": "mask", "blend": "interpolate",
+    "blend.seed": "interpolate", "blend.shares": "interpolate", "note": "remake",
+}  # fmt: skip
+
+
+def with_flags(text: str, context: click.Context) -> str:
+    """An error of the library in the words of a command line.
+
+    The parameter that it begins with, and those in backquotes, become the flags of the command. Where it begins with a path
+    that a flag gave, the flag is put before it.
+    """
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
+    flags = {str(option.name): max(option.opts, key=len) for option in options}
+    flags |= {parameter: flags[name] for parameter, name in ALIASES.items() if name in flags}
+    for name, flag in flags.items():
+        path = context.params.get(name)
+        if isinstance(path, Path) and text.startswith(f"{path}: "):
+            return f"{flag} {text}"
+
+    def flag_of(match: re.Match[str]) -> str:
+        return flags.get(match[1] or match[2], match[0])
+
+    return re.sub(r"^([a-z_.]+)(?=: )|`([a-z_.]+)`", flag_of, text)
+
 
 def run_command(command: click.Command) -> Callable[[], None]:
     """The entry point of a command: runs it and turns `Failure`, OSError, Ctrl-C and SIGTERM into their line and exit code."""
+    for part in _commands(command):
+        if part.callback is not None:
+            part.callback = _naming_flags(part.callback)
 
     def main(args: list[str] | None = None, standalone_mode: bool = True, **extra: Any) -> None:
         try:
@@ -32,15 +64,40 @@ def run_command(command: click.Command) -> Callable[[], None]:
         except ModuleNotFoundError as error:
             _exit(f"{error.name or error} is not installed; pip install 'cfgdiff[train]' brings what training and export need", 1)
         except Exception as error:
-            from cfgdiff.runtime.errors import Failure  # it brings NumPy, which --help does without
-
-            if not isinstance(error, Failure):
+            if not _is_failure(error):
                 raise
-            _exit(str(error), error.exit_code)
+            _exit(str(error), error.exit_code)  # type: ignore[attr-defined]
         if standalone_mode:
             raise SystemExit(code if isinstance(code, int) else 0)
 
     return main
+
+
+def _commands(command: click.Command) -> Iterator[click.Command]:
+    """The command, and those of a group."""
+    yield command
+    for part in getattr(command, "commands", {}).values():
+        yield from _commands(part)
+
+
+def _naming_flags(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """`callback`, whose errors name flags; see `with_flags`."""
+
+    @functools.wraps(callback)
+    def call(*args: Any, **flags: Any) -> Any:
+        try:
+            return callback(*args, **flags)
+        except Exception as error:
+            if _is_failure(error):
+                raise type(error)(with_flags(str(error), click.get_current_context())) from error
+            raise
+
+    return call
+
+
+def _is_failure(error: Exception) -> bool:
+    module = sys.modules.get("cfgdiff.runtime.errors")  # where nothing has imported it, nothing has raised its errors
+    return module is not None and isinstance(error, module.Failure)
 
 
 def one_line(text: str) -> str:

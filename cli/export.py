@@ -148,7 +148,7 @@ def _chosen_defaults(**defaults: Any) -> dict[str, Any]:
 
     given = {key: value for key, value in defaults.items() if value is not None}
     if "sampler" in given:
-        given["sampler"] = named("--sampler", "sampler", given["sampler"], SAMPLERS)
+        given["sampler"] = named("sampler", "sampler", given["sampler"], SAMPLERS)
     Guidance((given.get("guidance", 1.0),), given.get("interval"))
     return given
 
@@ -230,7 +230,7 @@ def verify(bundle: Path | None, engine: str | None, n: int, store: bool) -> None
     from cfgdiff.runtime.errors import Failure, named
     from cfgdiff.runtime.sidecar import build_command
 
-    engine = engine and named("--engine", "engine", engine, ENGINES)
+    engine = engine and named("engine", "engine", engine, ENGINES)
     model = load_bundle(bundle)
     chosen = certify.candidates(model, engine)
     if engine and not chosen:

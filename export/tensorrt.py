@@ -71,7 +71,7 @@ def parse_profile(text: str) -> tuple[int, int, int]:
     numbers = re.fullmatch(r"(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})", text)
     least, best, most = map(int, numbers.groups()) if numbers else (0, 0, 0)
     if not 1 <= least <= best <= most <= MOST:
-        raise BadInput(f"--batch: expected 1 <= MIN <= OPT <= MAX (at most {MOST}) as in 1,64,256, found {text!r}")
+        raise BadInput(f"batch: expected 1 <= MIN <= OPT <= MAX (at most {MOST}) as in 1,64,256, found {text!r}")
     return least, best, most
 
 
@@ -79,7 +79,7 @@ def parse_sm(text: str) -> tuple[str, ...]:
     """Compute capabilities, as 8.6, from "86,89,120" or "8.6,8.9,12.0". Raises `BadInput`."""
     parts = [re.fullmatch(r"([1-9]\d?)\.?(\d)", part.strip()) for part in text.split(",")]
     if not all(parts):
-        raise BadInput(f"--sm: expected compute capabilities as in 86,89,120, found {text!r}")
+        raise BadInput(f"sm: expected compute capabilities as in 86,89,120, found {text!r}")
     return tuple(dict.fromkeys(f"{part[1]}.{part[2]}" for part in parts if part))
 
 
@@ -101,7 +101,7 @@ def plan_key(
         raise Failure(f"{problem}; pip install tensorrt-rtx, which needs none")
     elif sm not in (None, gpu[:1]):
         expected = f"expected {gpu[0]}, found {','.join(sm or ())}"
-        raise BadInput(f"--sm: {name} builds for the GPU that is here only, {expected}; leave it out")
+        raise BadInput(f"sm: {name} builds for the GPU that is here only, {expected}; leave it out")
     else:
         sm, driver = gpu[:1], gpu[1]
     return EngineKey(graph_digest, name, version, sm, driver, precision, profile)
@@ -191,7 +191,7 @@ def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
     for part in sm:
         if part not in known:
             raise BadInput(
-                f"--sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}"
+                f"sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}"
             )
     return [known[part] for part in sm]
 
@@ -270,7 +270,7 @@ def _untaken(parser: Any) -> Failure:
 
 def _failure(key: EngineKey, log: Any) -> Failure:
     reason = log.last or "it does not say why"
-    advice = "try a smaller --batch, or another version of it"
+    advice = "try a smaller `batch`, or another version of it"
     return Failure(f"{key.module} {key.version} cannot build {key.file_name}: {reason}; {advice}")
 
 

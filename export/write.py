@@ -48,16 +48,16 @@ def check_target(target: Path, force: bool) -> None:
     with suppress(OSError):  # writing will fail, too, and say why
         restore_folder(target)
     if target.exists() and not (target / "bundle.json").is_file():
-        raise Failure(f"--out {target}: exists and is no bundle; choose another folder")
+        raise Failure(f"{target}: exists and is no bundle; choose another folder")
     if target.exists() and not force:
-        raise Failure(f"--out {target}: a bundle is already there; --force replaces it")
+        raise Failure(f"{target}: a bundle is already there; `force` replaces it")
     if target.exists() and (others := _others(target)):
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        problem = f"--force would delete what is not the bundle's ({names})"
-        raise Failure(f"--out {target}: {problem}; move it, or choose another folder")
+        problem = f"`force` would delete what is not the bundle's ({names})"
+        raise Failure(f"{target}: {problem}; move it, or choose another folder")
     existing = next(p for p in target.absolute().parents if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise Failure(f"--out {target}: cannot write in {existing}; choose another place")
+        raise Failure(f"{target}: cannot write in {existing}; choose another place")
 
 
 def write_bundle(
@@ -139,7 +139,7 @@ def _replaced(target: Path) -> Iterator[Path]:
             yield folder
     except OSError as error:
         reason = error.strerror or error
-        raise Failure(f"--out {target}: cannot write the bundle ({reason}); nothing was left behind") from None
+        raise Failure(f"{target}: cannot write the bundle ({reason}); nothing was left behind") from None
 
 
 def _add_variant(tree: dict[str, Any], folder: Path, graph: ModelProto, precision: str) -> None:

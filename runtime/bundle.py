@@ -101,7 +101,7 @@ class Bundle(Model):
         """The variant of that precision. Raises `BadInput` with the choices."""
         if precision not in self.variants:
             choices = ", ".join(self.variants)
-            raise BadInput(f"--precision: {self.path} has no '{precision}' variant; choose from {choices}")
+            raise BadInput(f"precision: {self.path} has no '{precision}' variant; choose from {choices}")
         return self.variants[precision]
 
 

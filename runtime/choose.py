@@ -44,7 +44,7 @@ def open_engine(
         BadInput: an unknown engine or precision.
         Failure: the engine is not available here.
     """
-    engine = named("--engine", "engine", engine, ["auto", *ENGINES])
+    engine = named("engine", "engine", engine, ["auto", *ENGINES])
     names = list(ENGINES) if engine == "auto" else [engine]
     if precision != "auto":
         names = [name for name in names if precision in precisions(name, bundle)]

@@ -46,7 +46,7 @@ class OpenVinoEngine(OpenedEngine):
         self._core = _only(import_openvino().Core)
         has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and not has_bfloat16:
-            raise Failure("--precision bfloat16: OpenVINO finds no instructions for it in this CPU; take float32")
+            raise Failure("precision: OpenVINO finds no instructions for bfloat16 in this CPU; take float32")
         # By default, OpenVINO computes float32 graphs in the CPU's fastest precision, and silently replaces precisions
         # it lacks.
         low, self._threads = has_bfloat16 and precision in ("bfloat16", "int8"), threads or cores()

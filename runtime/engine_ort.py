@@ -123,7 +123,7 @@ class CudaEngine(OpenedEngine):
                 what = (
                     f"cuda: {len(sample)} pictures, {len(guidance)} guided: ONNX Runtime fails ({_first_line(error)})"
                 )
-                raise Failure(f"{what}; a smaller --batch needs less memory, or take another engine") from None
+                raise Failure(f"{what}; a smaller `batch` needs less memory, or take another engine") from None
         return answer
 
     def _binding(self, inputs: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:

@@ -145,7 +145,7 @@ def check_certificate(engine: BuiltEngine) -> None:
     """Raises `Failure` where the engine has no certificate, or did not pass."""
     certificate, run = engine.certificate, f"run cfgdiff verify {engine.path.parent} --engine tensorrt"
     if certificate is None:
-        raise Failure(f"{engine.path}: not certified; {run} here, or take it with --uncertified")
+        raise Failure(f"{engine.path}: not certified; {run} here, or take it with `uncertified`")
     if certificate.sha256 != engine.sha256:
         raise Failure(f"{engine.path}: its certificate is of another engine; {run} again")
     if not certificate.passed:

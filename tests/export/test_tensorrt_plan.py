@@ -70,7 +70,7 @@ def test_a_profile_is_read(text: str, profile: tuple[int, int, int]) -> None:
 )
 def test_a_profile_that_makes_no_sense_is_quoted(text: str) -> None:
     with pytest.raises(
-        BadInput, match=r"--batch: expected 1 <= MIN <= OPT <= MAX \(at most 4096\) as in 1,64,256, found '"
+        BadInput, match=r"batch: expected 1 <= MIN <= OPT <= MAX \(at most 4096\) as in 1,64,256, found '"
     ) as error:
         parse_profile(text)
     assert repr(text) in str(error.value) and "\n" not in str(error.value)
@@ -91,7 +91,7 @@ def test_architectures_are_read(text: str, sm: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", "8", "sm86", "86,", "86;89", "1200", "06", "8.66", "ampere", "-86", "86\n,x"])
 def test_architectures_that_are_none_are_quoted(text: str) -> None:
-    with pytest.raises(BadInput, match="--sm: expected compute capabilities as in 86,89,120, found '") as error:
+    with pytest.raises(BadInput, match="sm: expected compute capabilities as in 86,89,120, found '") as error:
         parse_sm(text)
     assert repr(text) in str(error.value) and "\n" not in str(error.value)
 
@@ -155,7 +155,7 @@ def test_tensorrt_rtx_builds_for_any_architecture_it_knows(gpu: Callable[[str], 
     assert plan_key(rtx, "d", "float16", (1, 2, 4), None) == replace(expected, sm=("8.9",))
     assert plan_key(rtx, "d", "float16", (1, 2, 4), ("12.0", "8.6")) == replace(expected, sm=("12.0", "8.6"))
     with pytest.raises(
-        BadInput, match=r"--sm: tensorrt_rtx 1\.7\.1 cannot build for 9\.0; choose from 8\.6, 8\.9, 12\.0$"
+        BadInput, match=r"sm: tensorrt_rtx 1\.7\.1 cannot build for 9\.0; choose from 8\.6, 8\.9, 12\.0$"
     ):
         plan_key(rtx, "d", "float16", (1, 2, 4), ("8.6", "9.0"))
 
@@ -182,6 +182,6 @@ def test_plain_tensorrt_builds_for_the_gpu_that_is_here(gpu: Callable[[str], Non
     )
     with pytest.raises(
         BadInput,
-        match=r"--sm: tensorrt builds for the GPU that is here only, expected 8\.9, found 8\.6,8\.9; leave it out",
+        match=r"sm: tensorrt builds for the GPU that is here only, expected 8\.9, found 8\.6,8\.9; leave it out",
     ):
         plan_key(fake(), "d", "float32", (1, 2, 4), ("8.6", "8.9"))

@@ -107,7 +107,7 @@ def test_a_bundle_without_the_engines_that_could_not_be_built(source: Source, tm
 def test_a_target_is_never_lost(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(source, tmp_path / "b")
     before = (tmp_path / "b" / "bundle.json").read_bytes()
-    with pytest.raises(Failure, match="already there; --force"):
+    with pytest.raises(Failure, match="already there; `force`"):
         write_bundle(source, tmp_path / "b")
 
     def full(*_: object) -> None:
@@ -138,7 +138,7 @@ def test_force_deletes_nothing_that_is_not_the_bundles(source: Source, small_bun
     (target / "notes.txt").write_text("mine")
     (target / "pictures").mkdir()
     with pytest.raises(
-        Failure, match=r"--force would delete what is not the bundle's \(notes.txt, pictures\); move it"
+        Failure, match=r"`force` would delete what is not the bundle's \(notes.txt, pictures\); move it"
     ):
         check_target(target, force=True)
     assert (target / "notes.txt").read_text() == "mine"

@@ -239,7 +239,7 @@ def test_a_gpu_that_fails_says_what_to_do(gpu: StandIn, packaged: Bundle, monkey
     monkeypatch.setattr(gpu.OrtValue, "ortvalue_from_shape_and_type", exhausted)
     with pytest.raises(
         Failure,
-        match=r"^cuda: 5 pictures, 1 guided: ONNX Runtime fails \(Failed to allocate memory\); a smaller --batch",
+        match=r"^cuda: 5 pictures, 1 guided: ONNX Runtime fails \(Failed to allocate memory\); a smaller `batch`",
     ):
         cuda.predict(**inputs(5, [1.0]))
 

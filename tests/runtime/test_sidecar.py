@@ -206,7 +206,7 @@ def test_an_engine_must_be_of_the_bundles_graph_and_fit_the_gpu(packaged: Bundle
 @pytest.mark.parametrize(
     ("certificate", "message"),
     [
-        (None, "not certified; run cfgdiff verify FOLDER --engine tensorrt here, or take it with --uncertified"),
+        (None, "not certified; run cfgdiff verify FOLDER --engine tensorrt here, or take it with `uncertified`"),
         (
             Certificate(True, "0" * 64),
             "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again",
