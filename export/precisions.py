@@ -50,7 +50,7 @@ class Precision:
 
 
 def _half(graph: ModelProto, calls: Calls) -> ModelProto:
-    from .precision import half
+    from .float16 import half
 
     return half(graph)
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from cfgdiff.export.precision import half
+from cfgdiff.export.float16 import half
 from cfgdiff.export.precisions import PRECISIONS, Limits, Precision
 from cfgdiff.export.verify import Reference, reference, row_errors, verify
 from cfgdiff.runtime import Bundle, open_engine

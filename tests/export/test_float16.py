@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, shape_inference
 
 from cfgdiff.export.parity import CASES, example
-from cfgdiff.export.precision import half
+from cfgdiff.export.float16 import half
 from cfgdiff.trainer.checkpoint import LoadedModel
 
 
