@@ -1,8 +1,9 @@
-"""The graph in float16, as casts inside it, which TensorRT calls strongly typed. It knows nothing of engines or bundles.
+"""The graph in float16, as casts inside it, which TensorRT calls strongly typed. It knows nothing of engines or
+bundles.
 
-ONNX Runtime's `convert_float_to_float16`, given the same nodes to leave in float32, rounds their results to float16, too.
-For the packaged model that makes 405 casts instead of 157, an error of x0 of 3.9e-3 instead of 4.8e-5, and pictures
-57.8 dB from float32's instead of 72.3.
+ONNX Runtime's `convert_float_to_float16`, given the same nodes to leave in float32, rounds their results to float16,
+too. For the packaged model that makes 405 casts instead of 157, an error of x0 of 3.9e-3 instead of 4.8e-5, and
+pictures 57.8 dB from float32's instead of 72.3.
 """
 
 from collections.abc import Iterable

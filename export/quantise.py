@@ -1,14 +1,14 @@
 """The graph in int8: its wide convolutions between QuantizeLinear and DequantizeLinear (QDQ).
 
-Quantised are the convolutions wider than 1x1, but for the first and the last. All of them read an activation, so rounding
-it costs no extra pass: engines fuse SiLU, a product with a constant per channel, and QuantizeLinear. The 1x1 convolutions
-read the residual stream, which has the largest range of all, and would be read and written once more for few products.
-Concatenations and residual sums are not rounded, so that convolution and sum still fuse. Engines differ:
+Quantised are the convolutions wider than 1x1, but for the first and the last. All of them read an activation, so
+rounding it costs no extra pass: engines fuse SiLU, a product with a constant per channel, and QuantizeLinear. The 1x1
+convolutions read the residual stream, which has the largest range of all, and would be read and written once more for
+few products. Concatenations and residual sums are not rounded, so that convolution and sum still fuse. Engines differ:
 
-* OpenVINO (AMX, VNNI) computes in integers and returns floats, to which it adds the residual. Rounding the results would
-  cost passes and accuracy: its engine removes those pairs when it loads the graph.
-* ONNX Runtime computes in integers only where the result is rounded, too (QLinearConv); else in float32, slower than the
-  float32 graph. So results are rounded: divided by a step per channel in the weights, rounded to whole numbers, and
+* OpenVINO (AMX, VNNI) computes in integers and returns floats, to which it adds the residual. Rounding the results
+  would cost passes and accuracy: its engine removes those pairs when it loads the graph.
+* ONNX Runtime computes in integers only where the result is rounded, too (QLinearConv); else in float32, slower than
+  the float32 graph. So results are rounded: divided by a step per channel in the weights, rounded to whole numbers, and
   multiplied by the steps again.
 * TensorRT takes signed integers without zero points and returns floats: see `symmetric`.
 

@@ -194,10 +194,17 @@ def _load_cuda() -> None:
 def _check_installed() -> str:
     """The package that the module onnxruntime is of."""
     names = ("onnxruntime", "onnxruntime-gpu")
-    installed = [name for name in names if any(metadata.distributions(name=name))]
+    installed = [name for name in names if _is_installed(name)]
     if not installed:
         raise Failure("ONNX Runtime is not installed; pip install onnxruntime")
     if len(installed) == 2:
         both = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
         raise Failure(f"{both}; pip uninstall -y {' '.join(names)}, then install the one you want")
     return installed[0]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
