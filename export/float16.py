@@ -14,23 +14,14 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from .edit import replace_nodes, store_half, unpacked
 
-FULL_OPS = {
-    "InstanceNormalization",
-    "GroupNormalization",
-    "LayerNormalization",
-    "Softmax",
-    "Sin",
-    "Cos",
-    "Cast",
-    "Resize",
-}
+FULL_OPS = set("InstanceNormalization GroupNormalization LayerNormalization Softmax Sin Cos Cast Resize".split())
 
 
 def half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph computing in float16; its inputs and its output stay float32.
 
     Float32 stay: statistics of normalisations, softmax, everything that depends on timestep and class alone (their
-    embedding and what the blocks make of it), the first convolution, the residual stream (sums of convolutions and
+    embedding and what the blocks compute from it), the first convolution, the residual stream (sums of convolutions and
     their concatenations), and all from the last normalisation on, guidance included. At little noise, the prediction is
     a small difference carried by that stream.
     """

@@ -149,7 +149,7 @@ def _scale_results(model: onnx.ModelProto, steps: dict[str, np.ndarray]) -> None
         nodes.append(node)
         if (y := node.output[0]) in steps:
             unit = steps[y].astype(np.float32)[:, None, None]
-            arrays = {f"{y}.steps": unit, f"{y}.weight": stored[node.input[1]] / unit[..., None]}
+            arrays: dict[str, np.ndarray] = {f"{y}.steps": unit, f"{y}.weight": stored[node.input[1]] / unit[..., None]}
             if len(node.input) == 3:
                 arrays[f"{y}.bias"] = stored[node.input[2]] / unit[:, 0, 0]
             model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())

@@ -52,10 +52,7 @@ def _runs_graphs(open_graph: Callable[[Bundle, str, int | None], OpenedEngine]) 
 # In the order in which "auto" tries them where nothing was timed.
 ENGINES = {
     "tensorrt": EngineEntry(
-        engine_tensorrt.TensorRTEngine,
-        "TensorRT",
-        ("tensorrt-rtx", "tensorrt"),
-        open_built=engine_tensorrt.open_built,
+        engine_tensorrt.TensorRTEngine, "TensorRT", ("tensorrt-rtx", "tensorrt"), open_built=engine_tensorrt.open_built
     ),
     "cuda": EngineEntry(_runs_graphs(engine_ort.open_cuda), "ONNX Runtime on a GPU", ("onnxruntime-gpu",)),
     "cpu": EngineEntry(

@@ -85,11 +85,7 @@ def mixed_rows(graph: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [
-        (swapped, "w = 1 against no guidance"),
-        (w_twice, "uncond \\+ w \\(cond - uncond\\)"),
-        (mixed_rows, "batch of 1"),
-    ],
+    [(swapped, "w = 1 against no guidance"), (w_twice, "uncond \\+ w \\(cond - uncond\\)"), (mixed_rows, "batch of 1")],
 )
 def test_planted_faults_are_caught_without_knowing_a_right_answer(
     small_bundle: Bundle, fault: Callable, said: str, against: Reference
