@@ -171,8 +171,7 @@ def _source(
 
 
 def _builder(profile: tuple[int, int, int], sm: tuple[str, ...] | None) -> "Callable[[Bundle], None]":
-    """A function that builds the engines beside a bundle. Raises `BadInput` for architectures that the installed
-    TensorRT does not know."""
+    """A function that builds engines beside a bundle. Raises `BadInput` for architectures that TensorRT lacks."""
     from cfgdiff.export.tensorrt import build_engines, find_module, plan_key
     from cfgdiff.runtime.errors import BadInput, Failure
 

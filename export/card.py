@@ -28,8 +28,7 @@ def write_card(bundle: Bundle, engine: Engine) -> None:
 
 
 def card(bundle: Bundle) -> str:
-    """Markdown that a terminal shows as well. Raises `Failure` where an entry of bundle.json or a sidecar cannot be
-    shown."""
+    """Markdown, also for terminals. Raises `Failure` where an entry of bundle.json or a sidecar cannot be shown."""
     try:
         return _card(bundle)
     except DAMAGE as error:

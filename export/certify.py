@@ -1,7 +1,6 @@
 """Certificates for everything that a bundle holds: its variants in bundle.json, its built engines in their sidecars.
 
-A variant's certificate is about its graph. It is made by one engine (`EngineEntry.certifies`); verdicts of others are
-shown, not stored.
+A variant's certificate is made by one engine (`EngineEntry.certifies`); verdicts of others are shown, not stored.
 """
 
 from collections.abc import Iterator

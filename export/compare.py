@@ -1,9 +1,7 @@
-"""How far one engine is from another: by noise level, in pictures from the same noise, and in a space of features of
-those pictures.
+"""How far one engine is from another: by noise level, in pictures from the same noise, and in their features.
 
 The features need no download and suit any data: they are the mean activations of the model's own convolutions for a
-picture at little noise, as diffusion models are used for representations (Baranchuk et al. 2022). It knows no limits
-and no files.
+picture at little noise, as diffusion models are used for representations (Baranchuk et al. 2022).
 """
 
 from collections.abc import Callable
@@ -28,8 +26,7 @@ def round_robin(bundle: Bundle, n: int) -> list[str]:
 
 
 def draw(engine: Engine, bundle: Bundle, n: int, watch: Watch = lambda n: None) -> np.ndarray:
-    """n pictures of all classes in turn at the bundle's defaults, seed 0: (n, H, W, C) uint8. `watch` gets the size of
-    each batch."""
+    """n pictures of all classes in turn at the defaults, seed 0: (n, H, W, C) uint8. `watch` gets the batch sizes."""
     batches = []
     for _, pictures in generate(engine, bundle, round_robin(bundle, n), batch=32):
         batches.append(pictures)

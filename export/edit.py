@@ -1,5 +1,4 @@
-"""Changes to a graph that every precision needs: weights in and out of float16, nodes, metadata; and its file. No
-PyTorch."""
+"""Changes to a graph that every precision needs: weights in and out of float16, nodes, metadata. No PyTorch."""
 
 import json
 from collections.abc import Iterable

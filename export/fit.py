@@ -124,8 +124,7 @@ def _no_noise(step: int) -> np.ndarray:
 
 
 def choose(states: np.ndarray, cleans: np.ndarray, evaluations: list[int]) -> dict[int, list[int]]:
-    """For each number of evaluations, the positions on the teacher's path to evaluate at, the first one always among
-    them.
+    """For each number of evaluations, the positions on the teacher's path to evaluate at, beginning with the first.
 
     Dynamic programming over the last two positions; a step k -> i -> j costs what of the state at j is outside the span
     of the state at i, its x0 and the x0 before. Errors are not weighted: of a unit-variance picture, an error of x_t is
@@ -158,8 +157,7 @@ def _trace(path: dict[tuple[int, int, int], int], n: int, i: int, j: int) -> lis
 
 
 def step_costs(states: np.ndarray, cleans: np.ndarray) -> np.ndarray:
-    """Mean square of what a step k -> i -> j cannot reach, (G, G, G + 1); inf where not k <= i < j. k = i: without x0
-    of k."""
+    """Mean square that a step k -> i -> j cannot reach, (G, G, G + 1); inf unless k <= i < j. k = i: no step before."""
     g, size = len(cleans), states[0].size
     every = np.concatenate([states, cleans]).reshape(2 * g + 1, -1)
     gram = (every @ every.T).astype(np.float64) / size  # inner products of all states and x0s
@@ -183,8 +181,7 @@ def solve(inside: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def fit(predict: Predict, bundle: Bundle, teacher: Teacher, guidance: Guidance, positions: list[int],
         known: slice) -> tuple[Fitted, np.ndarray]:  # fmt: skip
-    """Coefficients for a path, one step after the other on the student's own trajectory: each leads to the teacher's
-    next state.
+    """Coefficients for a path, fitted step by step on the student's trajectory to the teacher's next state.
 
     Only the pictures `known` are fitted to; what all become is the second answer, (n, C, H, W).
     """

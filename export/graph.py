@@ -19,11 +19,9 @@ OPSET = 18
 
 
 class _GroupNorm(nn.Module):
-    """Group normalisation with its weight and bias as (C, 1, 1), so that they enter the graph as they are, under their
-    names.
+    """Group normalisation with its weight and bias as (C, 1, 1), which enter the graph unchanged, under their names.
 
-    A group is a row of a layer normalisation: ONNX Runtime computes these on all its threads, instance normalisations
-    on one.
+    It is a layer normalisation, which ONNX Runtime computes on all its threads; instance normalisations on one.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -105,8 +103,7 @@ def _name_merged(model: onnx.ModelProto, network: nn.Module) -> None:
     `trainer.checkpoint.initial_weights`).
 
     Equal weights are merged: `same as:<lost>` = `<kept>`. Weights of a single value, as biases that are still zero, are
-    folded away: `constant:<lost>` = the value and the shape. Any others are not part of the guided network, as a head
-    that only training uses.
+    folded away: `constant:<lost>` = the value and the shape. Others are not part of the guided network.
     """
     stored = {i.name: numpy_helper.to_array(i).ravel() for i in model.graph.initializer}
     for name, p in network.named_parameters():

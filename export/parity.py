@@ -1,5 +1,4 @@
-"""Compares the exported float32 graph with PyTorch, at the batch sizes where folds go wrong; and measures a bundle's
-losses."""
+"""Compares the exported float32 graph with PyTorch, for critical batch sizes; and measures a bundle's losses."""
 
 import numpy as np
 import onnxruntime as ort
@@ -51,8 +50,7 @@ def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: 
 
 
 def bundle_measures(engine: Engine, bundle: Bundle, pictures: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`test_loss` and `rate` of a bundle as its engine runs it, on pictures (N, C, H, W) uint8 with labels (N,)
-    int64."""
+    """`test_loss` and `rate` of a bundle on its engine, for pictures (N, C, H, W) uint8 and labels (N,) int64."""
 
     def predict(x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         return torch.from_numpy(engine.predict(x_t.numpy(), t.numpy(), label.numpy(), np.zeros(0, np.float32)))

@@ -1,5 +1,4 @@
-"""All precisions, in one table: what a certificate allows of each, and how the variants among them are derived from
-float32.
+"""All precisions, in one table: the limits of their certificates, and how variants are derived from float32.
 
 A new precision is one file that derives its graph and one entry in `PRECISIONS`. A precision without `derive` is an
 engine's own way to compute another variant (`EngineEntry.own_precisions`). Heavy packages are imported when a graph is

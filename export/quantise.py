@@ -85,11 +85,9 @@ def _quantised(model: onnx.ModelProto, convs: list[str], ranges: dict[str, tuple
 
 
 def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the int8 graph as TensorRT takes it: no zero points, float biases, and results of convolutions that are
-    not rounded.
+    """A copy of the int8 graph for TensorRT: without zero points and rounded results, and with float biases.
 
-    A signed integer spends half of its values on a side where SiLU's hardly are: the same range in steps of nearly
-    twice the size.
+    Half of the signed values lie on a side where SiLU hardly has any: the steps are nearly twice as large.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -142,8 +140,7 @@ def _balance(model: onnx.ModelProto, chosen: set[str], peaks: dict[str, np.ndarr
 
 
 def _scale_results(model: onnx.ModelProto, steps: dict[str, np.ndarray]) -> None:
-    """Divide the results of convolutions by `steps` (outputs,), in their weights, and multiply them by it again
-    behind."""
+    """Divide the results of convolutions by `steps` (outputs,), in their weights, and multiply by them behind."""
     stored, nodes = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}, list[onnx.NodeProto]()
     for node in model.graph.node:
         nodes.append(node)
@@ -159,8 +156,7 @@ def _scale_results(model: onnx.ModelProto, steps: dict[str, np.ndarray]) -> None
 
 
 def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int = 1) -> list[Inputs]:
-    """The inputs of every network call while `engine` draws n pictures of all classes in turn, at the bundle's
-    defaults."""
+    """The inputs of every call while `engine` draws n pictures of all classes in turn, at the bundle's defaults."""
     recorder = _Recorder(engine)
     for _ in generate(recorder, bundle, round_robin(bundle, n), seed=seed):
         pass

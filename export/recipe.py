@@ -1,5 +1,4 @@
-"""How to draw pictures with the graph alone, in words and formulas: for use from other languages, without this
-package."""
+"""How to draw pictures with the graph alone, in words and formulas, for use from other languages."""
 
 from cfgdiff.runtime.schedule import MAX_BETA, OFFSET, Schedule
 

@@ -1,5 +1,4 @@
-"""The source of a bundle: the float32 graph and its description, from another bundle (no PyTorch needed) or a
-checkpoint."""
+"""The source of a bundle: a float32 graph and its description, from a bundle (without PyTorch) or a checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A float32 graph, and bundle.json without its variants. `compare` measures the bundle against the source, for
-    provenance."""
+    """A float32 graph, and bundle.json without variants. `compare` adds measurements against the source to it."""
 
     graph: onnx.ModelProto
     description: dict[str, Any]

@@ -1,5 +1,4 @@
-"""Builds TensorRT engines from a bundle's graphs, with `tensorrt` or `tensorrt_rtx`, whichever is here. It runs none of
-them."""
+"""Builds TensorRT engines from a bundle's graphs, with `tensorrt` or `tensorrt_rtx`. It runs none of them."""
 
 import hashlib
 import importlib
@@ -108,8 +107,7 @@ def plan_key(
 
 
 def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path, progress: Progress) -> BuiltEngine:
-    """The engine of `key` in the folder `target`, with its sidecar, built from the ONNX `graph` where it is not there
-    yet.
+    """The engine of `key` in the folder `target`, with its sidecar; built from the ONNX `graph` where it is missing.
 
     Raises:
         Failure: then, as on Ctrl-C, `target` is as it was.
@@ -197,8 +195,7 @@ def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
 
 
 def _monitor(module: ModuleType, progress: Progress) -> Any:
-    """Passes progress on. Once `error` is set, the build ends at its next step; raised, native code would print and
-    lose it."""
+    """Passes progress on. With an `error`, which native code would lose, the build ends at its next step."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:

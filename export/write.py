@@ -71,8 +71,7 @@ def write_bundle(
     """Write float32 and `precisions` (float16, int8), each with its certificate, the engines and the model card.
 
     Args:
-        build: puts engines beside the bundle it is given. Where it raises `Failure`, the bundle is written without
-            them.
+        build: puts engines beside the bundle. Where it raises `Failure`, the bundle is written without them.
         say: receives a line for every stage.
 
     Raises:

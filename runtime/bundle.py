@@ -26,8 +26,7 @@ PACKAGED = Path(__file__).parent / "models" / "cifar10-small"
 
 @dataclass(frozen=True)
 class Defaults:
-    """The settings used where the caller gives none. Guidance acts inside `interval`, of sigma / alpha; None:
-    everywhere."""
+    """Settings for callers that give none. Guidance acts inside `interval` of sigma / alpha; None: everywhere."""
 
     sampler: str
     steps: int
@@ -52,8 +51,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class SpeedRecord:
-    """How many times as fast as float32 on ONNX Runtime an engine was, for calls of 64 guided pictures, on a processor
-    with these instructions."""
+    """How many times as fast as `REFERENCE` an engine was on a processor, for calls of 64 guided pictures."""
 
     instructions: tuple[str, ...]
     threads: int
@@ -108,9 +106,8 @@ class Bundle(Model):
 def load_bundle(path: str | Path | None = None) -> Bundle:
     """Read and check a bundle, by default the packaged CIFAR-10 model.
 
-    Checked are its description, the hash of every file, and that its graphs are for such pictures and classes and hold
-    all their weights, in themselves or in files that have a hash. A bundle that a killed export left beside its place
-    gets its name back.
+    Checked are its description, the hash of every file, and that its graphs are for such pictures and classes and read
+    only files that have a hash. A bundle that a killed export left beside its place gets its name back.
 
     Raises:
         Failure: a missing folder or file, a wrong hash, a later format, a damaged bundle.json or graph.
@@ -265,8 +262,7 @@ def _checked_file(folder: Path, name: str, digest: str) -> bytes:
 
 
 def _check_graph(path: Path, data: bytes, variant: Variant, model: Model) -> None:
-    """Raises `Failure` where a graph breaks the contract, is for other pictures or classes, or reads a file that has no
-    hash."""
+    """Raises `Failure` where a graph breaks the contract, is for other pictures, or reads a file without a hash."""
     if path.suffix != ".onnx":  # engines choose how to read a file by its name
         raise Failure(f"{path}: expected a graph with a name that ends in .onnx; export the model again")
     try:

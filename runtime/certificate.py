@@ -22,8 +22,7 @@ class Certificate:
         x0: the same of the clean pictures that they imply.
         pictures: how many were compared; 0 where a failure came before.
         psnr_db: of these pictures to float32's; None where there are none.
-        features: their distance to float32's, as a share of the distance between unrelated pictures; None where there
-            are none.
+        features: their distance to float32's, as a share of that between unrelated pictures; None where there are none.
     """
 
     passed: bool

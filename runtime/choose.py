@@ -1,7 +1,6 @@
 """Which engine a user gets: the one that was named, else the first GPU engine that works, else the fastest on this CPU.
 
-What is fastest is measured (speeds.py), not assumed. Unless it is named, an engine is taken only where it is certified
-on this machine.
+What is fastest is measured (speeds.py). An engine that is not named is taken only where it is certified here.
 """
 
 import logging

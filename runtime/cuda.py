@@ -1,5 +1,4 @@
-"""The calls of CUDA's runtime that an engine needs, on GPU 0. CUDA's binding for Python is imported by `Cuda()`, not
-before."""
+"""The calls of CUDA's runtime that an engine needs, on GPU 0. `Cuda()` imports CUDA's binding for Python."""
 
 import ctypes
 import importlib
@@ -50,8 +49,7 @@ class Cuda:
 
     @staticmethod
     def driver_version() -> str:
-        """As nvidia-smi prints it (570.133.20; CUDA itself only knows the latest CUDA that the driver takes), or
-        "unknown"."""
+        """As nvidia-smi prints it, 570.133.20 (CUDA only knows which CUDA the driver supports), or "unknown"."""
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()

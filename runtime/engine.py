@@ -58,8 +58,7 @@ class OpenedEngine(Engine):
 
 
 class WrappedEngine(OpenedEngine):
-    """An engine around another one. It passes everything on; a subclass overrides `predict` to count, record or change
-    calls."""
+    """An engine around another one. A subclass overrides `predict` to count, record or change its calls."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -1,8 +1,8 @@
 """OpenVINO on the CPU. It is imported when an engine is opened, not before.
 
 A few rows are computed by all threads together, many are divided among them. The graph is compiled for a few sizes of
-request, each at its first use: graphs of fixed shape are a fifth faster, half as fast again at one row, and agree with
-each other to the last bit.
+request, each at its first use: graphs of fixed shape are a fifth faster, half as fast again at one row, and agree to
+the last bit.
 """
 
 import importlib
@@ -47,8 +47,7 @@ class OpenVinoEngine(OpenedEngine):
         has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and not has_bfloat16:
             raise Failure("precision: OpenVINO finds no instructions for bfloat16 in this CPU; take float32")
-        # By default, OpenVINO computes float32 graphs in the CPU's fastest precision, and silently replaces precisions
-        # it lacks.
+        # By default, OpenVINO computes in the CPU's fastest precision, and silently replaces those that it lacks.
         low, self._threads = has_bfloat16 and precision in ("bfloat16", "int8"), threads or cores()
         self._settings = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "INFERENCE_NUM_THREADS": self._threads}
         with self._explained():
@@ -83,8 +82,7 @@ class OpenVinoEngine(OpenedEngine):
         return answer
 
     def _queue(self, streams: int, b: int, g: int) -> Requests:
-        """Requests for a graph of that shape alone, `streams` at a time, which divide the threads; and the input arrays
-        of each."""
+        """`streams` requests for a graph of that shape, which divide the threads; and the input arrays of each."""
         if (streams, b, g) not in self._queues:
             model = self._model.clone()
             model.reshape({"sample": [b, *self._shape], "timestep": [b], "class_label": [b], "guidance": [g]})
@@ -129,8 +127,7 @@ def _keep(request: Any, place: tuple[np.ndarray, slice]) -> None:
 
 
 def _unrounded(model: Any) -> Any:
-    """The model without the rounding of its convolutions' results: unlike ONNX Runtime's, OpenVINO's integer
-    convolutions return floats."""
+    """The model without the rounding of convolutions' results, as OpenVINO's integer convolutions return floats."""
     for op in model.get_ops():
         if op.get_type_name() == "FakeQuantize" and _is_convolution(op.input_value(0).get_node()):
             end = op  # QuantizeLinear and DequantizeLinear are FakeQuantize, Convert, Convert, Subtract, Multiply
@@ -153,8 +150,8 @@ def _only(core: type) -> Any:
     """The one `Core` of the process, kept to its end.
 
     Each core moves the signal handlers of the thread that first uses it to a stack of its own, and frees that stack at
-    its end. Where two do not end in the reverse order of their creation, the thread is left on a freed stack: the next
-    Ctrl-C would crash.
+    its end. Unless two end in the reverse order of their creation, the thread is left on a freed stack: Ctrl-C would
+    crash.
     """
     return core()
 

@@ -1,5 +1,4 @@
-"""ONNX Runtime, on the CPU and, through CUDA, on GPU 0. onnxruntime is imported when an engine is opened, not
-before."""
+"""ONNX Runtime, on the CPU and, through CUDA, on GPU 0. It is imported when an engine is opened, not before."""
 
 import logging
 import sys
@@ -21,8 +20,7 @@ from .threads import cores, shares
 
 log = logging.getLogger("cfgdiff")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Both packages install the module onnxruntime and overwrite each other; cfgdiff[cuda] would bring the first one back,
-# too.
+# Both packages install the module onnxruntime and overwrite each other; cfgdiff[cuda] would bring back the first.
 TO_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 MOST_SHAPES = 16  # a run has about four: full and last batches, inside and outside the guidance interval
 
@@ -86,8 +84,7 @@ def open_session(graph: Path, threads: int | None, provider: tuple[str, dict[str
 
 
 class CudaEngine(OpenedEngine):
-    """An `Engine` on ONNX Runtime's CUDA provider. Calls from several threads are safe; they run one after the
-    other."""
+    """An `Engine` on ONNX Runtime's CUDA provider. Calls from several threads are safe, one after the other."""
 
     name = "cuda"
     max_batch = 256
@@ -127,8 +124,7 @@ class CudaEngine(OpenedEngine):
         return answer
 
     def _binding(self, inputs: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
-        """The session bound to inputs and an output in GPU memory, and these by name; kept for the latest used
-        shapes."""
+        """The session bound to arrays in GPU memory, and these by name; kept for the latest used shapes."""
         import onnxruntime as ort
 
         shape = len(inputs["sample"]), len(inputs["guidance"])

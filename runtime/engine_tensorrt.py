@@ -102,8 +102,7 @@ class TensorRTEngine(OpenedEngine):
         """See `Engine.predict`.
 
         Raises:
-            BadInput: inputs that are not of the graph's shapes and types, or of a batch that the engine was not built
-                for.
+            BadInput: inputs of other shapes or types, or of a batch that the engine was not built for.
             Failure: the engine is closed, or the GPU fails.
         """
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape, least=0)  # the batch: below
@@ -139,8 +138,7 @@ class TensorRTEngine(OpenedEngine):
     def _first_run(self, b: int, g: int) -> _Plan:
         """Run a shape call by call, which sets up everything that first use needs, and then capture it.
 
-        Each shape has its own context: a graph is valid only as long as its context stays as it was when it was
-        captured.
+        Each shape has its own context: a graph is valid only as long as its context does not change.
         """
         shapes = {name: self._rows(name, b, g).shape for name in self._host if name != "prediction"}
         context = self._model.new_context(self._scratch, shapes, self._device)
@@ -204,8 +202,7 @@ def _choose(
 
 
 def _candidates(bundle: Bundle, precision: str) -> list[BuiltEngine]:
-    """The engines beside a bundle of that precision; for "auto" of all in `FASTEST`. Raises `Failure` where there are
-    none."""
+    """The engines beside a bundle at that precision, or at those in `FASTEST`. Raises `Failure` for none."""
     wanted, beside = FASTEST if precision == "auto" else (precision,), engines_beside(bundle.path)
     candidates = [engine for name in wanted for engine in beside if engine.key.precision == name]
     if not candidates:

@@ -1,7 +1,6 @@
 """All engines, in one table: how each is opened, what it needs installed, its precisions, and how it is certified.
 
-A new engine is one file and one entry in `ENGINES`. The engines' libraries are imported when an engine is opened, not
-before.
+A new engine is one file and one entry in `ENGINES`. Its library is imported when the engine is opened, not before.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,8 +30,7 @@ class EngineEntry:
         own_precisions: precisions that it computes a variant of the bundle in, by the variant's name.
         open_built: (bundle, built engine, uncertified) -> the engine, for one that runs engines built beside the
             bundle, each of which has its certificate in its sidecar. None: it runs the bundle's graphs.
-        certifies: its certificates of variants are stored in bundle.json; those of other engines that run graphs are
-            only shown.
+        certifies: its certificates of variants are stored in bundle.json; those of others are only shown.
     """
 
     open: Callable[[Bundle, str, int | None, bool], OpenedEngine]
@@ -75,8 +73,7 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class Target:
-    """Something of a bundle that can be opened and certified: an engine at a precision, or an engine that was built
-    beside the bundle.
+    """What can be opened and certified of a bundle: an engine at a precision, or an engine built beside the bundle.
 
     Attributes:
         name: in lists and reports.
@@ -127,8 +124,7 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
 
 
 def computed_variant(bundle: Bundle, precision: str) -> Variant:
-    """The variant whose graph is computed at a precision: the one of that name, or the one that an engine computes in
-    it."""
+    """The variant whose graph is computed at a precision: that of its name, or that of an `own_precisions`."""
     own = {own: variant for entry in ENGINES.values() for own, variant in entry.own_precisions.items()}
     return bundle.variant(precision if precision in bundle.variants else own.get(precision, precision))
 

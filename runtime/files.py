@@ -1,5 +1,4 @@
-"""Files and folders that are whole or absent, whenever the process is killed: written beside the target, then renamed
-over it.
+"""Files and folders that are whole or absent, even after a kill: written beside the target, then renamed over it.
 
 A partial file stays locked while its process lives, so one without a lock was left by a process that was killed; the
 next process that writes the same target removes it, or continues it. Two processes that write one target do not share a
@@ -35,8 +34,7 @@ def partial_file(target: Path, sync: bool = True, resume: bool = False) -> Itera
 
     Args:
         sync: wait until it is on the disk before it is renamed, so that it is whole after a power failure, too.
-        resume: start from the longest file that interrupted calls left, where there is one; and leave this file when
-            the block fails.
+        resume: start from the longest file that interrupted calls left; and leave this file when the block fails.
 
     Raises:
         OSError: it cannot be written.
@@ -62,8 +60,7 @@ def write_whole(path: Path, data: bytes, one_of_many: bool = False) -> None:
     """Write a file, whole or not at all. Raises `Failure` where that fails.
 
     Args:
-        one_of_many: of a folder, for which the caller calls `remove_abandoned` once, and which can lose the last ones
-            in a power failure.
+        one_of_many: not synced, so a power failure can lose it; and the caller calls `remove_abandoned` for all.
     """
     try:
         if not one_of_many:
@@ -90,8 +87,7 @@ def cannot_write(path: Path, error: OSError) -> Failure:
 
 
 def partial_files(target: Path) -> list[Path]:
-    """The files that are, or were, to become `target`, the longest first. Its name may contain * for several
-    targets."""
+    """The partial files of `target`, the longest first. Its name may contain * for several targets."""
     name = "*".join(glob.escape(part) for part in target.name.split("*"))
     sizes = []
     for path in target.parent.glob(f".{name}.{'[0-9a-f]' * TOKEN}.partial"):
@@ -144,11 +140,9 @@ def _locked(path: Path, mode: str) -> IO[bytes] | None:
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `target`, or becomes it, when the block ends well. Else `target` stays what
-    it was.
+    """A new folder that takes the place of `target`, or becomes it, when the block ends well; else nothing changes.
 
-    After a kill in the middle `restore_folder`, or the next `replace_folder`, finds `target` again, old or new. A link
-    stays a link.
+    After a kill, `restore_folder` or the next `replace_folder` finds `target` again, old or new. A link stays a link.
 
     Raises:
         OSError: as the file system says it.
@@ -206,8 +200,7 @@ def _beside(target: Path) -> tuple[Path, Path]:
 
 
 def _clean(target: Path) -> None:
-    """Leave `target` alone beside itself: remove the old folder where there is a new one, else give it its name
-    back."""
+    """Remove what is beside `target`; where it is missing, give the old folder its name back."""
     restore_folder(target)
     partial, old = _beside(target)
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,5 +1,4 @@
-"""Reads an ONNX file without the package onnx: inputs, outputs, metadata, and the files of its tensors; checks it
-against the contract.
+"""Reads inputs, outputs, metadata and the files of tensors from an ONNX file, without onnx; checks the contract.
 
 An ONNX file is a protobuf message (onnx/onnx.proto): a sequence of fields, each a number, a wire type and a value. Only
 the fields that lead to a name, a shape or a location are followed; everything else is stepped over.

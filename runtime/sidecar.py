@@ -1,5 +1,4 @@
-"""TensorRT engines beside a bundle's graphs: `NAME.engine`, and `NAME.engine.json` with what it fits and its
-certificate.
+"""TensorRT engines beside a bundle's graphs: `NAME.engine`, and `NAME.engine.json` with its key and certificate.
 
 An engine fits one graph, module, version, GPU architecture, driver, precision and profile. All of them are its key,
 readable in the sidecar and hashed into its name. Nothing here loads TensorRT.

@@ -87,8 +87,8 @@ class Speed:
         return distance if self.certified else f"{distance}, limit {self.limit:.0f}"
 
     def seconds(self, rows: int | None, batch: int) -> float:
-        """Expected for `rows` rows of the network, `batch` guided pictures at a time, opening included; None: for one
-        large call alone."""
+        """Expected for `rows` of the network, `batch` guided pictures at a time, with opening; None: for a large call
+        alone."""
         if rows is None:
             return self.many
         batch = min(batch, MANY)
@@ -161,8 +161,7 @@ def measure(bundle: Bundle, threads: int | None = None, clock: Clock = time.perf
 def _open_all(
     bundle: Bundle, threads: int | None, held: ExitStack, clock: Clock
 ) -> tuple[dict[Way, Speed], dict[Way, Engine]]:
-    """Every way with the time until its first answer, or the reason why it has none; and the engines, closed with
-    `held`."""
+    """Every way with the time until its first answer, or why it has none; and the engines, closed with `held`."""
     measured, opened, longest = dict[Way, Speed](), dict[Way, Engine](), dict[str, float]()
     first = _call(bundle, 1)
     for name, precision in ways_on_cpu(bundle):
@@ -193,8 +192,7 @@ def _call(bundle: Bundle, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 
 def _turns(engines: dict[Way, Engine], inputs: tuple[np.ndarray, ...], rounds: int, clock: Clock) -> dict[Way, float]:
-    """The least seconds of a call of each. After two turns, an engine that takes more than twice the fastest's time
-    gets no more."""
+    """The least seconds of a call of each. After two turns, engines twice as slow as the fastest get no more."""
     best = dict.fromkeys(engines, float("inf"))
     for n in range(rounds):
         fastest = min(best.values())
@@ -221,8 +219,7 @@ def _pictures(engine: Engine, bundle: Bundle, n: int, steps: int) -> np.ndarray:
 
 
 def _contradiction(engine: Engine, bundle: Bundle) -> str:
-    """Rows must not depend on their place or on each other, and guided ones are uncond + w (cond - uncond). Empty where
-    that holds."""
+    """Rows must not depend on each other, and guided ones are uncond + w (cond - uncond). Empty where that holds."""
     x, t, label, w = _call(bundle, 3)
     t = np.array([0.2, 0.5, 0.8], np.float32) * bundle.schedule.T
 

@@ -1,5 +1,4 @@
-"""What works here: every engine is opened for a bundle at every precision, asked once, and closed again; CPU engines
-are timed."""
+"""What works here: every engine is opened for a bundle at every precision and asked once; CPU engines are timed."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -29,14 +28,13 @@ class Row:
     precisions: tuple[str, ...]
     """Those that it opens at."""
     remarks: tuple[str, ...]
-    """Why it does not open at the others and how to change that; certificates of built engines; how fast it was on
-    other machines."""
+    """Why others do not work and how to change that; certificates of built engines; its speed on other machines."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """All engines, in the order of `ENGINES`; the speeds of CPU engines; and what "auto" takes for many rows, None
-    where none works."""
+    """All engines, in the order of `ENGINES`; the speeds of CPU engines; what "auto" takes for many rows, if
+    anything."""
 
     rows: list[Row]
     speeds: tuple[Speed, ...]
@@ -56,8 +54,7 @@ def survey(bundle: Bundle, threads: int | None = None, anew: bool = False) -> Su
 
 
 def records(timed: Iterable[Speed], threads: int | None) -> list[SpeedRecord]:
-    """For a bundle: how many times as fast as the reference the certified engines are, with the processor's notable
-    instructions."""
+    """For a bundle: how many times as fast as `REFERENCE` the certified engines are on this processor."""
     seconds = {s.way: s.many for s in timed if s.certified}
     base, here = seconds.pop(REFERENCE, None), processor().notable
     if not base or not here:
@@ -66,8 +63,7 @@ def records(timed: Iterable[Speed], threads: int | None) -> list[SpeedRecord]:
 
 
 def try_out(engine: Engine, bundle: Bundle) -> None:
-    """Raises `Failure` where an opened engine has no finite answer for a guided row of the last class in the middle of
-    the schedule."""
+    """Raises `Failure` where an opened engine has no finite prediction for a guided row of the last class."""
     half, w = np.full(1, bundle.schedule.T / 2, np.float32), np.full(1, 2, np.float32)
     sample, label = normals(0, np.arange(1), 0, bundle.image_shape), np.full(1, len(bundle.class_names) - 1)
     answer = engine.predict(sample, half, label, w)

@@ -1,5 +1,4 @@
-"""Loads engines and makes execution contexts with `tensorrt` or `tensorrt_rtx`, which share an interface; reports their
-errors.
+"""Loads engines and makes execution contexts with `tensorrt` or `tensorrt_rtx`, which share an interface.
 
 It knows nothing of CUDA graphs, buffers and bundles.
 """
@@ -64,8 +63,7 @@ class Model:
         self.scratch_size = max(int(engine.device_memory_size_v2), 1)  # an address is required even for none
 
     def _compile_at_once(self, module: Any, allocation: Any) -> Any:
-        """TensorRT-RTX compiles kernels here. By default the best ones come later, too late for a graph that is
-        captured at once."""
+        """Make TensorRT-RTX compile its best kernels now; by default they come too late for a captured graph."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(allocation)
         config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER

@@ -11,8 +11,7 @@ SYSTEM = Path("/sys")
 
 
 def cores() -> int:
-    """Physical cores that this process may use, by its affinity and its container's quota; the hyperthreads of a core
-    count once."""
+    """Physical cores that this process may use, by its affinity and its container's quota, without hyperthreads."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = len(
@@ -36,8 +35,7 @@ def _read(path: str) -> str:
 
 
 def shares(start: int, stop: int, threads: int) -> list[slice]:
-    """Parts of the rows start .. stop - 1 for threads that take one at a time each; one part where all threads together
-    are faster.
+    """Parts of the rows start .. stop - 1, for one thread each; one part where all threads together are faster.
 
     Threads that compute different rows never wait for each other, which they do within every operator of one part. All
     parts but the last have `MOST` rows, or half or a quarter of that where some threads would have none.
