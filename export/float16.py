@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from .edit import replace_nodes, store_half, unpacked
 
-FULL_OPS = {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Softmax", "Sin", "Cos", "Cast", "Resize"}
+FULL = {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "Softmax", "Sin", "Cos", "Cast", "Resize"}
 
 
 def half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -80,6 +80,6 @@ def _full_nodes(nodes: Iterable[onnx.NodeProto]) -> set[int]:
         if inputs & from_sample:
             from_sample |= set(node.output)
         residual = node.op_type == "Concat" or (node.op_type == "Add" and inputs & convolved)
-        if node.op_type in FULL_OPS or not inputs & from_sample or residual or i not in middle:
+        if node.op_type in FULL or not inputs & from_sample or residual or i not in middle:
             full.add(i)
     return full

@@ -1,4 +1,5 @@
-"""`cfgdiff export` and `cfgdiff verify` as a user runs them, from the packaged bundle, with and without PyTorch and TensorRT."""
+"""`cfgdiff export` and `cfgdiff verify` as a user runs them, from the packaged bundle, with and without PyTorch and
+TensorRT."""
 
 import json
 import os
@@ -95,7 +96,8 @@ def test_verify_certifies_what_works_here(engines: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^cpu (\w+): passed;", result.stderr, re.MULTILINE) == ["float32", "float16", "int8"]
     said = result.stderr.splitlines()
-    missing = "openvino float32, openvino float16, openvino int8, openvino bfloat16: not verified: OpenVINO is not installed; pip install"
+    names = ", ".join(f"openvino {precision}" for precision in ("float32", "float16", "int8", "bfloat16"))
+    missing = f"{names}: not verified: OpenVINO is not installed; pip install"
     assert [line for line in said if line.startswith(missing)]  # one line for all of them
     assert [
         line
@@ -139,7 +141,8 @@ def test_a_way_of_openvinos_own_that_fails_is_told_and_fails_verify_only_where_a
     assert "openvino bfloat16: FAILED: x0 is off" in made.output and ("taken by name only" in made.output) == (
         not asked
     )
-    said = "cpu float32: passed; its rows agree with each other and with the guidance equation, and the others are compared with it"
+    said = "cpu float32: passed; its rows agree with each other and with the guidance equation, "
+    said += "and the others are compared with it"
     assert (said in made.output) == (not asked)
 
 

@@ -76,8 +76,11 @@ def test_variants_are_certified_in_bundle_json_and_engines_in_their_sidecars(
     monkeypatch.setitem(ENGINES, "tensorrt", replace(ENGINES["tensorrt"], open_built=Fake))
     found = run(bundle, "cpu") | run(bundle, "tensorrt")
     assert {name for name, answer in found.items() if answer.passed} == {
-        "cpu float32", "cpu float16", "cpu int8", *(e.path.name for e in engines_beside(bundle.path) if e.key.precision == "float16"),
-    }  # fmt: skip
+        "cpu float32",
+        "cpu float16",
+        "cpu int8",
+        *(e.path.name for e in engines_beside(bundle.path) if e.key.precision == "float16"),
+    }
     again = load_bundle(bundle.path)
     assert all(v.certificate is not None and v.certificate.pictures == 8 for v in again.variants.values())
     loud, true = sorted(engines_beside(bundle.path), key=lambda e: e.key.precision, reverse=False)[::-1]

@@ -17,7 +17,8 @@ SCALES = np.geomspace(0.05, 1, 4)[:, None, None]
 
 
 class Gaussians:
-    """The exact network for pictures whose channels are independent normals of these scales, around 0.3; w acts on the mean."""
+    """The exact network for pictures whose channels are independent normals of these scales, around 0.3; w acts on the
+    mean."""
 
     name, precision, max_batch = "exact", "float32", 64
 
@@ -45,7 +46,8 @@ def bundle(packaged: Bundle) -> Bundle:
 
 
 def exact(bundle: Bundle, x: np.ndarray, t: float) -> np.ndarray:
-    """Where the probability-flow ODE leads from x at t: in a Gaussian, every channel is scaled by the ratio of its deviations."""
+    """Where the probability-flow ODE leads from x at t: in a Gaussian, every channel is scaled by the ratio of its
+    deviations."""
     alpha, sigma = float(bundle.schedule.alpha(t)), float(bundle.schedule.sigma(t))
     return 0.3 + (x - alpha * 0.3) * SCALES / np.sqrt(alpha**2 * SCALES**2 + sigma**2)
 

@@ -1,4 +1,5 @@
-"""The float16 graph: halves where it should compute in halves, float32 where the design wants it, and answers close to float32."""
+"""The float16 graph: halves where it should compute in halves, float32 where the design wants it, and answers close to
+float32."""
 
 import numpy as np
 import onnx
@@ -6,8 +7,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, shape_inference
 
-from cfgdiff.export.parity import CASES, example
 from cfgdiff.export.float16 import half
+from cfgdiff.export.parity import CASES, example
 from cfgdiff.trainer.checkpoint import LoadedModel
 
 

@@ -1,4 +1,5 @@
-"""Real engines of TensorRT-RTX, which builds without a GPU: whole or not there, found again, and one line where none can be built."""
+"""Real engines of TensorRT-RTX, which builds without a GPU: whole or not there, found again, and one line where none
+can be built."""
 
 import errno
 import hashlib
@@ -111,8 +112,11 @@ def test_it_is_told_the_architectures_and_how_many_rows_may_come(
     }
     rows = [(1,), (2,), (4,)]
     assert shapes == {
-        "sample": [(b, 3, 16, 16) for (b,) in rows], "timestep": rows, "class_label": rows, "guidance": [(0,), (2,), (4,)]
-    }  # fmt: skip
+        "sample": [(b, 3, 16, 16) for (b,) in rows],
+        "timestep": rows,
+        "class_label": rows,
+        "guidance": [(0,), (2,), (4,)],
+    }
     chosen = [made["config"].get_compute_capability(i) for i in range(made["config"].num_compute_capabilities)]
     assert chosen == [rtx.ComputeCapability.SM89, rtx.ComputeCapability.SM120]
 

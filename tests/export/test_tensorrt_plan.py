@@ -1,4 +1,5 @@
-"""Which TensorRT is taken and which engine is planned, from what is installed, what GPU is here and what the user asks for."""
+"""Which TensorRT is taken and which engine is planned, from what is installed, what GPU is here and what the user asks
+for."""
 
 import stat
 import sys

@@ -165,7 +165,8 @@ class FakeContext:
 
 
 def fake_tensorrt(gpu: FakeCuda, name: str) -> Any:
-    """`tensorrt` or `tensorrt_rtx`. Its engines are the bytes `good`; all others it complains about and does not load."""
+    """`tensorrt` or `tensorrt_rtx`. Its engines are the bytes `good`; all others it complains about and does not
+    load."""
     module: Any = ModuleType(name)
     module.__version__, module.refused, module.capturable, module.runs_in_capture, module.setups = (
         "1.7.1",
@@ -229,7 +230,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 @pytest.fixture
 def write_engine(copied: Path) -> Callable[..., BuiltEngine]:
-    """A function that puts an engine beside the copied bundle, for batches of 1 to 8; its arguments change parts of the key."""
+    """A function that puts an engine beside the copied bundle, for batches of 1 to 8; its arguments change parts of the
+    key."""
     key = EngineKey(
         graph_digest(load_bundle(copied).variant("float32")),
         "tensorrt_rtx",

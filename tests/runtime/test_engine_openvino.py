@@ -23,8 +23,12 @@ CASES = [(1, 0), (1, 1), (5, 3), (8, 0), (8, 8)]
 
 def inputs(bundle: Bundle, b: int, g: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {"sample": rng.standard_normal((b, *bundle.image_shape), np.float32), "timestep": rng.uniform(1, 1000, b).astype(np.float32),
-            "class_label": np.arange(b) % len(bundle.class_names), "guidance": rng.uniform(1, 4, g).astype(np.float32)}  # fmt: skip
+    return {
+        "sample": rng.standard_normal((b, *bundle.image_shape), np.float32),
+        "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+        "class_label": np.arange(b) % len(bundle.class_names),
+        "guidance": rng.uniform(1, 4, g).astype(np.float32),
+    }
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -83,9 +87,12 @@ def test_answers_are_the_callers_own_and_inputs_may_lie_as_they_like(
 def test_the_other_variants_are_read_right(
     small_bundle: Bundle, opened: Engine, precision: str, limit: float, rest: float
 ) -> None:
-    """As far from ONNX Runtime's as that is from float32, and no farther from float32, but for int8's rest, which may be in bfloat16."""
-    tested, same, exact = (open_engine(small_bundle, *wanted) for wanted in
-                           (("openvino", precision), ("cpu", precision), ("cpu", "float32")))  # fmt: skip
+    """As far from ONNX Runtime's as that is from float32, and no farther from float32, but for int8's rest, which may
+    be in bfloat16."""
+    tested, same, exact = (
+        open_engine(small_bundle, *wanted)
+        for wanted in (("openvino", precision), ("cpu", precision), ("cpu", "float32"))
+    )
     assert tested.precision == precision
     if "BF16" not in _only(import_openvino().Core).get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         rest = 1e-5  # nothing is computed in bfloat16

@@ -1,4 +1,5 @@
-"""The graph's contract as ONNX Runtime keeps it, on the CPU; its CUDA provider on a stand-in, and on a GPU where there is one."""
+"""The graph's contract as ONNX Runtime keeps it, on the CPU; its CUDA provider on a stand-in, and on a GPU where there
+is one."""
 
 import sys
 import threading
@@ -19,8 +20,12 @@ from cfgdiff.runtime.errors import BadInput, Failure
 
 def inputs(b: int, w: list[float], seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {"sample": rng.standard_normal((b, 3, 32, 32), np.float32), "timestep": rng.uniform(1, 1000, b).astype(np.float32),
-            "class_label": np.arange(b) % 10, "guidance": np.array(w, np.float32)}  # fmt: skip
+    return {
+        "sample": rng.standard_normal((b, 3, 32, 32), np.float32),
+        "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+        "class_label": np.arange(b) % 10,
+        "guidance": np.array(w, np.float32),
+    }
 
 
 def test_w_of_one_is_the_conditional_prediction(engine: Engine) -> None:
@@ -222,8 +227,14 @@ def silent(gpu: StandIn, patch: pytest.MonkeyPatch) -> None:
         (silent, "it took the CPU instead .*NVIDIA's driver and CUDA's libraries: pip uninstall"),
     ],
 )  # fmt: skip
-def test_cuda_is_never_the_cpu(gpu: StandIn, packaged: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
-                               trouble: Callable, message: str) -> None:  # fmt: skip
+def test_cuda_is_never_the_cpu(
+    gpu: StandIn,
+    packaged: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    trouble: Callable,
+    message: str,
+) -> None:
     trouble(gpu, monkeypatch)
     with pytest.raises(Failure, match=message):
         open_engine(packaged, "cuda")

@@ -1,4 +1,5 @@
-"""Which TensorRT engine is taken and how it is run, on a fake GPU; in the end the same on a real one, where there is one."""
+"""Which TensorRT engine is taken and how it is run, on a fake GPU; in the end the same on a real one, where there is
+one."""
 
 import importlib
 import logging
@@ -22,8 +23,12 @@ Write = Callable[..., Any]
 
 def inputs(b: int, g: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {"sample": rng.standard_normal((b, 3, 32, 32), np.float32), "timestep": rng.uniform(1, 1000, b).astype(np.float32),
-            "class_label": rng.integers(0, 10, b), "guidance": rng.uniform(1, 4, g).astype(np.float32)}  # fmt: skip
+    return {
+        "sample": rng.standard_normal((b, 3, 32, 32), np.float32),
+        "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+        "class_label": rng.integers(0, 10, b),
+        "guidance": rng.uniform(1, 4, g).astype(np.float32),
+    }
 
 
 def expected(given: dict[str, np.ndarray]) -> np.ndarray:
@@ -135,7 +140,8 @@ def test_fewer_rows_than_the_engine_was_built_for_are_filled_up(gpu: Any, copied
     engine = TensorRTEngine(load_bundle(copied), "float32")
     shapes = []
     plain = engine._first_run
-    engine._first_run = lambda b, g: shapes.append((b, g)) or plain(b, g)  # type: ignore[method-assign,func-returns-value]
+    # type: ignore[method-assign,func-returns-value]
+    engine._first_run = lambda b, g: shapes.append((b, g)) or plain(b, g)
     for b, g in [(1, 0), (1, 1), (3, 2), (6, 6)]:
         check(engine, b, g)
     assert shapes == [(4, 0), (4, 1), (4, 2), (6, 6)]

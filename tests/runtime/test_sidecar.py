@@ -1,4 +1,5 @@
-"""An engine's key, sidecar and certificate: what is written is read again, and all that does not fit is one line naming it."""
+"""An engine's key, sidecar and certificate: what is written is read again, and all that does not fit is one line naming
+it."""
 
 import hashlib
 import json
@@ -33,9 +34,14 @@ DATA = b"an engine"
 SHA = hashlib.sha256(DATA).hexdigest()
 KEY = EngineKey("a" * 64, "tensorrt_rtx", "1.7.1.116", ("8.6", "12.0"), ANY_DRIVER, "float32", (1, 64, 256))
 OTHER: dict[str, Any] = {
-    "graph": "b" * 64, "module": "tensorrt", "version": "2.0", "sm": ("8.9",), "driver": "550.1", "precision": "float16",
+    "graph": "b" * 64,
+    "module": "tensorrt",
+    "version": "2.0",
+    "sm": ("8.9",),
+    "driver": "550.1",
+    "precision": "float16",
     "profile": (1, 1, 2),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

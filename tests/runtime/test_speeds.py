@@ -118,9 +118,14 @@ def test_the_key_holds_all_that_figures_depend_on(
 
     other_graph = dataclasses.replace(packaged.variants["float32"], files={"model.onnx": "0" * 64})
     keys = [
-        key_of(packaged, 1), key_of(packaged, 2), key_of(packaged, None), key_of(small_bundle, 1), key_of(load_bundle(edited(steps)), 1),
-        key_of(dataclasses.replace(packaged, variants={"float32": other_graph}), 1), key_of(dataclasses.replace(packaged, fitted={}), 1),
-    ]  # fmt: skip
+        key_of(packaged, 1),
+        key_of(packaged, 2),
+        key_of(packaged, None),
+        key_of(small_bundle, 1),
+        key_of(load_bundle(edited(steps)), 1),
+        key_of(dataclasses.replace(packaged, variants={"float32": other_graph}), 1),
+        key_of(dataclasses.replace(packaged, fitted={}), 1),
+    ]
     for name, value in (
         ("package", lambda name: f"{name} 99"),
         ("own_version", lambda: "99"),

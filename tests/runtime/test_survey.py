@@ -49,8 +49,12 @@ def test_every_precision_of_every_engine_is_opened_and_timed(packaged: Bundle, f
 
 
 def test_records_are_of_certified_engines_in_times_the_reference(on_amx: None) -> None:
-    timed = [Speed("cpu", "float32", many=0.4, psnr_db=100), Speed("openvino", "float32", many=0.5, psnr_db=99),
-             Speed("openvino", "bfloat16", many=0.1, psnr_db=45), Speed("openvino", "int8", many=0.1, psnr_db=30)]  # fmt: skip
+    timed = [
+        Speed("cpu", "float32", many=0.4, psnr_db=100),
+        Speed("openvino", "float32", many=0.5, psnr_db=99),
+        Speed("openvino", "bfloat16", many=0.1, psnr_db=45),
+        Speed("openvino", "int8", many=0.1, psnr_db=30),
+    ]
     here = ("avx2", "avx512f", "amx_bf16")
     expected = [SpeedRecord(here, 2, "openvino", "float32", 0.8), SpeedRecord(here, 2, "openvino", "bfloat16", 4.0)]
     assert survey.records(timed, 2) == expected
@@ -67,7 +71,8 @@ def test_how_fast_a_missing_engine_was_elsewhere(
     less = replace(RECORD, instructions=("avx2",), times=9.0)
     assert said(RECORD) == ("not here; pip install it",)  # OpenVINO is installed, and tells itself what is wrong
     monkeypatch.setattr(survey, "package", lambda name: "")
-    promise = "openvino bfloat16 was 4.4 times cpu float32 on a processor with amx_bf16 (2 threads); pip install 'cfgdiff[openvino]'"
+    promise = "openvino bfloat16 was 4.4 times cpu float32 on a processor with amx_bf16 (2 threads); "
+    promise += "pip install 'cfgdiff[openvino]'"
     assert said(RECORD, less) == ("not here; pip install it", promise)
     for no_help in (
         replace(RECORD, times=0.9),
