@@ -230,7 +230,8 @@ def set_dim(value: Any, i: int, n: int) -> None:
         (hide, "reads weights from '/etc/hostname'"),
         (
             more_inputs,
-            "its inputs are sample, timestep, class_label, guidance, more; expected sample, timestep, class_label, guidance",
+            "its inputs are sample, timestep, class_label, guidance, more; "
+            "expected sample, timestep, class_label, guidance",
         ),
         (lambda m: m.graph.input.pop(), "its inputs are sample, timestep, class_label; expected"),
         (lambda m: setattr(m.graph.output[0], "name", "eps"), "its outputs are eps; expected prediction"),
