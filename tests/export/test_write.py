@@ -168,7 +168,8 @@ from cfgdiff.runtime.fitted import Fitted
 root = Path({root!r})
 target = root / "b"
 values = [helper.make_tensor_value_info(n, k, ["B", *s]) for n, k, s in (
-    ("sample", 1, [3, 4, 4]), ("timestep", 1, []), ("class_label", 7, []), ("guidance", 1, []), ("prediction", 1, [3, 4, 4]))]
+    ("sample", 1, [3, 4, 4]), ("timestep", 1, []), ("class_label", 7, []), ("guidance", 1, []),
+    ("prediction", 1, [3, 4, 4]))]
 graph = helper.make_graph([helper.make_node("Identity", ["sample"], ["prediction"])], "g", values[:4], values[4:])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
 description = {{
