@@ -6,8 +6,6 @@ classifier are called what they are, for they compare with nothing outside the s
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.files import partial_file, remove_abandoned
 
 from .alexnet import Weights, find_weights, open_vectors, pooled, weights_digest
 
@@ -181,17 +180,16 @@ def kept(
     if not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as folder:
-                partial = Path(folder) / "partial.npy"
+            remove_abandoned(file)
+            with partial_file(file) as partial:
                 target = None
                 for first in range(0, len(pictures), ROWS):
                     part = vectors(pictures[first : first + ROWS].transpose(0, 2, 3, 1))
                     if target is None:
-                        target = np.lib.format.open_memmap(partial, "w+", np.float32, (len(pictures), part.shape[1]))
+                        target = np.lib.format.open_memmap(partial.name, "w+", np.float32, (len(pictures), part.shape[1]))
                     target[first : first + len(part)] = part
                     watch(len(part))
                 del target
-                os.replace(partial, file)
         except OSError as error:
             reason = error.strerror or error
             raise Failure(

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from cfgdiff.export.card import card
-from cfgdiff.export.certify import candidates, certify
+from cfgdiff.export.certify import candidates, certify, store
 from cfgdiff.export.source import from_bundle
 from cfgdiff.export.tensorrt import build_engines, find_module, gpu_here, parse_profile
 from cfgdiff.export.verify import reference
@@ -49,9 +49,9 @@ def certify_all(bundle: Bundle, n: int, say: Say) -> list[str]:
     """Certify the TensorRT engines with n pictures; the failures."""
     against, failures = reference(open_engine(bundle, "cpu", "float32"), bundle, n), []
     for candidate, answer in certify(candidates(bundle, "tensorrt"), bundle, against, lambda count: None):
-        reasons = [str(answer)] if isinstance(answer, Failure) else answer["failures"]
+        reasons = [str(answer)] if isinstance(answer, Failure) else list(answer.failures)
         if not isinstance(answer, Failure):
-            candidate.store(answer)
+            store(candidate, bundle, answer)
         say(f"{candidate.name}: {'failed' if reasons else 'certified'}")
         failures += [f"{candidate.name}: {reason}" for reason in reasons]
     return failures

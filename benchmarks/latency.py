@@ -28,7 +28,7 @@ def open_all(bundle: Bundle, held: ExitStack, threads: int | None = None) -> tup
     opened, reasons = dict[str, Engine](), dict[str, list[str]]()
     for candidate in candidates(bundle, threads=threads):
         try:
-            opened[candidate.name] = held.enter_context(closing(candidate.open()))
+            opened[candidate.name] = held.enter_context(closing(candidate.open(True)))
         except Failure as error:
             reasons.setdefault(str(error), []).append(candidate.name)
     return opened, reasons

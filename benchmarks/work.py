@@ -35,9 +35,10 @@ def of_size(size: int) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         save_graph(build_graph(network, len(classes), shape), graph)
-        variant = Variant(graph.name, "float32", {graph.name: hashlib.sha256(graph.read_bytes()).hexdigest()}, None)
+        variant = Variant(graph.name, "float32", {graph.name: hashlib.sha256(graph.read_bytes()).hexdigest()})
         defaults = Defaults("ddim", STEPS, 4.0, None)
-        yield Bundle(Path(folder), f"untrained-{size}", classes, shape, config.schedule, defaults, {"float32": variant}, {}, {})
+        described = (f"untrained-{size}", classes, shape, config.schedule, defaults)
+        yield Bundle(*described, path=Path(folder), variants={"float32": variant})
 
 
 def work_rows(engine: Engine, bundle: Bundle, threads: int, sizes: list[int], rounds: int, peaks: dict[str, float]) -> list[dict[str, Any]]:

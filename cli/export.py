@@ -1,4 +1,4 @@
-"""`cfgdiff export` and `cfgdiff verify`: bundles made, and what they are worth. Heavy packages are imported inside the commands."""
+"""`cfgdiff export` writes bundles, `cfgdiff verify` certifies them. Heavy packages are imported inside the commands."""
 
 import sys
 from collections.abc import Callable
@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cfgdiff.export.precisions import PRECISIONS
+
 from .flags import INTERVAL, typed_flags
 from .train import PATH, plugin_option
 
 if TYPE_CHECKING:
     from cfgdiff.export.source import Source
+    from cfgdiff.export.write import Report
     from cfgdiff.runtime import Bundle
+    from cfgdiff.runtime.certificate import Certificate
 
 PACKAGED = "the packaged model"
+DERIVED = {name: precision for name, precision in PRECISIONS.items() if precision.flag}
+
+
+def _variant_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A flag for each variant that can be added."""
+    for name, precision in reversed(DERIVED.items()):
+        command = click.option(precision.flag, name, is_flag=True, help=precision.help)(command)
+    return command
 
 
 @click.command(
@@ -30,23 +42,52 @@ Examples:
 )
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--from-bundle", "from_bundle", metavar="[BUNDLE]", is_flag=False, flag_value=PACKAGED,
-              help="Export from a bundle's float32 graph (by default the packaged model's) instead of a checkpoint.")  # fmt: skip
+              help="Export from a bundle's float32 graph (by default the packaged model's) "
+                   "instead of a checkpoint.")  # fmt: skip
 @click.option("--out", type=PATH, help="Folder of the bundle. Default: exported/<name of the run or bundle>.")
 @click.option("--sampler", help="Default sampler of the bundle. Without it: dpmpp-2m, or the source bundle's.")
-@click.option("--steps", type=click.IntRange(min=1), help="Default number of evaluations. Without it: 20, or the source bundle's.")
+@click.option("--steps", type=click.IntRange(min=1),
+              help="Default number of evaluations. Without it: 20, or the source bundle's.")  # fmt: skip
 @click.option("--guidance", type=float, help="Default guidance w. Without it: 1.5, or the source bundle's.")
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
-              help="Guide only where sigma / alpha lies between these. Without it: everywhere, or the source bundle's.")  # fmt: skip
-@click.option("--fp16", is_flag=True, help="Add a variant that computes in float16, for GPUs.")
-@click.option("--int8", is_flag=True, help="Add a variant with convolutions in int8: smaller and, on CPUs, faster, a little less exact.")
-@click.option("--tensorrt/--no-tensorrt", default=None, help="Build TensorRT engines. Default: where TensorRT is installed.")
-@click.option("--batch", default="1,64,256", show_default=True, metavar="MIN,OPT,MAX", help="Pictures in a batch that engines take.")
-@click.option("--sm", metavar="NN[,NN...]", help="GPU architectures, as 86,89,120. Default: this GPU's; without one, 86,89,120.")
+              help="Guide only where sigma / alpha lies between these. "
+                   "Without it: everywhere, or the source bundle's.")  # fmt: skip
+@_variant_options
+@click.option("--tensorrt/--no-tensorrt", default=None,
+              help="Build TensorRT engines. Default: where TensorRT is installed.")  # fmt: skip
+@click.option("--batch", default="1,64,256", show_default=True, metavar="MIN,OPT,MAX",
+              help="Pictures in a batch that engines take.")  # fmt: skip
+@click.option("--sm", metavar="NN[,NN...]",
+              help="GPU architectures, as 86,89,120. Default: this GPU's; without one, 86,89,120.")  # fmt: skip
 @plugin_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there; engines that still fit are kept.")
-def export(checkpoint: Path | None, from_bundle: str | None, out: Path | None, fp16: bool, int8: bool, tensorrt: bool | None, batch: str,
-           sm: str | None, plugins: tuple[Path, ...], force: bool, **defaults: Any) -> None:  # fmt: skip
+def export(
+    checkpoint: Path | None,
+    from_bundle: str | None,
+    out: Path | None,
+    plugins: tuple[Path, ...],
+    force: bool,
+    **flags: Any,
+) -> None:
     """Export a run or checkpoint (its averaged weights), or a bundle anew, as a bundle that cfgdiff-run uses."""
+    tensorrt, batch, sm = (flags.pop(name) for name in ("tensorrt", "batch", "sm"))
+    _refuse_idle_flags(checkpoint, from_bundle, tensorrt)
+    precisions = tuple(name for name in DERIVED if flags.pop(name))
+    defaults = _chosen_defaults(**flags)
+    target = out or Path("exported") / _name(checkpoint, from_bundle)
+    from cfgdiff.export.tensorrt import parse_profile, parse_sm
+    from cfgdiff.export.write import check_target, write_bundle
+
+    check_target(target, force)
+    build = None if tensorrt is False else _builder(parse_profile(batch), parse_sm(sm) if sm else None)
+    source = _source(checkpoint, from_bundle, target.resolve().name, defaults, plugins)
+    report = write_bundle(source, target, precisions, force, build, say)
+    _say_report(report, target)
+    if tensorrt and report.build_error is not None:
+        raise SystemExit(1)
+
+
+def _refuse_idle_flags(checkpoint: Path | None, from_bundle: str | None, tensorrt: bool | None) -> None:
     if (checkpoint is None) == (from_bundle is None):
         given = "neither" if checkpoint is None else "both"
         raise click.UsageError(f"expected a checkpoint (a run's folder) or --from-bundle [BUNDLE], found {given}")
@@ -55,27 +96,20 @@ def export(checkpoint: Path | None, from_bundle: str | None, out: Path | None, f
             raise click.UsageError(f"{flag}: is for TensorRT engines, found --no-tensorrt; leave one of them out")
         if checkpoint is None and name == "plugins":
             raise click.UsageError(f"{flag}: is for networks of a checkpoint, found --from-bundle; leave it out")
-    chosen = _chosen_defaults(**defaults)
-    target = out or Path("exported") / _name(checkpoint, from_bundle)
-    from cfgdiff.export.tensorrt import parse_profile, parse_sm
-    from cfgdiff.export.write import check_target, write_bundle
 
-    check_target(target, force)
-    build = None if tensorrt is False else _builder(parse_profile(batch), parse_sm(sm) if sm else None)
-    source = _source(checkpoint, from_bundle, target.resolve().name, chosen, plugins)
-    precisions = tuple(name for name, wanted in (("float16", fp16), ("int8", int8)) if wanted)
-    report = write_bundle(source, target, precisions, force, build, say)
+
+def _say_report(report: "Report", target: Path) -> None:
     if errors := report.errors:
+        psnr = errors["picture_psnr_db"]
         say(f"ONNX Runtime against PyTorch: largest relative error {errors['graph']}")
         say(f"weights stored as float16: largest relative change of the prediction {errors['float16_weights']}")
-        say(f"16 pictures of the bundle against PyTorch in float32: {errors['picture_psnr_db']} dB (48 is one grey level)")
+        say(f"16 pictures of the bundle against PyTorch in float32: {psnr} dB (48 is one grey level)")
     for name, variant in report.bundle.variants.items():
-        say(f"{name}: {summary(variant.certificate or {}, name == 'float32')}")
+        if variant.certificate is not None:
+            say(f"{name}: {summary(variant.certificate, name == 'float32')}")
     say(f"bundle {target}, {report.megabytes:.1f} MB; use it with: cfgdiff-run --model {target} --class NAME")
     if report.build_error is not None:
         say(f"no TensorRT engine: {report.build_error}")
-        if tensorrt:
-            raise SystemExit(1)
 
 
 def say(line: str) -> None:
@@ -83,17 +117,20 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def summary(certificate: dict[str, Any], reference: bool = False) -> str:
-    """A certificate in one line; `reference`: that of what all others are compared with."""
-    if not certificate["passed"]:
-        return "FAILED: " + "; ".join(certificate["failures"])
+def summary(certificate: "Certificate", reference: bool = False) -> str:
+    """A certificate in one line; `reference`: of the engine and precision that all others are compared with."""
+    if not certificate.passed:
+        return "FAILED: " + "; ".join(certificate.failures)
     if reference:
-        return "passed; its rows agree with each other and with the guidance equation, and the others are compared with it"
-    found = certificate["found"]
-    level, error = max(found["prediction"].items(), key=lambda entry: entry[1])
-    clean = max(found["x0"].values())
-    return (f"passed; prediction within {error:.1e} of float32 (at ln(sigma / alpha) = {level}), x0 within {clean:.1e}, "
-            f"{found['pictures']} pictures {found['psnr_db']} dB, features {found['features']}")  # fmt: skip
+        return (
+            "passed; its rows agree with each other and with the guidance equation, and the others are compared with it"
+        )
+    level, error = max(certificate.prediction.items(), key=lambda entry: entry[1])
+    levels = f"prediction within {error:.1e} of float32 (at ln(sigma / alpha) = {level}), "
+    levels += f"x0 within {max(certificate.x0.values()):.1e}"
+    return (
+        f"passed; {levels}, {certificate.pictures} pictures {certificate.psnr_db} dB, features {certificate.features}"
+    )
 
 
 def _name(checkpoint: Path | None, from_bundle: str | None) -> str:
@@ -104,19 +141,21 @@ def _name(checkpoint: Path | None, from_bundle: str | None) -> str:
 
 
 def _chosen_defaults(**defaults: Any) -> dict[str, Any]:
-    """The defaults that were given by flags, checked."""
+    """The defaults given by flags, checked."""
     from cfgdiff.runtime.errors import named
     from cfgdiff.runtime.guidance import Guidance
     from cfgdiff.runtime.samplers import SAMPLERS
 
     given = {key: value for key, value in defaults.items() if value is not None}
     if "sampler" in given:
-        given["sampler"] = named("--sampler", "sampler", given["sampler"], SAMPLERS)
+        given["sampler"] = named("sampler", "sampler", given["sampler"], SAMPLERS)
     Guidance((given.get("guidance", 1.0),), given.get("interval"))
     return given
 
 
-def _source(checkpoint: Path | None, from_bundle: str | None, name: str, chosen: dict[str, Any], plugins: tuple[Path, ...]) -> "Source":
+def _source(
+    checkpoint: Path | None, from_bundle: str | None, name: str, chosen: dict[str, Any], plugins: tuple[Path, ...]
+) -> "Source":
     from cfgdiff.export import source
     from cfgdiff.runtime.bundle import Defaults
 
@@ -132,7 +171,7 @@ def _source(checkpoint: Path | None, from_bundle: str | None, name: str, chosen:
 
 
 def _builder(profile: tuple[int, int, int], sm: tuple[str, ...] | None) -> "Callable[[Bundle], None]":
-    """What builds the engines beside a bundle. Raises `BadInput` for architectures that the TensorRT here cannot build for."""
+    """A function that builds engines beside a bundle. Raises `BadInput` for architectures that TensorRT lacks."""
     from cfgdiff.export.tensorrt import build_engines, find_module, plan_key
     from cfgdiff.runtime.errors import BadInput, Failure
 
@@ -142,7 +181,7 @@ def _builder(profile: tuple[int, int, int], sm: tuple[str, ...] | None) -> "Call
         except BadInput:
             raise
         except Failure:
-            pass  # no TensorRT at all: said once the bundle is written
+            pass  # TensorRT is missing: reported after the bundle is written
 
     def build(bundle: "Bundle") -> None:
         for built in build_engines(bundle, profile, sm, _show):
@@ -169,40 +208,47 @@ Examples:
 Exit code 1 where anything fails, or where nothing could be verified."""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--engine", type=click.Choice(["cpu", "cuda", "openvino", "tensorrt"]),
-              help="Verify this alone. Default: all that work here.")  # fmt: skip
-@click.option("--n", default=256, show_default=True, type=click.IntRange(min=8), help="Pictures to compare with float32's.")
+@click.option(
+    "--engine", metavar="NAME", help="Verify this one of `cfgdiff engines` alone. Default: all that work here."
+)
+@click.option("--n", default=256, show_default=True, type=click.IntRange(min=8),
+              help="Pictures to compare with float32's.")  # fmt: skip
 @click.option("--store/--no-store", default=True, show_default=True,
-              help="Keep the certificates of cpu and tensorrt in the bundle; those of cuda and openvino are shown only.")  # fmt: skip
+              help="Store the certificates of variants and built engines in the bundle. "
+                   "Other engines' verdicts are only shown.")  # fmt: skip
 def verify(bundle: Path | None, engine: str | None, n: int, store: bool) -> None:
     """Compare all variants and engines of a bundle with float32 on ONNX Runtime, and certify them.
 
-    Rows must not depend on their neighbours and guidance must be uncond + w (cond - uncond); predictions must be float32's at every
-    noise level; and pictures from the same noise must be float32's in decibels and in features.
+    Rows must not depend on their neighbours and guidance must be uncond + w (cond - uncond); predictions must be
+    float32's at every noise level; and pictures from the same noise must be float32's in decibels and in features.
     """
-    from cfgdiff.export.certify import candidates, certify
+    from cfgdiff.export import certify
     from cfgdiff.export.verify import reference
     from cfgdiff.runtime import load_bundle, open_engine
-    from cfgdiff.runtime.errors import Failure
+    from cfgdiff.runtime.engines import ENGINES, REFERENCE
+    from cfgdiff.runtime.errors import Failure, named
+    from cfgdiff.runtime.sidecar import build_command
 
-    found = load_bundle(bundle)
-    chosen = candidates(found, engine)
-    if not chosen:
-        raise Failure(f"{found.path}: has no TensorRT engine; build one with: cfgdiff export --from-bundle {found.path} --tensorrt")
-    failed, passed, skipped = 0, 0, dict[str, list[str]]()
-    with click.progressbar(length=n * (1 + len(chosen)), label="drawing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        against = reference(open_engine(found, "cpu", "float32"), found, n, bar.update)
-        for candidate, answer in certify(chosen, found, against, bar.update):
-            if isinstance(answer, Failure):
-                skipped.setdefault(str(answer), []).append(candidate.name)
+    engine = engine and named("engine", "engine", engine, ENGINES)
+    model = load_bundle(bundle)
+    chosen = certify.candidates(model, engine)
+    if engine and not chosen:
+        how = f"build one with: {build_command(model.path)}"
+        raise Failure(f"{model.path}: has no {ENGINES[engine].title} engine; {how}")
+    verdicts, skipped, length = list[bool](), dict[str, list[str]](), n * (1 + len(chosen))
+    with click.progressbar(length=length, label="drawing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        against = reference(open_engine(model, *REFERENCE), model, n, bar.update)
+        for target, certificate in certify.certify(chosen, model, against, bar.update):
+            if isinstance(certificate, Failure):
+                skipped.setdefault(str(certificate), []).append(target.name)
                 continue
-            asked = candidate.own or engine == candidate.kind  # else nothing takes it unless it is named
-            failed, passed = failed + (asked and not answer["passed"]), passed + answer["passed"]
-            said = summary(answer, (candidate.kind, candidate.precision) == ("cpu", "float32"))
-            say(f"{candidate.name}: {said}" + ("" if asked or answer["passed"] else "; it is taken by name only"))
+            if needed := target.own or engine == target.engine:  # others are used only where they are named
+                verdicts.append(certificate.passed)
+            text = summary(certificate, (target.engine, target.precision) == REFERENCE)
+            say(f"{target.name}: {text}" + ("" if needed or certificate.passed else "; it is taken by name only"))
             if store:
-                candidate.store(answer)
+                certify.store(target, model, certificate)
     for reason, names in skipped.items():
         say(f"{', '.join(names)}: not verified: {reason}")
-    if failed or not passed:
+    if not verdicts or not all(verdicts):
         raise SystemExit(1)

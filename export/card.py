@@ -1,4 +1,4 @@
-"""The model card: what bundle.json and the engines' sidecars say, for people, with a grid of samples beside it."""
+"""The model card: bundle.json and the engines' sidecars in readable form, with a grid of samples."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.bundle import DAMAGE, Variant
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.images import grid, save_png
@@ -17,7 +18,7 @@ SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
 
 
 def write_card(bundle: Bundle, engine: Engine) -> None:
-    """README.md and samples.png, a column for each of the first ten classes, into the bundle's folder."""
+    """Write README.md and samples.png, a column for each of the first ten classes, into the bundle's folder."""
     columns = bundle.class_names[:COLUMNS]
     pictures = np.concatenate([batch for _, batch in generate(engine, bundle, columns * ROWS)])
     save_png(bundle.path / SAMPLES, grid(pictures, columns=len(columns)))
@@ -27,14 +28,14 @@ def write_card(bundle: Bundle, engine: Engine) -> None:
 
 
 def card(bundle: Bundle) -> str:
-    """Markdown that a terminal shows as well. Raises `Failure` where an entry of bundle.json or a sidecar cannot be shown."""
+    """Markdown, also for terminals. Raises `Failure` where an entry of bundle.json or a sidecar cannot be shown."""
     try:
         return _card(bundle)
     except DAMAGE as error:
         if isinstance(error, Failure):
             raise
-        what = f"provenance, evaluation or a certificate is not as expected ({type(error).__name__}: {error})"
-        raise Failure(f"{bundle.path / 'bundle.json'}: {what}; export the model again") from None
+        problem = f"provenance or evaluation is not as expected ({type(error).__name__}: {error})"
+        raise Failure(f"{bundle.path / 'bundle.json'}: {problem}; export the model again") from None
 
 
 def _card(bundle: Bundle) -> str:
@@ -42,7 +43,8 @@ def _card(bundle: Bundle) -> str:
     where = f"inside sigma / alpha {defaults.interval}" if defaults.interval else "at every noise level"
     lines = [
         f"# {bundle.name}", "",
-        f"A class-conditional diffusion model with classifier-free guidance inside its graph: {w}x{h} pictures, {c} channels,",
+        "A class-conditional diffusion model with classifier-free guidance inside its graph: "
+        f"{w}x{h} pictures, {c} channels,",
         f"{len(bundle.class_names)} classes: {', '.join(bundle.class_names)}.", "",
         "    cfgdiff-run --model FOLDER --class NAME --n 64", "",
         f"- schedule: {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}",
@@ -51,36 +53,42 @@ def _card(bundle: Bundle) -> str:
         *(f"- {key}: {_inline(value)}" for key, value in bundle.provenance.items()),
         *_evaluated(bundle.evaluation),
         *_graph(bundle),
-        "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
+        "", "Against float32 on ONNX Runtime, from the same noise "
+        "(prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",
-        *_table(["graph", "MB", *FOUND, "certificate"], [
+        *markdown_table(["graph", "MB", *MEASURES, "certificate"], [
             [v.graph, _megabytes(bundle, v.graph), *_of_graph(v)] for v in bundle.variants.values()
         ]),
     ]  # fmt: skip
     if engines := engines_beside(bundle.path):
         rows = [
             [e.path.name, _megabytes(bundle, e.path.name), f"{e.key.module} {e.key.version}", "+".join(e.key.sm),
-             "-".join(map(str, (e.key.profile[0], e.key.profile[2]))), *_found(e.certificate), _verdict(e.certificate)] for e in engines
+             f"{e.key.profile[0]}-{e.key.profile[2]}", *_measures(e.certificate), _verdict(e.certificate)]
+            for e in engines
         ]  # fmt: skip
-        lines += ["", *_table(["TensorRT engine", "MB", "module", "SM", "batch", *FOUND, "certificate"], rows)]
+        heads = ["TensorRT engine", "MB", "module", "SM", "batch", *MEASURES, "certificate"]
+        lines += ["", *markdown_table(heads, rows)]
     return "\n".join(lines)
 
 
-def _evaluated(found: dict[str, Any]) -> list[str]:
-    """What `cfgdiff eval` found, a line each."""
-    if not found:
+def _evaluated(evaluation: dict[str, Any]) -> list[str]:
+    """The results of `cfgdiff eval`, a line each."""
+    if not evaluation:
         return []
-    used, lines = found["protocol"], []
-    for key, name in found.get("called", {}).items():
-        real = found.get("held-out pictures", {}).get(key)
-        lines.append(f"- {name}: {found['quality'][key]['mean']:.4g}" + ("" if real is None else f" (held-out pictures: {real:.4g})"))
-    if "class accuracy" in found:
-        lines.append(f"- class accuracy: {found['class accuracy']:.1%}, by a classifier")
-    if "nearest" in found:
-        near = found["nearest"]["samples"]
-        lines.append(f"- nearest training picture: LPIPS {near['mean']:.3f} in the mean of {near['n']} samples, {near['copies']} copies")
-    how = f"{found['n']} samples, guidance {used['guidance']}, {used['evaluations']} evaluations of {used['sampler']}"
-    return ["", f"Measured by cfgdiff eval ({how}; features: {used['features']}):", "", *lines]
+    used, lines = evaluation["protocol"], []
+    for key, name in evaluation.get("called", {}).items():
+        held_out = evaluation.get("held-out pictures", {}).get(key)
+        reference = "" if held_out is None else f" (held-out pictures: {held_out:.4g})"
+        lines.append(f"- {name}: {evaluation['quality'][key]['mean']:.4g}{reference}")
+    if "class accuracy" in evaluation:
+        lines.append(f"- class accuracy: {evaluation['class accuracy']:.1%}, by a classifier")
+    if "nearest" in evaluation:
+        near = evaluation["nearest"]["samples"]
+        distance = f"LPIPS {near['mean']:.3f} in the mean of {near['n']} samples, {near['copies']} copies"
+        lines.append(f"- nearest training picture: {distance}")
+    settings = f"guidance {used['guidance']}, {used['evaluations']} evaluations of {used['sampler']}"
+    how = f"{evaluation['n']} samples, {settings}; features: {used['features']}"
+    return ["", f"Measured by cfgdiff eval ({how}):", "", *lines]
 
 
 def _graph(bundle: Bundle) -> list[str]:
@@ -92,29 +100,29 @@ def _graph(bundle: Bundle) -> list[str]:
             *(f"{i}. {line}" for i, line in enumerate(how, 1))]  # fmt: skip
 
 
-FOUND = ["prediction", "x0", "dB", "features"]
+MEASURES = ["prediction", "x0", "dB", "features"]
 
 
 def _of_graph(variant: Variant) -> list[str]:
-    """What was found of a variant. Float32 is not held against itself, but its rows are checked as all others' are."""
-    passed = (variant.certificate or {}).get("passed")
-    if variant.precision == "float32" and passed:
-        return ["-"] * len(FOUND) + ["the reference; its rows passed"]
-    return [*_found(variant.certificate), _verdict(variant.certificate)]
+    """The measures and the verdict of a variant. Float32 is the reference; only its rows are checked."""
+    if variant.precision == "float32" and variant.certificate and variant.certificate.passed:
+        return ["-"] * len(MEASURES) + ["the reference; its rows passed"]
+    return [*_measures(variant.certificate), _verdict(variant.certificate)]
 
 
-def _found(certificate: dict[str, Any] | None) -> list[str]:
-    found = (certificate or {}).get("found", {})
-    worst = [f"{max(found[key].values()):.1e}" if key in found else "-" for key in ("prediction", "x0")]
-    return worst + [str(found.get(key, "-")) for key in ("psnr_db", "features")]
+def _measures(certificate: Certificate | None) -> list[str]:
+    if certificate is None:
+        return ["-"] * len(MEASURES)
+    by_level = [f"{max(errors.values()):.1e}" if errors else "-" for errors in (certificate.prediction, certificate.x0)]
+    return by_level + ["-" if value is None else str(value) for value in (certificate.psnr_db, certificate.features)]
 
 
-def _verdict(certificate: dict[str, Any] | None) -> str:
+def _verdict(certificate: Certificate | None) -> str:
     if certificate is None:
         return "none"
-    if not certificate["passed"]:
-        return "failed: " + "; ".join(certificate["failures"][:2])
-    return f"passed, {certificate['found']['pictures']} pictures"
+    if not certificate.passed:
+        return "failed: " + "; ".join(certificate.failures[:2])
+    return f"passed, {certificate.pictures} pictures"
 
 
 def _megabytes(bundle: Bundle, file: str) -> str:
@@ -126,7 +134,10 @@ def _inline(value: Any) -> str:
     return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table whose columns also align as plain text."""
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     lines = [heads, ["-" * width for width in widths], *rows]
-    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]

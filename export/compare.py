@@ -1,7 +1,7 @@
-"""How far one engine is from another: by noise level, in pictures from the same noise, and in a space of features of those pictures.
+"""How far one engine is from another: by noise level, in pictures from the same noise, and in their features.
 
-The features need no download and suit any data: they are the mean activations of the model's own convolutions for a picture at
-little noise, as diffusion models are used for representations (Baranchuk et al. 2022). It knows no limits and no files.
+The features need no download and suit any data: they are the mean activations of the model's own convolutions for a
+picture at little noise, as diffusion models are used for representations (Baranchuk et al. 2022).
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def round_robin(bundle: Bundle, n: int) -> list[str]:
 
 
 def draw(engine: Engine, bundle: Bundle, n: int, watch: Watch = lambda n: None) -> np.ndarray:
-    """n pictures of all classes in turn at the bundle's defaults, seed 0: (n, H, W, C) uint8. `watch` gets the size of each batch."""
+    """n pictures of all classes in turn at the defaults, seed 0: (n, H, W, C) uint8. `watch` gets the batch sizes."""
     batches = []
     for _, pictures in generate(engine, bundle, round_robin(bundle, n), batch=32):
         batches.append(pictures)
@@ -48,18 +48,18 @@ def errors_by_level(a: Engine, b: Engine, bundle: Bundle, pictures: np.ndarray) 
     Half of the rows are guided with the bundle's default w.
 
     Returns:
-        {"prediction": {level: error}, "x0": {level: error}}: of the answers, and of the clean pictures they imply. At little noise
-        a large error of the prediction changes x0 little; x0 is what ends up in pictures.
+        {"prediction": {level: error}, "x0": {level: error}}: of the answers, and of the clean pictures they imply. At
+        little noise a large error of the prediction changes x0 little; x0 is what ends up in pictures.
     """
-    n, found = len(pictures), {"prediction": dict[str, float](), "x0": dict[str, float]()}
+    n, errors = len(pictures), {"prediction": dict[str, float](), "x0": dict[str, float]()}
     labels, w = np.arange(n) % len(bundle.class_names), np.full(n // 2, bundle.defaults.guidance, np.float32)
     for level in LEVELS:
         x_t, t = noised(bundle, pictures, level, stream=level - LEVELS[0])
         answers = [engine.predict(x_t, t, labels, w).astype(np.float64) for engine in (a, b)]
         cleans = [bundle.schedule.to_x0(answer, x_t, float(t[0])) for answer in answers]
-        for what, (mine, theirs) in (("prediction", answers), ("x0", cleans)):
-            found[what][f"{level:+d}"] = float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
-    return found
+        for measure, (mine, theirs) in (("prediction", answers), ("x0", cleans)):
+            errors[measure][f"{level:+d}"] = float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
+    return errors
 
 
 def features(graph: onnx.ModelProto, bundle: Bundle, pictures: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Changes that every precision of the graph needs: weights in and out of float16, nodes replaced, the file written. No PyTorch here."""
+"""Changes to a graph that every precision needs: weights in and out of float16, nodes, metadata. No PyTorch."""
 
 import json
 from collections.abc import Iterable
@@ -24,33 +24,43 @@ def store_half(model: onnx.ModelProto) -> None:
         if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= SMALL:
             i.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(i).astype(np.float16), i.name))
             cast_names[i.name] = f"{i.name}.float32"
-            casts.append(helper.make_node("Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT))
+            casts.append(
+                helper.make_node(
+                    "Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT
+                )
+            )
     for node in model.graph.node:
         node.input[:] = [cast_names.get(name, name) for name in node.input]
     replace_nodes(model, [*casts, *model.graph.node])
 
 
 def with_description(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> onnx.ModelProto:
-    """A copy with what bundle.json says of the model in its metadata, and how to draw with it, for those who meet the graph alone."""
-    schedule, defaults, classes = Schedule(**description["schedule"]), description["defaults"], len(description["class_names"])
+    """A copy with bundle.json's description of the model in its metadata, and how to draw with the graph alone."""
+    schedule, defaults, classes = (
+        Schedule(**description["schedule"]),
+        description["defaults"],
+        len(description["class_names"]),
+    )
     described = inputs(classes, schedule.T)
-    told = {"model": description["name"], "precision": precision}
-    told |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
-    told["guidance"] = "inside: the first G rows are uncond + w (cond - uncond)"
-    told["null_class"] = str(classes)
-    told["sampling"] = "\n".join(recipe(schedule, defaults.get("steps", 20), defaults.get("guidance", 1.0)))
-    kept = [entry for entry in model.metadata_props if entry.key not in told]
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in told.items()]
+    metadata = {"model": description["name"], "precision": precision}
+    metadata |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
+    metadata["guidance"] = "inside: the first G rows are uncond + w (cond - uncond)"
+    metadata["null_class"] = str(classes)
+    metadata["sampling"] = "\n".join(recipe(schedule, defaults.get("steps", 20), defaults.get("guidance", 1.0)))
+    kept = [entry for entry in model.metadata_props if entry.key not in metadata]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in metadata.items()]
     entries += [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
-    del found.metadata_props[:]
-    found.metadata_props.extend(entries)
-    found.model_version = FORMAT_VERSION
-    found.doc_string = f"{description['name']}: a class-conditional diffusion model; metadata 'sampling' says how to draw with it."
-    for value in (*found.graph.input, *found.graph.output):
+    del copy.metadata_props[:]
+    copy.metadata_props.extend(entries)
+    copy.model_version = FORMAT_VERSION
+    copy.doc_string = (
+        f"{description['name']}: a class-conditional diffusion model; metadata 'sampling' says how to draw with it."
+    )
+    for value in (*copy.graph.input, *copy.graph.output):
         value.doc_string = described.get(value.name, "")
-    return found
+    return copy
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -60,11 +70,11 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
 
 def unpacked(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which weights that are stored as float16 are float32 again, without the casts behind them."""
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    stored = {i.name: i for i in found.graph.initializer}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {i.name: i for i in copy.graph.initializer}
     names, nodes = {}, []
-    for node in found.graph.node:
+    for node in copy.graph.node:
         if node.op_type == "Cast" and node.input[0] in stored:
             names[node.output[0]] = node.input[0]
             tensor = stored[node.input[0]]
@@ -72,12 +82,12 @@ def unpacked(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             node.input[:] = [names.get(name, name) for name in node.input]
             nodes.append(node)
-    replace_nodes(found, nodes)
-    return found
+    replace_nodes(copy, nodes)
+    return copy
 
 
 def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Put `nodes` (of this graph or new ones) in the place of the graph's, and drop the weights that none of them reads."""
+    """Replace the graph's nodes by `nodes` (its own or new ones), and drop the weights that none of them reads."""
     graph = onnx.GraphProto()
     graph.node.extend(nodes)
     used = {name for node in graph.node for name in node.input}

@@ -1,8 +1,8 @@
 """Timesteps and coefficients for few evaluations, fitted to one model on trajectories that many evaluations draw.
 
-The choice of timesteps is that of a shortest path, as in GITS (Chen et al. 2024), but the length of a step is how much of the
-teacher's state a linear multistep solver cannot reach at all, so that the coefficients are fitted (as in S4S, Frankel et al. 2025)
-and not those of one solver. No gradients: everything is least squares over inner products.
+The choice of timesteps is that of a shortest path, as in GITS (Chen et al. 2024), but the length of a step is how much
+of the teacher's state a linear multistep solver cannot reach at all, so that the coefficients are fitted (as in S4S,
+Frankel et al. 2025) and not those of one solver. No gradients: everything is least squares over inner products.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from cfgdiff.runtime.samplers import SAMPLERS, Predict
 from cfgdiff.runtime.spacing import timesteps_for
 
 BATCH = 32
+SEED = 2**63  # of the latents: not a usual choice, so that nobody judges the result by the pictures it was fitted to
 RIDGE = 1e-7  # of the largest inner product: x and x0 are nearly the same at little noise
 
 
@@ -28,7 +29,7 @@ class Teacher:
     Attributes:
         timesteps: (G + 1,), the last one 0.
         states: x at each of them, the last being the picture, (G + 1, n, C, H, W) float32.
-        cleans: what the network made of each state but the last, (G, n, C, H, W) float32.
+        cleans: the network's x0 at each state but the last, (G, n, C, H, W) float32.
     """
 
     timesteps: np.ndarray
@@ -38,7 +39,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was fitted, and its mean squared error in x0 to the teacher's held-out pictures beside that of dpmpp-2m."""
+    """Fitted steps, and their mean squared error in x0 to the teacher's held-out pictures beside that of dpmpp-2m."""
 
     fitted: Fitted
     error: float
@@ -46,53 +47,62 @@ class Fit:
 
 
 def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: int = 128, held_out: int = 32,
-              teacher_evaluations: int = 60, guidance: Guidance | None = None, seed: int = 2**63,
+              teacher_evaluations: int = 60, guidance: Guidance | None = None,
               watch: Callable[[int], object] = lambda n: None) -> dict[int, Fit]:  # fmt: skip
     """Fit timesteps and coefficients for each number of evaluations.
 
     Args:
-        pictures: of all classes in turn, that are fitted to.
-        held_out: others, that the result is measured on.
-        teacher_evaluations: of the dpmpp-2m trajectories that are fitted to; more than any of `evaluations`.
-        guidance: one w and its interval, at which alone the result is right; the bundle's defaults where None.
-        seed: of the latents; far from what people choose, so that nobody judges the result by pictures it was fitted to.
-        watch: told the pictures of every evaluation, `total_evaluations` in all.
+        pictures: to fit to, of all classes in turn.
+        held_out: other pictures, to measure the result on.
+        teacher_evaluations: of the dpmpp-2m trajectories to fit to; more than any of `evaluations`.
+        guidance: one w and its interval, the only ones that the result is valid for; the bundle's defaults where None.
+        watch: receives the number of pictures of every evaluation, `total_evaluations` in all.
     """
     schedule, labels = bundle.schedule, np.arange(pictures + held_out) % len(bundle.class_names)
     guidance = guidance or Guidance((bundle.defaults.guidance,), bundle.defaults.interval)
     predict = predictor(engine, bundle, labels, guidance, watch)
-    teacher, known = teach(predict, bundle, teacher_evaluations, seed, len(labels)), slice(0, pictures)
-    paths, found = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
+    teacher, known = teach(predict, bundle, teacher_evaluations, len(labels)), slice(0, pictures)
+    paths, fits = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
     for n in evaluations:
         fitted, x = fit(predict, bundle, teacher, guidance, paths[n], known)
         drawn = SAMPLERS["dpmpp-2m"].solve(predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise)
         errors = (float(np.square(picture[pictures:] - teacher.states[-1][pictures:]).mean()) for picture in (x, drawn))
-        found[n] = Fit(fitted, *errors)
-    return found
+        fits[n] = Fit(fitted, *errors)
+    return fits
 
 
-def total_evaluations(evaluations: list[int], pictures: int = 128, held_out: int = 32, teacher_evaluations: int = 60) -> int:
-    """How many pictures `fit_steps` has evaluated in the end."""
+def total_evaluations(
+    evaluations: list[int], pictures: int = 128, held_out: int = 32, teacher_evaluations: int = 60
+) -> int:
+    """How many pictures `fit_steps` evaluates."""
     return (pictures + held_out) * (teacher_evaluations + 2 * sum(evaluations))
 
 
-def predictor(engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: Guidance, watch: Callable[[int], object]) -> Predict:
-    """Guided answers for any number of pictures, `BATCH` at a time."""
-    parts, weights = [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)], guidance.weights_of(np.arange(len(labels)))
-    predicts = [guided(engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance) for part in parts]
+def predictor(
+    engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: Guidance, watch: Callable[[int], object]
+) -> Predict:
+    """Guided predictions for any number of pictures, `BATCH` at a time."""
+    parts, weights = (
+        [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)],
+        guidance.weights_of(np.arange(len(labels))),
+    )
+    predicts = [
+        guided(engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance)
+        for part in parts
+    ]
 
     def predict(x: np.ndarray, t: float) -> np.ndarray:
         answers = []
-        for part, one in zip(parts, predicts, strict=True):
-            answers.append(one(x[part], t))
+        for part, predict_part in zip(parts, predicts, strict=True):
+            answers.append(predict_part(x[part], t))
             watch(len(answers[-1]))
         return np.concatenate(answers)
 
     return predict
 
 
-def teach(predict: Predict, bundle: Bundle, evaluations: int, seed: int, n: int) -> Teacher:
-    """Draw n pictures by dpmpp-2m with many evaluations and keep what it saw."""
+def teach(predict: Predict, bundle: Bundle, evaluations: int, n: int) -> Teacher:
+    """Draw n pictures by dpmpp-2m with many evaluations, and keep its states."""
     schedule = bundle.schedule
     timesteps, states, cleans = timesteps_for("dpmpp-2m", evaluations, schedule), list[np.ndarray](), list[np.ndarray]()
 
@@ -102,7 +112,7 @@ def teach(predict: Predict, bundle: Bundle, evaluations: int, seed: int, n: int)
         cleans.append(schedule.to_x0(answer, x, t).astype(np.float32))
         return answer
 
-    latent = normals(seed, np.arange(n), 0, bundle.image_shape)
+    latent = normals(SEED, np.arange(n), 0, bundle.image_shape)
     states.append(SAMPLERS["dpmpp-2m"].solve(recorded, latent, timesteps, schedule, _no_noise))
     return Teacher(timesteps, np.stack(states), np.stack(cleans))
 
@@ -112,19 +122,20 @@ def _no_noise(step: int) -> np.ndarray:
 
 
 def choose(states: np.ndarray, cleans: np.ndarray, evaluations: list[int]) -> dict[int, list[int]]:
-    """For each number of evaluations, the positions on the teacher's path to evaluate at, the first one always among them.
+    """For each number of evaluations, the positions on the teacher's path to evaluate at, beginning with the first.
 
-    Dynamic programming over the last two positions; a step k -> i -> j costs what of the state at j is outside the span of the state
-    at i, its x0 and the x0 before. Errors are not weighted: of a unit-variance picture, an error of x_t is one of x0.
+    Dynamic programming over the last two positions; a step k -> i -> j costs what of the state at j is outside the span
+    of the state at i, its x0 and the x0 before. Errors are not weighted: of a unit-variance picture, an error of x_t is
+    one of x0.
     """
     g = len(cleans)
     cost = step_costs(states, cleans)  # (k, i, j); k = i stands for no step before
     best, path = np.full((g, g + 1), np.inf), dict[tuple[int, int, int], int]()
     best[0, 1:] = cost[0, 0, 1:]  # after one step: from 0 to j
-    found = {}
+    chosen = {}
     for n in range(1, max(evaluations) + 1):
         if n in evaluations:
-            found[n] = _trace(path, n, int(np.argmin(best[:, g])), g)
+            chosen[n] = _trace(path, n, int(np.argmin(best[:, g])), g)
         through = best[:, :g, None] + cost[:, :, :]  # (k, i, j): k was before i
         through[np.arange(g), np.arange(g)] = np.inf
         before = np.argmin(through, axis=0)  # (i, j)
@@ -132,7 +143,7 @@ def choose(states: np.ndarray, cleans: np.ndarray, evaluations: list[int]) -> di
             for j in range(i + 1, g + 1):
                 path[n + 1, i, j] = int(before[i, j])
         best = np.take_along_axis(through, before[None], axis=0)[0]
-    return found
+    return chosen
 
 
 def _trace(path: dict[tuple[int, int, int], int], n: int, i: int, j: int) -> list[int]:
@@ -144,7 +155,7 @@ def _trace(path: dict[tuple[int, int, int], int], n: int, i: int, j: int) -> lis
 
 
 def step_costs(states: np.ndarray, cleans: np.ndarray) -> np.ndarray:
-    """Mean square of what a step k -> i -> j cannot reach, (G, G, G + 1); inf where not k <= i < j. k = i: without x0 of k."""
+    """Mean square that a step k -> i -> j cannot reach, (G, G, G + 1); inf unless k <= i < j. k = i: no step before."""
     g, size = len(cleans), states[0].size
     every = np.concatenate([states, cleans]).reshape(2 * g + 1, -1)
     gram = (every @ every.T).astype(np.float64) / size  # inner products of all states and x0s
@@ -168,7 +179,7 @@ def solve(inside: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def fit(predict: Predict, bundle: Bundle, teacher: Teacher, guidance: Guidance, positions: list[int],
         known: slice) -> tuple[Fitted, np.ndarray]:  # fmt: skip
-    """Coefficients for a path, one step after the other on the student's own trajectory: each leads to the teacher's next state.
+    """Coefficients for a path, fitted step by step on the student's trajectory to the teacher's next state.
 
     Only the pictures `known` are fitted to; what all become is the second answer, (n, C, H, W).
     """

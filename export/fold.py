@@ -1,4 +1,4 @@
-"""Classifier-free guidance inside the network: the one place where it stands."""
+"""The network that is exported: it predicts with and without the class in one batch, and guides."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ class GuidedNetwork(nn.Module):
     """`network` with the conditional and the unconditional pass folded into one batch (Ho & Salimans 2022, equation 6).
 
     Args:
-        network: `(x, t, label) -> prediction`, with the label `null_class` for none.
+        network: `(x, t, label) -> prediction`, with label `null_class` for no class.
         null_class: K.
     """
 
@@ -31,9 +31,9 @@ class GuidedNetwork(nn.Module):
         b, g = sample.shape[0], guidance.shape[0]
         torch._check(g <= b)
         null = torch.full_like(class_label[:g], self.null_class)  # (G,)
-        answer = self.network(  # (B + G, C, H, W)
+        both = self.network(  # (B + G, C, H, W)
             torch.cat([sample, sample[:g]]), torch.cat([timestep, timestep[:g]]), torch.cat([class_label, null])
         )
-        cond, uncond = answer[:g], answer[b:]  # (G, C, H, W) each
+        cond, uncond = both[:g], both[b:]  # (G, C, H, W) each
         guided = uncond + guidance[:, None, None, None] * (cond - uncond)
-        return torch.cat([guided, answer[g:b]])
+        return torch.cat([guided, both[g:b]])

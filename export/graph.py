@@ -19,20 +19,24 @@ OPSET = 18
 
 
 class _GroupNorm(nn.Module):
-    """Group normalisation with its weight and bias as (C, 1, 1), so that they enter the graph as they are, under their names.
+    """Group normalisation with its weight and bias as (C, 1, 1), which enter the graph unchanged, under their names.
 
-    A group is a row of a layer normalisation: ONNX Runtime computes these on all its threads, instance normalisations on one.
+    It is a layer normalisation, which ONNX Runtime computes on all its threads; instance normalisations on one.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = (nn.Parameter(p.detach()[:, None, None], requires_grad=False) for p in (norm.weight, norm.bias))
+        self.weight, self.bias = (
+            nn.Parameter(p.detach()[:, None, None], requires_grad=False) for p in (norm.weight, norm.bias)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> the same."""
         groups = x.reshape(x.shape[0], self.groups, x[0].numel() // self.groups)
-        return nn.functional.layer_norm(groups, groups.shape[2:], eps=self.eps).reshape(x.shape) * self.weight + self.bias
+        return (
+            nn.functional.layer_norm(groups, groups.shape[2:], eps=self.eps).reshape(x.shape) * self.weight + self.bias
+        )
 
 
 def _with_named_norms(network: nn.Module) -> nn.Module:
@@ -62,8 +66,9 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
         program = torch.onnx.export(
-            GuidedNetwork(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET, input_names=names,
-            output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}), verbose=False, optimize=True,
+            GuidedNetwork(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET,
+            input_names=names, output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}),
+            verbose=False, optimize=True,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto

@@ -1,4 +1,4 @@
-"""The exported float32 graph against PyTorch: predictions over the batch sizes where folds go wrong; and the losses of a bundle."""
+"""Compares the exported float32 graph with PyTorch, for critical batch sizes; and measures a bundle's losses."""
 
 import numpy as np
 import onnxruntime as ort
@@ -12,9 +12,8 @@ from cfgdiff.trainer.objective import held_out_loss, rate
 from .fold import GuidedNetwork
 
 CASES = [(1, 0), (1, 1), (5, 3), (8, 8), (64, 10)]  # (B, G)
-LIMIT = (
-    1e-3  # of the largest value; float32 costs PyTorch itself up to 1.4e-4, for white noise where the timestep says that there is little
-)
+# Of the largest value. PyTorch itself loses up to 1.4e-4 in float32, for white noise at a timestep of little noise.
+LIMIT = 1e-3
 
 
 def example(b: int, g: int, image_shape: tuple[int, int, int], classes: int) -> dict[str, np.ndarray]:
@@ -33,8 +32,8 @@ def relative_error(a: nn.Module, b: "nn.Module | ort.InferenceSession", inputs: 
     """max |a - b| / max |a| for one set of inputs."""
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     expected = a(**tensors).numpy()
-    found = b(**tensors).numpy() if isinstance(b, nn.Module) else b.run(None, inputs)[0]
-    return float(np.abs(found - expected).max() / (np.abs(expected).max() + 1e-12))
+    actual = b(**tensors).numpy() if isinstance(b, nn.Module) else b.run(None, inputs)[0]
+    return float(np.abs(actual - expected).max() / (np.abs(expected).max() + 1e-12))
 
 
 def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: tuple[int, int, int]) -> float:
@@ -44,15 +43,14 @@ def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: 
     for b, g in CASES:
         error = relative_error(guided, session, example(b, g, image_shape, null_class))
         if not error <= LIMIT:
-            raise Failure(
-                f"the exported graph differs from PyTorch by {error:.1e} at (B, G) = ({b}, {g}), limit {LIMIT:.0e}: nothing written"
-            )
+            problem = f"differs from PyTorch by {error:.1e} at (B, G) = ({b}, {g}), limit {LIMIT:.0e}"
+            raise Failure(f"the exported graph {problem}: nothing written")
         worst = max(worst, error)
     return worst
 
 
 def bundle_measures(engine: Engine, bundle: Bundle, pictures: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`test_loss` and `rate` of a bundle as its engine runs it, on pictures (N, C, H, W) uint8 with labels (N,) int64."""
+    """`test_loss` and `rate` of a bundle on its engine, for pictures (N, C, H, W) uint8 and labels (N,) int64."""
 
     def predict(x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         return torch.from_numpy(engine.predict(x_t.numpy(), t.numpy(), label.numpy(), np.zeros(0, np.float32)))

@@ -1,20 +1,21 @@
-"""The graph in int8: static quantisation of its wide convolutions, as QuantizeLinear and DequantizeLinear around them (QDQ).
+"""The graph in int8: its wide convolutions between QuantizeLinear and DequantizeLinear (QDQ).
 
-Quantised are the convolutions wider than 1x1, but for the first and the last. All of them read an activation, so that rounding its
-result costs no pass of its own: engines fuse SiLU, a product with a constant per channel, and QuantizeLinear. The 1x1 convolutions read
-the residual stream, which would be read and written once more for few products, with the largest of all ranges. Nothing is rounded at
-concatenations and residual sums, so that convolution and sum still fuse. What an engine makes of a convolution:
+Quantised are the convolutions wider than 1x1, but for the first and the last. All of them read an activation, so
+rounding it costs no extra pass: engines fuse SiLU, a product with a constant per channel, and QuantizeLinear. The 1x1
+convolutions read the residual stream, which has the largest range of all, and would be read and written once more for
+few products. Concatenations and residual sums are not rounded, so that convolution and sum still fuse. Engines differ:
 
-* OpenVINO (AMX, VNNI) takes integers and gives floats, to which it adds the residual. Rounding the result would only cost it passes and
-  exactness: its engine takes those pairs away when it loads the graph.
-* ONNX Runtime computes in integers only where the result is rounded, too (QLinearConv); in float32 else, slower than the float32 graph.
-  So results are rounded, in steps of 1: a product with a constant per channel behind it makes them what they were.
-* TensorRT takes signed integers without zero points and gives floats: see `symmetric`.
+* OpenVINO (AMX, VNNI) computes in integers and returns floats, to which it adds the residual. Rounding the results
+  would cost passes and accuracy: its engine removes those pairs when it loads the graph.
+* ONNX Runtime computes in integers only where the result is rounded, too (QLinearConv); else in float32, slower than
+  the float32 graph. So results are rounded: divided by a step per channel in the weights, rounded to whole numbers, and
+  multiplied by the steps again.
+* TensorRT takes signed integers without zero points and returns floats: see `symmetric`.
 
-Channels of an activation differ in range, and one scale for all would waste most of the 8 bits of most channels. So each is scaled by
-sqrt(|weights that read it| / its peak), and those weights by the inverse (SmoothQuant, Xiao et al. 2023, alpha = 0.5). Activations are
-uint8 with a zero point, as SiLU's values lie almost all on one side; weights int8 by output channel. Ranges come from what the
-convolutions see on guided trajectories of this very model.
+The channels of an activation differ in range, and one scale for all would waste most of the 8 bits of most channels. So
+each is scaled by sqrt(|weights that read it| / its peak), and those weights by the inverse (SmoothQuant, Xiao et al.
+2023, alpha = 0.5). Activations are uint8 with a zero point, as almost all values of SiLU lie on one side; weights are
+int8 by output channel. Ranges are taken from the convolutions' values on guided trajectories of this model.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,16 +24,19 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import QuantType
 
 from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.engine import WrappedEngine
 
 from .compare import round_robin
 from .edit import replace_nodes, store_half, unpacked
 
 Inputs = dict[str, np.ndarray]
 OUTSIDE = 1e-5  # share of an activation's values that may lie beyond each end of its range: the 99.999th percentile
-WEIGHT_MOST = 63  # 7 bits: two products of 8-bit weights overflow the 16-bit sums of processors without VNNI
-MIDDLE = 128  # the zero point of convolutions' results
+RESULT_MOST = 127  # the largest result of a convolution, in its steps
 LEAST = 1e-8  # no range is smaller
 
 
@@ -46,34 +50,50 @@ def int8(model: onnx.ModelProto, calls: Sequence[Inputs]) -> onnx.ModelProto:
     model = unpacked(model)
     widths = {i.name: i.dims[-1] for i in model.graph.initializer if len(i.dims) == 4}
     convs = [node for node in model.graph.node if node.op_type == "Conv"][1:-1]
-    chosen = {node.output[0] for node in convs if widths[node.input[1]] > 1}
-    read = {node.input[0] for node in convs if node.output[0] in chosen}
-    peaks = channel_peaks(model, read | chosen, calls)
-    _balance(model, chosen, peaks)
+    wide = [node for node in convs if widths[node.input[1]] > 1]
+    chosen, read = {node.output[0]: node.name for node in wide}, {node.input[0] for node in wide}
+    peaks = channel_peaks(model, read | chosen.keys(), calls)
+    _balance(model, set(chosen), peaks)
     ranges = tensor_ranges(model, {_balanced(name) for name in chosen}, calls)
-    rewriter = _Rewriter(model)
-    for node in list(model.graph.node):
-        if node.output[0] in chosen:
-            y = node.output[0]
-            rewriter.convolution(node, ranges[_balanced(y)], (peaks[y] / (MIDDLE - 1)).clip(LEAST))
-        else:
-            rewriter.nodes.append(node)
-    replace_nodes(model, rewriter.nodes)
+    _scale_results(model, {name: (peaks[name] / RESULT_MOST).clip(LEAST) for name in chosen})
+    model = _quantised(model, list(chosen.values()), ranges)
     store_half(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the int8 graph as TensorRT takes it: no zero points, float biases, and results of convolutions that are not rounded.
+def _quantised(model: onnx.ModelProto, convs: list[str], ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
+    """The model with these convolutions between QuantizeLinear and DequantizeLinear, by ONNX Runtime's quantiser.
 
-    A signed integer spends half of its values on a side where SiLU's hardly are: the same range in steps of nearly twice the size.
+    It is what `quantize_static` runs after its calibration, which we replace: that needs calls of one batch size and
+    takes 9 s for the packaged model instead of 3 s. Weights have 7 bits: two products of 8-bit weights overflow the
+    16-bit sums of processors without VNNI.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    made, stored = {node.output[0]: node for node in found.graph.node}, {i.name: i for i in found.graph.initializer}
-    names, nodes = dict[str, str](), list[onnx.NodeProto]()  # what stands in the place of a value that goes
-    for node in found.graph.node:
+    names = {node.name: node for node in model.graph.node}
+    results = {names[conv].output[0]: (-128.0, 127.0) for conv in convs}
+    limits = {name: tuple(map(np.float32, bounds)) for name, bounds in (ranges | results).items()}
+    quantiser = QDQQuantizer(
+        model, per_channel=True, reduce_range=True, weight_qType=QuantType.QInt8, activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, limits), nodes_to_quantize=convs, nodes_to_exclude=[],
+        op_types_to_quantize=["Conv"], extra_options={},
+    )  # fmt: skip
+    quantiser.quantize_model()
+    quantiser.model.topological_sort()
+    quantised: onnx.ModelProto = quantiser.model.model
+    quantised.producer_name, quantised.producer_version = model.producer_name, ""
+    return quantised
+
+
+def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the int8 graph for TensorRT: without zero points and rounded results, and with float biases.
+
+    Half of the signed values lie on a side where SiLU hardly has any: the steps are nearly twice as large.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    made, stored = {node.output[0]: node for node in copy.graph.node}, {i.name: i for i in copy.graph.initializer}
+    names, nodes = dict[str, str](), list[onnx.NodeProto]()  # values that replace removed ones
+    for node in copy.graph.node:
         if node.op_type == "QuantizeLinear" and made[node.input[0]].op_type == "Conv":
             names[node.output[0]] = node.input[0]
             continue
@@ -93,63 +113,13 @@ def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
                 stored[name].CopyFrom(numpy_helper.from_array(np.array(array), name))
         node.input[:] = [names.get(name, name) for name in node.input]
         nodes.append(node)
-    replace_nodes(found, nodes)
-    onnx.checker.check_model(found, full_check=True)
-    return found
-
-
-class _Rewriter:
-    """Writes the new list of nodes, and adds what they need to the graph's weights."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes, self._graph = list[onnx.NodeProto](), model.graph
-        self._stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-
-    def convolution(self, node: onnx.NodeProto, bounds: tuple[float, float], steps: np.ndarray) -> None:
-        """The convolution between integers: its input, its weights and its result go through them.
-
-        Args:
-            bounds: the range of its input.
-            steps: of its result, (outputs,): it becomes a number of them.
-        """
-        x, y, weight = node.input[0], node.output[0], self._stored[node.input[1]]
-        lo, hi = min(bounds[0], 0.0), max(bounds[1], 0.0)
-        x_scale = np.float32(max(hi - lo, LEAST) / 255)
-        bias = self._stored[node.input[2]] if len(node.input) == 3 else np.zeros(len(weight), np.float32)
-        w_scale = np.abs(weight).reshape(len(weight), -1).max(axis=1) / WEIGHT_MOST
-        w_scale = np.maximum(w_scale, np.abs(bias) / x_scale / 2**30).clip(LEAST)  # biases are int32
-        self._through(x, f"{y}.quantised", x_scale, np.rint(-lo / x_scale))
-        inputs = [f"{y}.quantised", self._fixed(f"{y}.weight", weight, w_scale, w_scale / steps, np.int8)]
-        if len(node.input) == 3:
-            inputs.append(self._fixed(f"{y}.bias", bias, x_scale * w_scale, x_scale * w_scale / steps, np.int32))
-        node.input[:], node.output[:] = inputs, [f"{y}.exact"]
-        self.nodes.append(node)
-        self._through(f"{y}.exact", f"{y}.rounded", np.float32(1), np.float32(MIDDLE))
-        self._add("Mul", [f"{y}.rounded", self._constant(f"{y}.steps", steps[:, None, None].astype(np.float32))], y)
-
-    def _constant(self, name: str, array: np.ndarray) -> str:
-        self._graph.initializer.append(numpy_helper.from_array(array, name))
-        return name
-
-    def _add(self, kind: str, inputs: list[str], output: str, axis: int | None = None) -> None:
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{kind}.{output}", axis=axis))
-
-    def _through(self, name: str, target: str, scale: np.float32, zero: np.floating) -> None:
-        """Put the tensor `name` through uint8 into `target`."""
-        grid = [self._constant(f"{target}.scale", np.array(scale)), self._constant(f"{target}.zero", np.array(zero, np.uint8))]
-        self._add("QuantizeLinear", [name, *grid], f"{target}.integers")
-        self._add("DequantizeLinear", [f"{target}.integers", *grid], target)
-
-    def _fixed(self, name: str, array: np.ndarray, scale: np.ndarray, meaning: np.ndarray, kind: type) -> str:
-        """Store weights (outputs, ..) as integers, in units of `scale` (outputs,), which stand for `meaning`; the name of their values."""
-        integers = np.rint(array / scale.reshape(-1, *[1] * (array.ndim - 1))).astype(kind)
-        grid = [self._constant(f"{name}.scale", meaning.astype(np.float32)), self._constant(f"{name}.zero", np.zeros(len(scale), kind))]
-        self._add("DequantizeLinear", [self._constant(f"{name}.integers", integers), *grid], f"{name}.dequantised", axis=0)
-        return f"{name}.dequantised"
+    replace_nodes(copy, nodes)
+    onnx.checker.check_model(copy, full_check=True)
+    return copy
 
 
 def _balanced(y: str) -> str:
-    """The name of what the convolution with the result `y` reads."""
+    """The name of the input of the convolution with the result `y`."""
     return f"{y}.balanced"
 
 
@@ -169,23 +139,43 @@ def _balance(model: onnx.ModelProto, chosen: set[str], peaks: dict[str, np.ndarr
     replace_nodes(model, nodes)
 
 
+def _scale_results(model: onnx.ModelProto, steps: dict[str, np.ndarray]) -> None:
+    """Divide the results of convolutions by `steps` (outputs,), in their weights, and multiply by them behind."""
+    stored, nodes = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}, list[onnx.NodeProto]()
+    for node in model.graph.node:
+        nodes.append(node)
+        if (y := node.output[0]) in steps:
+            unit = steps[y].astype(np.float32)[:, None, None]
+            arrays: dict[str, np.ndarray] = {f"{y}.steps": unit, f"{y}.weight": stored[node.input[1]] / unit[..., None]}
+            if len(node.input) == 3:
+                arrays[f"{y}.bias"] = stored[node.input[2]] / unit[:, 0, 0]
+            model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+            node.input[1:], node.output[:] = list(arrays)[1:], [f"{y}.exact"]
+            nodes.append(helper.make_node("Mul", [f"{y}.exact", f"{y}.steps"], [y], name=f"Mul.{y}"))
+    replace_nodes(model, nodes)
+
+
 def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int = 1) -> list[Inputs]:
-    """The inputs of every network call while `engine` draws n pictures of all classes in turn, at the bundle's defaults."""
-    calls = list[Inputs]()
-
-    class Recorder:
-        name, precision, max_batch = engine.name, engine.precision, engine.max_batch
-
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-            calls.append({"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance})
-            return engine.predict(sample, timestep, class_label, guidance)
-
-        def close(self) -> None:
-            """The engine inside stays open."""
-
-    for _ in generate(Recorder(), bundle, round_robin(bundle, n), seed=seed):
+    """The inputs of every call while `engine` draws n pictures of all classes in turn, at the bundle's defaults."""
+    recorder = _Recorder(engine)
+    for _ in generate(recorder, bundle, round_robin(bundle, n), seed=seed):
         pass
-    return calls
+    return recorder.calls
+
+
+class _Recorder(WrappedEngine):
+    """Keeps the inputs of all calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.calls = list[Inputs]()
+
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
+        """See `Engine.predict`."""
+        self.calls.append({"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance})
+        return self.engine.predict(sample, timestep, class_label, guidance)
 
 
 def channel_peaks(model: onnx.ModelProto, names: set[str], calls: Iterable[Inputs]) -> dict[str, np.ndarray]:
@@ -209,7 +199,10 @@ def tensor_ranges(model: onnx.ModelProto, names: set[str], calls: Iterable[Input
             most = 1 + int(values.size * len(calls) * OUTSIDE)  # no more than these can lie outside in the end
             lowest[name] = np.sort(np.append(lowest[name], _least(values, most)))[:most]
             highest[name] = np.sort(np.append(highest[name], -_least(-values, most)))[::-1][:most]
-    return {name: (float(lowest[name][int(seen[name] * OUTSIDE)]), float(highest[name][int(seen[name] * OUTSIDE)])) for name in order}
+    return {
+        name: (float(lowest[name][int(seen[name] * OUTSIDE)]), float(highest[name][int(seen[name] * OUTSIDE)]))
+        for name in order
+    }
 
 
 def _least(values: np.ndarray, n: int) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""How to draw pictures with the graph alone, in words and formulas: for those who meet it in another language, without this package."""
+"""How to draw pictures with the graph alone, in words and formulas, for use from other languages."""
 
 from cfgdiff.runtime.schedule import MAX_BETA, OFFSET, Schedule
 
 ALPHA_BAR = {
-    "cosine": "alpha_bar(t) = max(f(t), f(T - 1) * {least:g}) / f(0), f(t) = cos((t / T + {offset}) / {stretch} * pi / 2)^2",
-    "linear": "ln alpha_bar(t) = sum over i = 1 .. t of ln(1 - beta_i), linear in between, beta_i = 1e-4 .. 0.02 in T even steps, "
-              "times 1000 / T, at most {most}",
+    "cosine": "alpha_bar(t) = max(f(t), f(T - 1) * {least:g}) / f(0), "
+              "f(t) = cos((t / T + {offset}) / {stretch} * pi / 2)^2",
+    "linear": "ln alpha_bar(t) = sum over i = 1 .. t of ln(1 - beta_i), linear in between, "
+              "beta_i = 1e-4 .. 0.02 in T even steps, times 1000 / T, at most {most}",
 }  # fmt: skip
 CLEAN = {
     "v": "x0 = alpha * x - sigma * P, eps = sigma * x + alpha * P",
@@ -15,14 +16,16 @@ CLEAN = {
 
 
 def inputs(classes: int, T: int) -> dict[str, str]:  # noqa: N803
-    """What each input and output of the graph is, by name."""
+    """The graph's inputs and output, by name, in words."""
     return {
         "sample": "x_t, noised pictures (B, C, H, W); at t = T standard normal noise",
         "timestep": f"t of each row (B,), 0 .. {T}, fractional allowed; rows may differ",
-        "class_label": f"class of each row (B,), 0 .. {classes - 1}; {classes} is the null class, the answer without a class",
-        "guidance": "w of the first G rows (G,), 0 <= G <= B (the graph fails for more): their answer is uncond + w (cond - uncond), "
-                    f"uncond for the null class {classes}, computed inside; w = 1 is plain cond; rows G .. B-1 are cond, at half the cost",
-        "prediction": "the network's answer P for each row (B, C, H, W)",
+        "class_label": f"class of each row (B,), 0 .. {classes - 1}; {classes} is the null class, "
+                       "for a prediction without a class",
+        "guidance": "w of the first G rows (G,), 0 <= G <= B (the graph fails for more): their prediction is "
+                    f"uncond + w (cond - uncond), uncond for the null class {classes}, computed inside; "
+                    "w = 1 is plain cond; rows G .. B-1 are cond, at half the cost",
+        "prediction": "the network's prediction P for each row (B, C, H, W)",
     }  # fmt: skip
 
 
@@ -31,8 +34,11 @@ def recipe(schedule: Schedule, evaluations: int, guidance: float) -> list[str]:
     alpha_bar = ALPHA_BAR[schedule.kind].format(least=1 - MAX_BETA, offset=OFFSET, stretch=1 + OFFSET, most=MAX_BETA)
     return [
         f"T = {schedule.T}; {alpha_bar}; alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar).",
-        f"x = standard normal noise (B, C, H, W); t_i = T (N - i) / N for i = 0 .. N, with N evaluations, as {evaluations} or 20.",
-        f"For i = 0 .. N-1: P = prediction for sample x, timestep t_i, the class and guidance (all rows w, as {guidance:g}).",
-        f"With alpha, sigma at t_i: {CLEAN[schedule.prediction]}. Then x = alpha * x0 + sigma * eps with alpha, sigma at t_(i+1).",
+        "x = standard normal noise (B, C, H, W); t_i = T (N - i) / N for i = 0 .. N, "
+        f"with N evaluations, as {evaluations} or 20.",
+        "For i = 0 .. N-1: P = prediction for sample x, timestep t_i, the class and guidance "
+        f"(all rows w, as {guidance:g}).",
+        f"With alpha, sigma at t_i: {CLEAN[schedule.prediction]}. "
+        "Then x = alpha * x0 + sigma * eps with alpha, sigma at t_(i+1).",
         f"At t = 0 x is x0. Pixels: round((clip(x * {schedule.data_std:g}, -1, 1) + 1) * 127.5), channels first.",
     ]

@@ -1,4 +1,4 @@
-"""What a bundle is made from: the float32 graph and its description, taken from another bundle (no PyTorch needed) or a checkpoint."""
+"""The source of a bundle: a float32 graph and its description, from a bundle (without PyTorch) or a checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A float32 graph, and bundle.json without its variants. `compare` adds to provenance what only the source can measure."""
+    """A float32 graph, and bundle.json without variants. `compare` adds measurements against the source to it."""
 
     graph: onnx.ModelProto
     description: dict[str, Any]
@@ -49,7 +49,9 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
     errors = {
         "graph": check_graph(graph.SerializeToString(), stored, null_class, model.image_shape),
         "float16_weights": relative_error(
-            GuidedNetwork(model.network, null_class), GuidedNetwork(stored, null_class), example(64, 10, model.image_shape, null_class)
+            GuidedNetwork(model.network, null_class),
+            GuidedNetwork(stored, null_class),
+            example(64, 10, model.image_shape, null_class),
         ),
     }
 
@@ -57,16 +59,18 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
         from .compare import draw
 
         pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class))]
-        return {"errors": {key: f"{value:.1e}" for key, value in errors.items()} | {"picture_psnr_db": round(psnr(*pictures), 1)}}
+        measured: dict[str, Any] = {key: f"{value:.1e}" for key, value in errors.items()}
+        return {"errors": measured | {"picture_psnr_db": round(psnr(*pictures), 1)}}
 
     description = {
-        "format_version": FORMAT_VERSION, "name": name, "class_names": model.class_names, "image_shape": list(model.image_shape),
-        "schedule": asdict(model.schedule), "defaults": asdict(defaults), "provenance": model.provenance,
+        "format_version": FORMAT_VERSION, "name": name, "class_names": model.class_names,
+        "image_shape": list(model.image_shape), "schedule": asdict(model.schedule), "defaults": asdict(defaults),
+        "provenance": model.provenance,
     }  # fmt: skip
     return Source(graph, description, compare)
 
 
 def check_source(path: Path) -> None:
-    """Raises `Failure` where `path` is a bundle, which --from-bundle takes, and no checkpoint."""
+    """Raises `Failure` where `path` is a bundle, which is for --from-bundle, and not a checkpoint."""
     if (path / "bundle.json").is_file():
         raise Failure(f"{path}: is a bundle, expected a run or checkpoint; export from it with --from-bundle {path}")

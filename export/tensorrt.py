@@ -1,16 +1,13 @@
-"""Builds TensorRT engines from a bundle's graphs, with `tensorrt` or `tensorrt_rtx`, whichever is here. It runs none of them."""
+"""Builds TensorRT engines from a bundle's graphs, with `tensorrt` or `tensorrt_rtx`. It runs none of them."""
 
 import hashlib
 import importlib
-import os
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +17,7 @@ import onnx
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import BadInput, Failure
+from cfgdiff.runtime.files import cannot_write, write_whole
 from cfgdiff.runtime.sidecar import (
     ANY_DRIVER,
     BuiltEngine,
@@ -33,7 +31,7 @@ from cfgdiff.runtime.sidecar import (
 )
 from cfgdiff.runtime.tensorrt_model import logger_of
 
-from .quantise import symmetric
+from .precisions import PRECISIONS
 
 MOST = 4096  # pictures in a batch, as the graph declares it
 COMMON_SM = ("8.6", "8.9", "12.0")  # GeForce RTX 30, 40 and 50
@@ -47,7 +45,9 @@ def find_module() -> ModuleType:
     """
     names = ("tensorrt", "tensorrt_rtx") if gpu_here() else ("tensorrt_rtx", "tensorrt")
     for name in names:
-        with suppress(Exception):  # half an installation fails in many ways: a stub of a package, a missing shared library
+        with suppress(
+            Exception
+        ):  # incomplete installations fail in many ways: a stub of a package, a missing shared library
             module = importlib.import_module(name)
             if hasattr(module, "Builder"):
                 return module
@@ -55,31 +55,31 @@ def find_module() -> ModuleType:
 
 
 def gpu_here() -> tuple[str, str] | None:
-    """Compute capability, as 8.9, and driver version of the first GPU, None where nvidia-smi knows of none."""
+    """Compute capability, as 8.9, and driver version of the first GPU, None where nvidia-smi lists none."""
     command = ["nvidia-smi", "--query-gpu=compute_cap,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.match(r"(\d+\.\d+), *(\S+)", answer)
-    return (found[1], found[2]) if found else None
+    gpu = re.match(r"(\d+\.\d+), *(\S+)", answer)
+    return (gpu[1], gpu[2]) if gpu else None
 
 
 def parse_profile(text: str) -> tuple[int, int, int]:
     """Least, best and most pictures in a batch, from "MIN,OPT,MAX". Raises `BadInput`."""
-    found = re.fullmatch(r"(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})", text)
-    least, best, most = map(int, found.groups()) if found else (0, 0, 0)
+    numbers = re.fullmatch(r"(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})", text)
+    least, best, most = map(int, numbers.groups()) if numbers else (0, 0, 0)
     if not 1 <= least <= best <= most <= MOST:
-        raise BadInput(f"--batch: expected 1 <= MIN <= OPT <= MAX (at most {MOST}) as in 1,64,256, found {text!r}")
+        raise BadInput(f"batch: expected 1 <= MIN <= OPT <= MAX (at most {MOST}) as in 1,64,256, found {text!r}")
     return least, best, most
 
 
 def parse_sm(text: str) -> tuple[str, ...]:
-    """Compute capabilities, as 8.6, from "86,89,120"; points are taken, too. Raises `BadInput`."""
-    found = [re.fullmatch(r"([1-9]\d?)\.?(\d)", part.strip()) for part in text.split(",")]
-    if not all(found):
-        raise BadInput(f"--sm: expected compute capabilities as in 86,89,120, found {text!r}")
-    return tuple(dict.fromkeys(f"{part[1]}.{part[2]}" for part in found if part))
+    """Compute capabilities, as 8.6, from "86,89,120" or "8.6,8.9,12.0". Raises `BadInput`."""
+    parts = [re.fullmatch(r"([1-9]\d?)\.?(\d)", part.strip()) for part in text.split(",")]
+    if not all(parts):
+        raise BadInput(f"sm: expected compute capabilities as in 86,89,120, found {text!r}")
+    return tuple(dict.fromkeys(f"{part[1]}.{part[2]}" for part in parts if part))
 
 
 def plan_key(
@@ -96,47 +96,40 @@ def plan_key(
         sm, driver = sm or ((gpu[0],) if gpu else COMMON_SM), ANY_DRIVER
         _capabilities(module, sm)
     elif gpu is None:
-        raise Failure(f"{name} {version} builds only where a GPU is, and nvidia-smi finds none; pip install tensorrt-rtx, which needs none")
+        problem = f"{name} {version} builds only where a GPU is, and nvidia-smi finds none"
+        raise Failure(f"{problem}; pip install tensorrt-rtx, which needs none")
     elif sm not in (None, gpu[:1]):
-        raise BadInput(f"--sm: {name} builds for the GPU that is here only, expected {gpu[0]}, found {','.join(sm or ())}; leave it out")
+        expected = f"expected {gpu[0]}, found {','.join(sm or ())}"
+        raise BadInput(f"sm: {name} builds for the GPU that is here only, {expected}; leave it out")
     else:
         sm, driver = gpu[:1], gpu[1]
     return EngineKey(graph_digest, name, version, sm, driver, precision, profile)
 
 
 def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path, progress: Progress) -> BuiltEngine:
-    """The engine of `key` in the folder `target`, with its sidecar, built from the ONNX `graph` where it is not there yet.
+    """The engine of `key` in the folder `target`, with its sidecar; built from the ONNX `graph` where it is missing.
 
-    Raises `Failure`; then, as on Ctrl-C, `target` is as it was.
+    Raises:
+        Failure: then, as on Ctrl-C, `target` is as it was.
     """
     path = target / key.file_name
-    with suppress(Failure):  # not there, damaged or of another key: it is built
+    with suppress(Failure):  # missing, damaged or of another key: it is built
         engine = read_sidecar(sidecar_of(path))
         check_key(engine, key)
         check_file(engine)
         return engine
     data = _build(module, graph, key, progress)
+    engine = BuiltEngine(path, key, hashlib.sha256(data).hexdigest())
     try:
-        with _whole(target) as folder:
-            (folder / path.name).write_bytes(data)
-            engine = BuiltEngine(folder / path.name, key, hashlib.sha256(data).hexdigest())
-            write_sidecar(engine)
+        target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = error.strerror or error
-        raise Failure(f"{path}: cannot be written ({reason}); make room or choose another folder; nothing was left behind") from None
-    return replace(engine, path=path)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder of which all files pass to `target` in the end, none after an error."""
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=target) as folder:
-        yield Path(folder)
-        for file in sorted(Path(folder).iterdir()):  # an engine before its sidecar, without which nobody takes it
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-            file.replace(target / file.name)
+        raise cannot_write(path, error) from None
+    with ExitStack() as undo:
+        undo.callback(path.unlink, missing_ok=True)
+        write_whole(path, data)
+        write_sidecar(engine)  # last: no engine is taken without it
+        undo.pop_all()
+    return engine
 
 
 def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress) -> bytes:
@@ -144,7 +137,7 @@ def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress)
     log.last = ""
     try:
         builder = module.Builder(log)
-    except TypeError:  # what its binding makes of a builder that could not be had
+    except TypeError:  # raised by the binding where there is no builder
         raise _failure(key, log) from None
     typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # without the flag, every network is
     network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -177,7 +170,9 @@ def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -
     config.add_optimization_profile(profile)
     config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32; float16 is the fast one
     if key.module == "tensorrt_rtx":
-        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else its runs could not be captured as CUDA graphs
+        config.set_flag(
+            module.BuilderFlag.REQUIRE_USER_ALLOCATION
+        )  # else its runs could not be captured as CUDA graphs
         config.num_compute_capabilities = len(key.sm)
         for i, capability in enumerate(_capabilities(module, key.sm)):
             config.set_compute_capability(capability, i)
@@ -186,15 +181,21 @@ def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -
 
 def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
     """The module's own names of `sm`. Raises `BadInput` listing what there is."""
-    known = {f"{name[2:-1]}.{name[-1]}": value for name, value in module.ComputeCapability.__members__.items() if name.startswith("SM")}
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in module.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
     for part in sm:
         if part not in known:
-            raise BadInput(f"--sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}")
+            raise BadInput(
+                f"sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}"
+            )
     return [known[part] for part in sm]
 
 
 def _monitor(module: ModuleType, progress: Progress) -> Any:
-    """Passes progress on. With an `error`, which native code would print and lose, the build ends at its next step."""
+    """Passes progress on. With an `error`, which native code would lose, the build ends at its next step."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -225,7 +226,7 @@ def _monitor(module: ModuleType, progress: Progress) -> Any:
 
 @contextmanager
 def _ctrl_c_stops(monitor: Any) -> Iterator[None]:
-    """Only the main thread of Python may listen to signals; elsewhere Ctrl-C is for that thread to handle."""
+    """Ctrl-C ends the build. Only Python's main thread may handle signals; in others nothing changes."""
 
     def stop(*_: Any) -> None:
         monitor.error = KeyboardInterrupt()
@@ -240,7 +241,7 @@ def _ctrl_c_stops(monitor: Any) -> Iterator[None]:
 
 
 def _load_timings(config: Any, file: Path) -> None:
-    """Start from what earlier builds measured; what is damaged, or of another GPU, is measured again."""
+    """Start from the timings of earlier builds; damaged ones, or those of another GPU, are measured again."""
     try:
         cache = config.create_timing_cache(file.read_bytes())
     except OSError:
@@ -250,8 +251,9 @@ def _load_timings(config: Any, file: Path) -> None:
 
 
 def _keep_timings(config: Any, file: Path) -> None:
-    with suppress(OSError), _whole(file.parent) as folder:  # without them the next build takes longer, no more
-        (folder / file.name).write_bytes(config.get_timing_cache().serialize())
+    with suppress(OSError, Failure):  # without them the next build only takes longer
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, config.get_timing_cache().serialize())
 
 
 def _untaken(parser: Any) -> Failure:
@@ -265,19 +267,22 @@ def _untaken(parser: Any) -> Failure:
 
 def _failure(key: EngineKey, log: Any) -> Failure:
     reason = log.last or "it does not say why"
-    return Failure(f"{key.module} {key.version} cannot build {key.file_name}: {reason}; try a smaller --batch, or another version of it")
+    advice = "try a smaller `batch`, or another version of it"
+    return Failure(f"{key.module} {key.version} cannot build {key.file_name}: {reason}; {advice}")
 
 
-def build_engines(bundle: Bundle, profile: tuple[int, int, int], sm: tuple[str, ...] | None, progress: Progress) -> Iterator[BuiltEngine]:
-    """An engine for each variant, beside the bundle; `progress` is told of every phase of a build."""
+def build_engines(
+    bundle: Bundle, profile: tuple[int, int, int], sm: tuple[str, ...] | None, progress: Progress
+) -> Iterator[BuiltEngine]:
+    """An engine for each variant, beside the bundle; `progress` receives every phase of a build."""
     module = find_module()
     for precision, variant in bundle.variants.items():
         key = plan_key(module, graph_digest(variant), precision, profile, sm)
         graph = (bundle.path / variant.graph).read_bytes()
-        if precision == "int8":
-            graph = symmetric(onnx.load_from_string(graph)).SerializeToString(deterministic=True)
+        if for_tensorrt := PRECISIONS[precision].for_tensorrt:
+            graph = for_tensorrt(onnx.load_from_string(graph)).SerializeToString(deterministic=True)
 
-        def told(phase: str, done: int, total: int, precision: str = precision) -> None:
+        def report(phase: str, done: int, total: int, precision: str = precision) -> None:
             progress(f"{precision} engine: {phase}", done, total)
 
-        yield build_engine(module, graph, key, bundle.path, told)
+        yield build_engine(module, graph, key, bundle.path, report)

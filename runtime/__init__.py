@@ -14,7 +14,8 @@ Engines may be used by several threads; the generator may be closed at any time.
 from .bundle import Bundle, load_bundle
 from .choose import open_engine
 from .draw import draw
-from .engine import Engine, own_version
+from .engine import Engine
+from .engines import own_version
 from .errors import BadInput, Failure
 from .generate import generate, sample
 from .images import to_images

@@ -1,31 +1,32 @@
-"""A bundle: the folder that passes from export to runtime. Data only: bundle.json and the files it lists with their sha256."""
+"""A model, and the bundle that holds one: the folder that passes from export to runtime.
+
+Data only: bundle.json and the files it lists with their sha256.
+"""
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from .certificate import Certificate, parse_certificate
 from .errors import BadInput, Failure
-from .fitted import TERMS, Fitted, parse_fitted, parse_interval
-from .folders import restore_folder
-from .graph_file import GraphFile, read_graph
+from .files import restore_folder
+from .fitted import Fitted, parse_fitted, parse_interval
+from .graph_file import contradiction, read_graph
 from .schedule import Schedule
 
 FORMAT_VERSION = 1
 MOST_STEPS, MOST_VALUES = 100_000, 2**26
-FLOAT32, INT64 = 1, 7  # ONNX's element types
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-"""What reading an entry of bundle.json raises where it is not as it must be."""
+"""What reading a damaged entry of bundle.json raises."""
 PACKAGED = Path(__file__).parent / "models" / "cifar10-small"
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is used where the caller does not say. `interval` is in sigma / alpha; guidance acts inside it only."""
+    """Settings for callers that give none. Guidance acts inside `interval` of sigma / alpha; None: everywhere."""
 
     sampler: str
     steps: int
@@ -35,18 +36,22 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Variant:
-    """One graph of the model. `files` maps every file to its sha256; `certificate` is what export or `cfgdiff verify` found of it."""
+    """One graph of the model at a precision.
+
+    Attributes:
+        graph: the name of its file.
+        files: every file of it, by name, with its sha256; weights may lie outside the graph's file.
+    """
 
     graph: str
     precision: str
     files: dict[str, str]
-    certificate: dict[str, Any] | None
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True)
 class SpeedRecord:
-    """How fast an engine was on a processor with these `instructions`: `times` as fast as float32 on ONNX Runtime, 64 guided pictures
-    a call."""
+    """How many times as fast as `REFERENCE` an engine was on a processor, for calls of 64 guided pictures."""
 
     instructions: tuple[str, ...]
     threads: int
@@ -56,46 +61,75 @@ class SpeedRecord:
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A checked bundle. `image_shape` is (C, H, W); class k is `class_names[k]`, the null class is K; `fitted` is by evaluations;
-    `evaluation` is what `cfgdiff eval` found; `speeds` are what `cfgdiff engines --measure --store` found on any machine."""
+class Model:
+    """What sampling needs to know of a model, beside the engine that runs it.
 
-    path: Path
+    Attributes:
+        class_names: class k is `class_names[k]`; the null class is K, their number.
+        image_shape: (C, H, W).
+        fitted: steps fitted to this model, by the number of evaluations.
+    """
+
     name: str
     class_names: list[str]
     image_shape: tuple[int, int, int]
     schedule: Schedule
     defaults: Defaults
+    fitted: dict[int, Fitted] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Model):
+    """A model in a folder.
+
+    Attributes:
+        variants: its graphs, by precision.
+        provenance: data set, pictures seen, training command and what else the trainer recorded.
+        evaluation: the report of `cfgdiff eval`.
+        speeds: the records of `cfgdiff engines --measure --store`, of any machine.
+    """
+
+    path: Path
     variants: dict[str, Variant]
-    provenance: dict[str, Any]
-    fitted: dict[int, Fitted]
+    provenance: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     speeds: tuple[SpeedRecord, ...] = ()
 
     def variant(self, precision: str) -> Variant:
-        """The variant of that precision. Raises `BadInput` listing what there is."""
+        """The variant of that precision. Raises `BadInput` with the choices."""
         if precision not in self.variants:
-            raise BadInput(f"--precision: {self.path} has no '{precision}' variant; choose from {', '.join(self.variants)}")
+            choices = ", ".join(self.variants)
+            raise BadInput(f"precision: {self.path} has no '{precision}' variant; choose from {choices}")
         return self.variants[precision]
 
 
 def load_bundle(path: str | Path | None = None) -> Bundle:
-    """Read and check a bundle, by default the packaged CIFAR-10 model: its description, the hash of every file, and that its graphs
-    are of the described pictures and hold all their weights, in themselves or in files that have a hash.
+    """Read and check a bundle, by default the packaged CIFAR-10 model.
 
-    A bundle that a killed export left beside its place gets its name back.
+    Checked are its description, the hash of every file, and that its graphs are for such pictures and classes and read
+    only files that have a hash. A bundle that a killed export left beside its place gets its name back.
 
     Raises:
-        Failure: a missing folder or file, a wrong hash, a later format, a bundle.json or a graph that is not as it must be.
+        Failure: a missing folder or file, a wrong hash, a later format, a damaged bundle.json or graph.
     """
     folder = Path(path) if path is not None else PACKAGED
     try:
         restore_folder(folder)
     except (OSError, ValueError) as error:
-        raise Failure(f"{folder}: an export was killed while it replaced this bundle, and renaming it back fails ({error})") from None
+        killed = "an export was killed while it replaced this bundle, and renaming it back fails"
+        raise Failure(f"{folder}: {killed} ({error})") from None
     file = folder / "bundle.json"
+    bundle = _parse(folder, file, _read(file))
+    for variant in bundle.variants.values():
+        files = {name: _checked_file(folder, name, digest) for name, digest in variant.files.items()}
+        _check_graph(folder / variant.graph, files[variant.graph], variant, bundle)
+    return bundle
+
+
+def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise Failure(f"{folder}: no bundle there (bundle.json is missing); expected a folder written by cfgdiff export")
+        missing = "no bundle there (bundle.json is missing); expected a folder written by cfgdiff export"
+        raise Failure(f"{file.parent}: {missing}")
     try:
         tree = json.loads(file.read_bytes())
         json.dumps(tree, ensure_ascii=False).encode()  # fails for what cannot be printed
@@ -103,22 +137,18 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
         raise Failure(f"{file}: not readable as JSON ({error}); export the model again") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("format_version"), int):
         raise Failure(f"{file}: expected an object with format_version {FORMAT_VERSION}; export the model again")
-    if tree["format_version"] != FORMAT_VERSION:
-        raise Failure(f"{file}: format_version is {tree['format_version']}, this cfgdiff reads {FORMAT_VERSION}; update cfgdiff")
-    bundle = _parse(folder, file, tree)
-    for variant in bundle.variants.values():
-        files = {name: _checked_file(folder, name, digest) for name, digest in variant.files.items()}
-        _check_graph(folder / variant.graph, files[variant.graph], variant, bundle)
-    return bundle
+    if (version := tree["format_version"]) != FORMAT_VERSION:
+        raise Failure(f"{file}: format_version is {version}, this cfgdiff reads {FORMAT_VERSION}; update cfgdiff")
+    return tree
 
 
 def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
     key = "an entry"
 
-    def take(source: dict[str, Any], name: str, kind: Callable[[Any], Any]) -> Any:
+    def take(source: dict[str, Any], name: str, parse: Callable[[Any], Any], **absent: Any) -> Any:
         nonlocal key
         key = name
-        return kind(source[name])
+        return absent["absent"] if absent and name not in source else parse(source[name])
 
     try:
         schedule, defaults = take(tree, "schedule", dict), take(tree, "defaults", dict)
@@ -130,15 +160,15 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             schedule=take(tree, "schedule", lambda _: Schedule(**schedule)),
             defaults=Defaults(
                 sampler=take(defaults, "sampler", _text),
-                steps=take(defaults, "steps", lambda n: _whole(n, MOST_STEPS)),
+                steps=take(defaults, "steps", lambda n: _integer(n, MOST_STEPS)),
                 guidance=take(defaults, "guidance", _finite),
-                interval=take(defaults, "interval", _interval) if "interval" in defaults else None,
+                interval=take(defaults, "interval", _interval, absent=None),
             ),
             variants=take(tree, "variants", _variants),
             provenance=take(tree, "provenance", dict),
-            fitted=take(tree, "fitted", lambda fs: {int(n): _fitted(int(n), f) for n, f in fs.items()}) if "fitted" in tree else {},
-            evaluation=take(tree, "evaluation", dict) if "evaluation" in tree else {},
-            speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records))) if "speeds" in tree else (),
+            fitted=take(tree, "fitted", _fitted, absent={}),
+            evaluation=take(tree, "evaluation", dict, absent={}),
+            speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records)), absent=()),
         )
     except DAMAGE as error:
         if isinstance(error, Failure):  # it names the file or the value
@@ -158,87 +188,81 @@ def _names(value: Any) -> list[str]:
     return [_text(name) for name in value]
 
 
-def _whole(value: Any, most: int) -> int:
+def _integer(value: Any, most: int) -> int:
     if not (isinstance(value, int) and 1 <= value <= most):
-        raise ValueError(f"no whole number from 1 to {most}")
+        raise ValueError(f"not an integer from 1 to {most}")
     return value
 
 
 def _finite(value: Any) -> float:
     if not -float("inf") < (number := float(value)) < float("inf"):
-        raise ValueError("no finite number")
+        raise ValueError("not a finite number")
     return number
 
 
 def _interval(value: Any) -> tuple[float, float] | None:
-    found = parse_interval(value)
-    if found is not None and not 0 <= found[0] < found[1]:
-        raise ValueError("no interval")
-    return found
+    interval = parse_interval(value)
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise ValueError("not an interval")
+    return interval
 
 
 def _shape(value: Any) -> tuple[int, int, int]:
-    c, h, w = (_whole(v, MOST_VALUES) for v in value)
-    _whole(c * h * w, MOST_VALUES)
+    c, h, w = (_integer(v, MOST_VALUES) for v in value)
+    _integer(c * h * w, MOST_VALUES)
     return c, h, w
 
 
-def _fitted(n: int, value: Any) -> Fitted:
-    found = parse_fitted(value)
-    numbers = [*found.timesteps, found.guidance, *(c for row in found.coefficients for c in row)]
-    if n < 1 or not found.coefficients or not all(1 <= len(row) <= TERMS for row in found.coefficients):
-        raise ValueError("no evaluations, or of other terms than a fitted step has")
-    if not all(map(math.isfinite, numbers)) or any(a <= b for a, b in pairwise(found.timesteps)):
-        raise ValueError("timesteps fall, and all numbers are finite")
-    return found
+def _fitted(value: Any) -> dict[int, Fitted]:
+    fitted = {int(n): parse_fitted(steps) for n, steps in value.items()}
+    if any(n < 1 or not steps.coefficients for n, steps in fitted.items()):
+        raise ValueError("no evaluations")
+    return fitted
 
 
 def _variants(value: Any) -> dict[str, Variant]:
-    found = {_text(name): _variant(v) for name, v in value.items()}
-    if "float32" not in found or any(name != variant.precision for name, variant in found.items()):
+    variants = {_text(name): _variant(v) for name, v in value.items()}
+    if "float32" not in variants or any(name != variant.precision for name, variant in variants.items()):
         raise ValueError("no float32 variant, or one of another precision than its name")
-    return found
+    return variants
 
 
 def _variant(v: dict[str, Any]) -> Variant:
     graph, files = v["graph"], v["files"]
     if graph not in files or not all(map(_text, files.values())):
         raise ValueError("graph without hash")
-    certificate = v.get("certificate")
-    if certificate is not None and not isinstance(certificate["passed"], bool):
-        raise ValueError("certificate without verdict")
-    if certificate is not None and not all(isinstance(text, str) for text in certificate.get("failures", [])):
-        raise ValueError("failures are texts")
-    return Variant(graph, v["precision"], dict(files), certificate)
+    return Variant(graph, v["precision"], dict(files), parse_certificate(v.get("certificate")))
 
 
 def _speed_record(r: dict[str, Any]) -> SpeedRecord:
     instructions, threads, times = r["instructions"], r["threads"], r["times"]
-    if not isinstance(instructions, list) or not all(isinstance(v, str) for v in (*instructions, r["engine"], r["precision"])):
+    names = [*instructions, r["engine"], r["precision"]]
+    if not isinstance(instructions, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("instructions, engine and precision are names")
-    if not (isinstance(threads, int) and threads > 0 and isinstance(times, int | float) and 0 < float(times) < float("inf")):
+    if not (isinstance(threads, int) and threads > 0 and isinstance(times, int | float) and _finite(times) > 0):
         raise ValueError("threads and times are numbers above 0")
     return SpeedRecord(tuple(instructions), threads, r["engine"], r["precision"], float(times))
 
 
 def _checked_file(folder: Path, name: str, digest: str) -> bytes:
-    """What is in a file, after checking its hash."""
+    """The bytes of a file, after checking their hash."""
     if not (name.isprintable() and name and Path(name).name == name and "\\" not in name):
         raise Failure(f"{folder / 'bundle.json'}: file name {name!r} leaves the bundle; export the model again")
+    again = "copy or export the bundle again"
     try:
         if not (folder / name).is_file():  # reading a pipe would wait for ever
             raise OSError
         data = (folder / name).read_bytes()
     except OSError:
-        raise Failure(f"{folder / name}: listed in bundle.json but missing or not readable; copy or export the bundle again") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
-        raise Failure(f"{folder / name}: damaged, sha256 is {found[:12]}…, expected {digest[:12]}…; copy or export the bundle again")
+        raise Failure(f"{folder / name}: listed in bundle.json but missing or not readable; {again}") from None
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != digest:
+        raise Failure(f"{folder / name}: damaged, sha256 is {actual[:12]}…, expected {digest[:12]}…; {again}")
     return data
 
 
-def _check_graph(path: Path, data: bytes, variant: Variant, bundle: Bundle) -> None:
-    """Raises `Failure` where a graph is not of the contract for such pictures and classes, or reads a file that has no hash."""
+def _check_graph(path: Path, data: bytes, variant: Variant, model: Model) -> None:
+    """Raises `Failure` where a graph breaks the contract, is for other pictures, or reads a file without a hash."""
     if path.suffix != ".onnx":  # engines choose how to read a file by its name
         raise Failure(f"{path}: expected a graph with a name that ends in .onnx; export the model again")
     try:
@@ -246,25 +270,7 @@ def _check_graph(path: Path, data: bytes, variant: Variant, bundle: Bundle) -> N
     except ValueError as error:
         raise Failure(f"{path}: not readable as an ONNX file ({error}); export the model again") from None
     if unlisted := sorted(graph.locations - variant.files.keys()):
-        raise Failure(f"{path}: reads weights from {unlisted[0]!r}, which bundle.json lists no sha256 for; export the model again")
-    if problem := _contradiction(graph, bundle):
+        problem = f"reads weights from {unlisted[0]!r}, which bundle.json lists no sha256 for"
+        raise Failure(f"{path}: {problem}; export the model again")
+    if problem := contradiction(graph, model.image_shape, len(model.class_names)):
         raise Failure(f"{path}: {problem}; correct bundle.json, or export the model again")
-
-
-def _contradiction(graph: GraphFile, bundle: Bundle) -> str:
-    """What of a graph is not as the contract and bundle.json say, in words; empty where all is."""
-    pictures, row = (FLOAT32, 4), (FLOAT32, 1)
-    inputs = {"sample": pictures, "timestep": row, "class_label": (INT64, 1), "guidance": row}
-    for what, found, expected in (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, {"prediction": pictures})):
-        if {name: (kind, len(shape)) for name, (kind, shape) in found.items()} != expected:
-            return f"its {what} are {', '.join(found) or 'none'}; expected {', '.join(expected)}, of the ranks and types of the contract"
-    for name, (_, (batch, *shape)) in (graph.inputs | graph.outputs).items():
-        if batch is not None:
-            return f"{name} is for a batch of {batch} alone; expected any"
-        if shape and any(mine not in (None, theirs) for mine, theirs in zip(shape, bundle.image_shape, strict=True)):
-            return f"{name} is of pictures {tuple(shape)}, expected image_shape {bundle.image_shape}"
-    try:
-        classes = len(json.loads(graph.metadata.get("class_names", "null")) or bundle.class_names)
-    except (*DAMAGE, RecursionError):
-        return "its metadata class_names are no list in JSON"
-    return "" if classes == len(bundle.class_names) else f"it is of {classes} classes, expected {len(bundle.class_names)} by class_names"

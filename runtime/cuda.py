@@ -1,7 +1,4 @@
-"""The few calls of CUDA's runtime that an engine on the GPU needs, on GPU 0. It knows nothing of what is run there.
-
-CUDA's binding for Python is imported by `Cuda()`, not before.
-"""
+"""The calls of CUDA's runtime that an engine needs, on GPU 0. `Cuda()` imports CUDA's binding for Python."""
 
 import ctypes
 import importlib
@@ -25,17 +22,22 @@ class Cuda:
         try:
             error, *count = self._runtime.cudaGetDeviceCount()
         except RuntimeError as problem:  # of bindings that look for the driver themselves
-            raise Failure(f"no GPU found (CUDA says {problem}); install or update NVIDIA's driver, or take another engine") from None
+            raise Failure(
+                f"no GPU found (CUDA says {problem}); install or update NVIDIA's driver, or take another engine"
+            ) from None
         if error or not count[0]:
             reason = error.name if error else "there are 0 devices"
-            raise Failure(f"no GPU found (CUDA says {reason}); install or update NVIDIA's driver, or take another engine")
+            raise Failure(
+                f"no GPU found (CUDA says {reason}); install or update NVIDIA's driver, or take another engine"
+            )
         self._call("cudaSetDevice", 0)
 
     def _call(self, name: str, *args: Any) -> tuple[Any, ...]:
         error, *answer = getattr(self._runtime, name)(*args)
         if error:
-            self._runtime.cudaGetLastError()  # forgets it; else TensorRT would take it for its own
-            raise Failure(f"CUDA: {name} failed with {error.name}; see nvidia-smi for what else uses the GPU, or take another engine")
+            self._runtime.cudaGetLastError()  # clears it; otherwise TensorRT would take it for its own error
+            advice = "see nvidia-smi for what else uses the GPU, or take another engine"
+            raise Failure(f"CUDA: {name} failed with {error.name}; {advice}")
         return tuple(answer)
 
     def compute_capability(self) -> str:
@@ -47,7 +49,7 @@ class Cuda:
 
     @staticmethod
     def driver_version() -> str:
-        """As nvidia-smi prints it (570.133.20; CUDA itself only knows the latest CUDA that the driver takes), or "unknown"."""
+        """As nvidia-smi prints it, 570.133.20 (CUDA only knows which CUDA the driver supports), or "unknown"."""
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
@@ -61,17 +63,17 @@ class Cuda:
         return int(address)
 
     def free_device(self, address: int) -> None:
-        """Give back what `alloc_device` gave."""
+        """Free memory of `alloc_device`."""
         self._call("cudaFree", address)
 
     def alloc_pinned(self, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
-        """An array in memory of the host that the GPU copies from and to by itself. At least one element."""
+        """An array in pinned host memory, which the GPU copies from and to by itself. At least one element."""
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         (address,) = self._call("cudaMallocHost", size)
         return np.frombuffer(memoryview((ctypes.c_byte * size).from_address(int(address))), kind).reshape(shape)
 
     def free_pinned(self, array: np.ndarray) -> None:
-        """Give back what `alloc_pinned` gave; the array must not be touched again."""
+        """Free an array of `alloc_pinned`, which must not be touched again."""
         self._call("cudaFreeHost", array.ctypes.data)
 
     def create_stream(self) -> int:
@@ -80,7 +82,7 @@ class Cuda:
         return int(stream)
 
     def destroy_stream(self, stream: int) -> None:
-        """Give back what `create_stream` gave."""
+        """Destroy a stream of `create_stream`."""
         self._call("cudaStreamDestroy", stream)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int) -> None:
@@ -94,12 +96,14 @@ class Cuda:
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
 
     def capture(self, work: Callable[[], None], stream: int) -> Any:
-        """A graph to launch, of what `work` puts onto the stream; none of it is run yet."""
-        self._call("cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        """A graph of the calls that `work` enqueues on the stream, to be launched; none of them runs yet."""
+        self._call(
+            "cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
         try:
             work()
         except BaseException:
-            with suppress(Failure):  # a spoilt capture; the stream leaves it, and that is all it must
+            with suppress(Failure):  # the capture is invalid; ending it is enough
                 self._call("cudaGraphDestroy", *self._call("cudaStreamEndCapture", stream))
             raise
         (graph,) = self._call("cudaStreamEndCapture", stream)
@@ -110,15 +114,15 @@ class Cuda:
         return launchable
 
     def launch(self, graph: Any, stream: int) -> None:
-        """Run what was captured, in the order of the stream."""
+        """Run a captured graph, in the order of the stream."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Give back what `capture` gave."""
+        """Destroy a graph of `capture`."""
         self._call("cudaGraphExecDestroy", graph)
 
     def synchronize(self, stream: int) -> None:
-        """Wait until the stream has run dry."""
+        """Wait until all work on the stream is done."""
         self._call("cudaStreamSynchronize", stream)
 
 

@@ -1,7 +1,8 @@
 """OpenVINO on the CPU. It is imported when an engine is opened, not before.
 
-A few rows are computed by all threads together, many are shared out among them. The graph is compiled for a few sizes of request when
-each first comes: graphs of fixed shape are a fifth faster, half as fast again at one row, and agree with each other to the last bit.
+A few rows are computed by all threads together, many are divided among them. The graph is compiled for a few sizes of
+request, each at its first use: graphs of fixed shape are a fifth faster, half as fast again at one row, and agree to
+the last bit.
 """
 
 import importlib
@@ -20,9 +21,9 @@ from .errors import Failure
 from .inputs import check_inputs
 from .threads import LEAST, MOST, cores, shares
 
-BFLOAT16 = "bfloat16"  # a way to compute the float32 graph, of this engine alone
+OWN_PRECISIONS = {"bfloat16": "float32"}  # and the variants that are computed in them
 Requests = tuple[Any, list[dict[str, np.ndarray]]]  # an AsyncInferQueue, and the inputs of each of its requests
-SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; those of others are filled up
+SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; requests between these are padded
 
 
 class OpenVinoEngine(OpenedEngine):
@@ -35,19 +36,19 @@ class OpenVinoEngine(OpenedEngine):
         """Read a variant's graph.
 
         Args:
-            precision: a variant, computed in float32 (int8: what is not in integers in bfloat16, where the CPU has it); or bfloat16, the
-                float32 variant computed in it.
+            precision: a variant, computed in float32 (int8: the rest in bfloat16, where the CPU has it); or bfloat16,
+                in which the float32 variant is computed.
 
         Raises:
             Failure: OpenVINO is not installed or cannot load the graph, or the CPU has no bfloat16.
         """
-        self._graph = bundle.path / bundle.variant("float32" if precision == BFLOAT16 else precision).graph
+        self._graph = bundle.path / bundle.variant(OWN_PRECISIONS.get(precision, precision)).graph
         self._core = _only(import_openvino().Core)
         has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision == BFLOAT16 and not has_bfloat16:
-            raise Failure("--precision bfloat16: OpenVINO finds no instructions for it in this CPU; take float32")
-        # Left alone, OpenVINO computes float32 graphs in what the CPU is fastest at; what it cannot compute in, it silently replaces.
-        low, self._threads = has_bfloat16 and precision in (BFLOAT16, "int8"), threads or cores()
+        if precision == "bfloat16" and not has_bfloat16:
+            raise Failure("precision: OpenVINO finds no instructions for bfloat16 in this CPU; take float32")
+        # By default, OpenVINO computes in the CPU's fastest precision, and silently replaces those that it lacks.
+        low, self._threads = has_bfloat16 and precision in ("bfloat16", "int8"), threads or cores()
         self._settings = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "INFERENCE_NUM_THREADS": self._threads}
         with self._explained():
             model = self._core.read_model(str(self._graph))
@@ -55,11 +56,14 @@ class OpenVinoEngine(OpenedEngine):
         self.precision, self._shape = precision, bundle.image_shape
         self._queues, self._lock = dict[tuple[int, int, int], Requests](), threading.Lock()
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where it fails or is closed."""
         inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
         (b, g), answer, queues = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), []
-        parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]  # each is guided, or not, as a whole
+        # the rows of a part are all guided, or none
+        parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]
         streams = min(self._threads, 1 << (len(parts).bit_length() - 1))  # each with its share of the threads
         with self._lock, self._explained():
             self.check_open()
@@ -70,7 +74,7 @@ class OpenVinoEngine(OpenedEngine):
                     queues.append(queue)
                     for name, array in arrays[queue.get_idle_request_id()].items():
                         array[: rows.stop - rows.start] = inputs[name][rows]
-                        array[rows.stop - rows.start :] = inputs[name][rows.stop - 1]  # the last one again, to fill up
+                        array[rows.stop - rows.start :] = inputs[name][rows.stop - 1]  # the last row again, as padding
                     queue.start_async(None, (answer, rows))
             finally:
                 for queue in queues:
@@ -78,7 +82,7 @@ class OpenVinoEngine(OpenedEngine):
         return answer
 
     def _queue(self, streams: int, b: int, g: int) -> Requests:
-        """Requests that share the threads out among `streams`, for a graph of that shape alone, and the arrays that each reads."""
+        """`streams` requests for a graph of that shape, which divide the threads; and the input arrays of each."""
         if (streams, b, g) not in self._queues:
             model = self._model.clone()
             model.reshape({"sample": [b, *self._shape], "timestep": [b], "class_label": [b], "guidance": [g]})
@@ -86,17 +90,28 @@ class OpenVinoEngine(OpenedEngine):
             queue = import_openvino().AsyncInferQueue(compiled, streams)
             queue.set_callback(_keep)
             names = ("sample", "timestep", "class_label", *(["guidance"] if g else []))
-            self._queues[streams, b, g] = queue, [{name: request.get_tensor(name).data for name in names} for request in queue]
+            self._queues[streams, b, g] = (
+                queue,
+                [{name: request.get_tensor(name).data for name in names} for request in queue],
+            )
         return self._queues[streams, b, g]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:  # its own, and what its binding makes of them
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            MemoryError,
+        ) as error:  # its own errors, and its binding's
             if isinstance(error, Failure):
                 raise
-            raise Failure(f"{self._graph}: OpenVINO cannot run it ({_last_line(error)}); export the model again") from None
+            raise Failure(
+                f"{self._graph}: OpenVINO cannot run it ({_last_line(error)}); export the model again"
+            ) from None
 
     def close(self) -> None:
         """Drop the compiled graphs."""
@@ -106,13 +121,13 @@ class OpenVinoEngine(OpenedEngine):
 
 
 def _keep(request: Any, place: tuple[np.ndarray, slice]) -> None:
-    """What a request answers goes where it belongs."""
+    """Copy a request's answer to its rows."""
     answer, rows = place
     answer[rows] = request.get_tensor("prediction").data[: rows.stop - rows.start]
 
 
 def _unrounded(model: Any) -> Any:
-    """The model without the rounding of its convolutions' results: OpenVINO's integer convolutions give floats, ONNX Runtime's do not."""
+    """The model without the rounding of convolutions' results, as OpenVINO's integer convolutions return floats."""
     for op in model.get_ops():
         if op.get_type_name() == "FakeQuantize" and _is_convolution(op.input_value(0).get_node()):
             end = op  # QuantizeLinear and DequantizeLinear are FakeQuantize, Convert, Convert, Subtract, Multiply
@@ -124,16 +139,19 @@ def _unrounded(model: Any) -> Any:
 
 
 def _is_convolution(op: Any) -> bool:
-    """Whether it is a convolution or adds its bias."""
-    return op.get_type_name() == "Convolution" or (op.get_type_name() == "Add" and _is_convolution(op.input_value(0).get_node()))
+    """Whether it is a convolution, or the addition of its bias."""
+    return op.get_type_name() == "Convolution" or (
+        op.get_type_name() == "Add" and _is_convolution(op.input_value(0).get_node())
+    )
 
 
 @cache
 def _only(core: type) -> Any:
     """The one `Core` of the process, kept to its end.
 
-    Each puts the signal handlers of the thread that uses it first on a stack of its own, and takes that away when it goes. Of two that do
-    not go in the reverse order of their coming, the first leaves the thread on a stack that is gone: the next Ctrl-C would be a crash.
+    Each core moves the signal handlers of the thread that first uses it to a stack of its own, and frees that stack at
+    its end. Unless two end in the reverse order of their creation, the thread is left on a freed stack: Ctrl-C would
+    crash.
     """
     return core()
 
@@ -141,18 +159,18 @@ def _only(core: type) -> Any:
 def import_openvino() -> Any:
     """The module `openvino`. Raises `Failure` where it is not available.
 
-    On import it reports its use to its makers, unasked, and leaves files in the home folder, unless its package for that is missing.
-    So that package is hidden from it.
+    On import it reports its use to its makers and leaves files in the home folder, unless its telemetry package is
+    missing. So that package is hidden from it.
     """
     hidden = "openvino_telemetry" not in sys.modules
     if hidden:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         return importlib.import_module("openvino")
-    except (ImportError, OSError) as error:  # OSError: a shared library that is not there
+    except (ImportError, OSError) as error:  # OSError: a missing shared library
         missing = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
-        found = "is not installed" if missing else f"cannot be loaded ({_last_line(error)})"
-        raise Failure(f"OpenVINO {found}; pip install 'cfgdiff[openvino]'") from None
+        problem = "is not installed" if missing else f"cannot be loaded ({_last_line(error)})"
+        raise Failure(f"OpenVINO {problem}; pip install 'cfgdiff[openvino]'") from None
     finally:
         if hidden:
             del sys.modules["openvino_telemetry"]

@@ -1,4 +1,4 @@
-"""TensorRT on GPU 0, with one captured CUDA graph for every shape. It runs engines that lie beside a bundle and builds none.
+"""TensorRT on GPU 0, with a captured CUDA graph for every shape. It runs engines built beside a bundle and builds none.
 
 TensorRT and CUDA's binding are imported when an engine is opened, not before.
 """
@@ -16,17 +16,26 @@ from .cuda import Cuda
 from .engine import OpenedEngine
 from .errors import BadInput, Failure
 from .inputs import check_inputs
-from .sidecar import BuiltEngine, check_certificate, check_file, check_key, engines_beside, expected_key, rebuild
+from .sidecar import (
+    BuiltEngine,
+    build_command,
+    check_certificate,
+    check_file,
+    check_key,
+    engines_beside,
+    expected_key,
+    rebuild,
+)
 from .tensorrt_model import Model, import_module
 
 log = logging.getLogger("cfgdiff")
-FASTEST = ("float16", "float32")  # what "auto" tries, in this order
-MOST_PLANS = 16  # a run meets about four: whole and last batches, inside and outside the guidance interval
+FASTEST = ("float16", "float32")  # the precisions that "auto" tries
+MOST_PLANS = 16  # a run has about four: full and last batches, inside and outside the guidance interval
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a shape is run. `graph` None: call by call, as it could not be captured."""
+    """How a shape is run. `graph` is None where it could not be captured: then call by call."""
 
     context: Any
     graph: Any | None
@@ -38,14 +47,19 @@ class TensorRTEngine(OpenedEngine):
     name = "tensorrt"
 
     def __init__(
-        self, bundle: Bundle, precision: str, threads: int | None = None, uncertified: bool = False, built: BuiltEngine | None = None
-    ) -> None:  # fmt: skip
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None = None,
+        uncertified: bool = False,
+        built: BuiltEngine | None = None,
+    ) -> None:
         """Open the first engine beside the bundle that fits this machine.
 
         Args:
             precision: of the engine, or "auto" for the fastest.
             threads: of the CPU; the GPU needs none.
-            uncertified: take an engine that `cfgdiff verify` did not pass.
+            uncertified: also accept an engine that `cfgdiff verify` did not pass.
             built: this engine and no other, whatever `precision` says.
 
         Raises:
@@ -65,7 +79,7 @@ class TensorRTEngine(OpenedEngine):
             self._held = held.pop_all()
 
     def _allocate(self, held: ExitStack) -> None:
-        """Buffers for the largest batch, as the graphs keep their addresses, and the memory that the contexts compute in."""
+        """Buffers for the largest batch, as graphs keep addresses, and the memory that the contexts compute in."""
         rows, cuda = (self.max_batch,), self._cuda
         picture = (*rows, *self._shape)
         kinds: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
@@ -82,11 +96,13 @@ class TensorRTEngine(OpenedEngine):
         self._scratch = cuda.alloc_device(self._model.scratch_size)
         held.callback(cuda.free_device, self._scratch)
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """See `Engine.predict`.
 
         Raises:
-            BadInput: inputs that are not of the graph's shapes and types, or of a batch that the engine was not built for.
+            BadInput: inputs of other shapes or types, or of a batch that the engine was not built for.
             Failure: the engine is closed, or the GPU fails.
         """
         inputs = check_inputs(sample, timestep, class_label, guidance, self._shape, least=0)  # the batch: below
@@ -98,7 +114,7 @@ class TensorRTEngine(OpenedEngine):
             )
         with self._lock:
             self.check_open()
-            rows = max(b, self._least)  # an engine for at least MIN rows gets copies of the first, unguided ones
+            rows = max(b, self._least)  # an engine for at least MIN rows gets copies of the first row, unguided
             for name, array in inputs.items():
                 self._host[name][: len(array)] = array
                 if name != "guidance":
@@ -112,7 +128,7 @@ class TensorRTEngine(OpenedEngine):
             self._drop_plans(MOST_PLANS - 1)
             self._plans[b, g] = self._first_run(b, g)
             return
-        self._plans[b, g] = plan  # as the latest used, at the end
+        self._plans[b, g] = plan  # last, as the latest used
         if plan.graph is None:
             self._enqueue(plan.context, b, g)
         else:
@@ -120,9 +136,9 @@ class TensorRTEngine(OpenedEngine):
         self._cuda.synchronize(self._stream)
 
     def _first_run(self, b: int, g: int) -> _Plan:
-        """Run a shape call by call, so that all that is made at first use is there, and then capture it.
+        """Run a shape call by call, which sets up everything that first use needs, and then capture it.
 
-        Each has its own context: a graph is good only as long as its context stays as it was when it was captured.
+        Each shape has its own context: a graph is valid only as long as its context does not change.
         """
         shapes = {name: self._rows(name, b, g).shape for name in self._host if name != "prediction"}
         context = self._model.new_context(self._scratch, shapes, self._device)
@@ -148,14 +164,14 @@ class TensorRTEngine(OpenedEngine):
         self._cuda.copy_out(self._rows("prediction", b, g), self._device["prediction"], self._stream)
 
     def _drop_plans(self, keep: int) -> None:
-        """All but the latest used ones."""
+        """Drop all but the latest used ones."""
         while len(self._plans) > keep:
             plan = self._plans.pop(next(iter(self._plans)))
             if plan.graph is not None:
                 self._cuda.destroy_graph(plan.graph)
 
     def close(self) -> None:
-        """Give back the memory of host and GPU."""
+        """Free the memory of host and GPU."""
         with self._lock:
             if not self.closed:
                 self.closed = True
@@ -163,37 +179,48 @@ class TensorRTEngine(OpenedEngine):
                 del self._model, self._host
 
 
-def _choose(bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine | None) -> tuple[BuiltEngine, Any, bytes, Cuda]:
+def open_built(bundle: Bundle, built: BuiltEngine, uncertified: bool = False) -> TensorRTEngine:
+    """One of the engines beside a bundle; see `TensorRTEngine`."""
+    return TensorRTEngine(bundle, built.key.precision, None, uncertified, built)
+
+
+def _choose(
+    bundle: Bundle, precision: str, uncertified: bool, built: BuiltEngine | None
+) -> tuple[BuiltEngine, Any, bytes, Cuda]:
     """The first engine that fits, its module, its bytes and the GPU. Raises `Failure` with the reasons against each."""
     reasons: dict[str, None] = {}
     for engine in [built] if built else _candidates(bundle, precision):
         try:
-            found = _check(bundle, engine, uncertified)
+            checked = _check(bundle, engine, uncertified)
         except Failure as error:
             reasons[str(error)] = None
             continue
         for reason in reasons:
             log.info("tensorrt: %s", reason)
-        return engine, *found
+        return engine, *checked
     raise Failure("; ".join(reasons))
 
 
 def _candidates(bundle: Bundle, precision: str) -> list[BuiltEngine]:
-    """The engines beside a bundle of that precision; for "auto" of all in `FASTEST`. Raises `Failure` where there are none."""
+    """The engines beside a bundle at that precision, or at those in `FASTEST`. Raises `Failure` for none."""
     wanted, beside = FASTEST if precision == "auto" else (precision,), engines_beside(bundle.path)
     candidates = [engine for name in wanted for engine in beside if engine.key.precision == name]
     if not candidates:
-        build = f"cfgdiff export --from-bundle {bundle.path} --tensorrt"
-        raise Failure(f"no TensorRT engine of precision {' or '.join(wanted)} beside {bundle.path}; build one with: {build}")
+        how = f"build one with: {build_command(bundle.path)}"
+        raise Failure(f"no TensorRT engine of precision {' or '.join(wanted)} beside {bundle.path}; {how}")
     return candidates
 
 
 def _check(bundle: Bundle, engine: BuiltEngine, uncertified: bool) -> tuple[Any, bytes, Cuda]:
     key = engine.key
-    check_key(engine, expected_key(bundle, engine, key.version, next(iter(key.sm), "none"), key.driver))  # the graph, to be told anywhere
+    check_key(
+        engine, expected_key(bundle, engine, key.version, next(iter(key.sm), "none"), key.driver)
+    )  # the graph, to be told anywhere
     if not uncertified:
         check_certificate(engine)
     data, module = check_file(engine), import_module(engine)
     cuda = Cuda()
-    check_key(engine, expected_key(bundle, engine, module.__version__, cuda.compute_capability(), cuda.driver_version()))
+    check_key(
+        engine, expected_key(bundle, engine, module.__version__, cuda.compute_capability(), cuda.driver_version())
+    )
     return module, data, cuda

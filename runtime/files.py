@@ -1,16 +1,22 @@
-"""Files that are whole or absent: written under a name of their own beside the target, then renamed over it. It knows no pictures.
+"""Files and folders that are whole or absent, even after a kill: written beside the target, then renamed over it.
 
-A partial file stays locked while its process lives, so one without a lock was left by a process that was killed; whoever writes the same
-target next removes it, or continues it. Two processes that write one target do not share a partial file: the later rename wins, whole.
+A partial file stays locked while its process lives, so one without a lock was left by a process that was killed; the
+next process that writes the same target removes it, or continues it. Two processes that write one target do not share a
+partial file: the later rename wins.
+
+Beside a folder NAME may lie `.NAME.partial`, half-written or half-removed, and `.NAME.old`, always whole: what NAME
+was, between the moment it is moved out of the way and the moment the new folder has its name.
 """
 
 import glob
+import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import Failure
 
@@ -19,7 +25,7 @@ try:
 except ImportError:  # on Windows, where a file that is open can be neither removed nor renamed
     fcntl = None  # type: ignore[assignment]
 
-TOKEN = 8  # hexadecimal digits that make the name of a partial file its own
+TOKEN = 8  # hexadecimal digits that make the name of a partial file unique
 
 
 @contextmanager
@@ -28,8 +34,7 @@ def partial_file(target: Path, sync: bool = True, resume: bool = False) -> Itera
 
     Args:
         sync: wait until it is on the disk before it is renamed, so that it is whole after a power failure, too.
-        resume: give the longest of the files that interrupted calls left, where there is one, at its start; and leave this one when the
-            block does not end well.
+        resume: start from the longest file that interrupted calls left; and leave this file when the block fails.
 
     Raises:
         OSError: it cannot be written.
@@ -55,7 +60,7 @@ def write_whole(path: Path, data: bytes, one_of_many: bool = False) -> None:
     """Write a file, whole or not at all. Raises `Failure` where that fails.
 
     Args:
-        one_of_many: of a folder, for which the caller calls `remove_abandoned` once, and which can lose the last ones in a power failure.
+        one_of_many: not synced, so a power failure can lose it; and the caller calls `remove_abandoned` for all.
     """
     try:
         if not one_of_many:
@@ -66,25 +71,35 @@ def write_whole(path: Path, data: bytes, one_of_many: bool = False) -> None:
         raise cannot_write(path, error) from None
 
 
+def write_json(path: Path, tree: Any) -> None:
+    """`write_whole` of `json_bytes`."""
+    write_whole(path, json_bytes(tree))
+
+
+def json_bytes(tree: Any) -> bytes:
+    """JSON, an entry a line."""
+    return (json.dumps(tree, indent=1) + "\n").encode()
+
+
 def cannot_write(path: Path, error: OSError) -> Failure:
-    """The line for it."""
-    return Failure(f"--out: cannot write {path} ({error.strerror or error}); choose another place or make room")
+    """The error of a file or folder that cannot be written."""
+    return Failure(f"{path}: cannot be written ({error.strerror or error}); make room or choose another place")
 
 
 def partial_files(target: Path) -> list[Path]:
-    """The files that are, or were, to become `target`, the longest first. Its name may have * in it for several targets."""
+    """The partial files of `target`, the longest first. Its name may contain * for several targets."""
     name = "*".join(glob.escape(part) for part in target.name.split("*"))
-    found = []
+    sizes = []
     for path in target.parent.glob(f".{name}.{'[0-9a-f]' * TOKEN}.partial"):
-        with suppress(OSError):  # it has gone meanwhile
-            found.append((path.stat().st_size, path))
-    return [path for _, path in sorted(found, reverse=True)]
+        with suppress(OSError):  # another process has just removed it
+            sizes.append((path.stat().st_size, path))
+    return [path for _, path in sorted(sizes, reverse=True)]
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove what processes left that were killed while they wrote `target`; see `partial_files`."""
+    """Remove the partial files of processes that were killed while they wrote `target`; see `partial_files`."""
     for path in partial_files(target):
-        with suppress(OSError):  # it has gone meanwhile, or belongs to another user
+        with suppress(OSError):  # another process has just removed it, or it belongs to another user
             if fcntl is None:
                 path.unlink()
             elif file := _locked(path, "r+b"):
@@ -116,8 +131,79 @@ def _locked(path: Path, mode: str) -> IO[bytes] | None:
     except BlockingIOError:
         file.close()
         return None
-    except OSError:  # a file system without locks: what is there cannot be told from what is being written
+    except OSError:  # a file system without locks: an abandoned file cannot be told from one that is being written
         if mode != "x+b":
             file.close()
             return None
     return file
+
+
+@contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `target`, or becomes it, when the block ends well; else nothing changes.
+
+    After a kill, `restore_folder` or the next `replace_folder` finds `target` again, old or new. A link stays a link.
+
+    Raises:
+        OSError: as the file system says it.
+    """
+    target = Path(os.path.realpath(target))
+    partial, old = _beside(target)
+    _clean(target)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        _clean(target)
+
+
+def restore_folder(target: Path) -> None:
+    """Give `target` back its name where a kill came between the two renames of `replace_folder`; else do nothing.
+
+    Raises:
+        OSError: as the file system says it.
+    """
+    target = Path(os.path.realpath(target))
+    if not target.exists() and (old := _beside(target)[1]).exists():
+        with suppress(FileNotFoundError):  # another process was faster
+            old.rename(target)
+
+
+def restore_folders(parent: Path) -> None:
+    """`restore_folder` for everything in `parent`. Raises OSError."""
+    for old in parent.glob(".*.old"):
+        restore_folder(parent / old.name.removeprefix(".").removesuffix(".old"))
+
+
+def remove_folder(target: Path) -> None:
+    """Remove a folder so that a kill leaves it whole, or under the name of a half-written one."""
+    partial, _ = _beside(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    target.rename(partial)
+    shutil.rmtree(partial)
+
+
+def remove_partial(parent: Path) -> None:
+    """Remove the half-written and half-removed folders that kills left in `parent`."""
+    for partial in parent.glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
+
+
+def _clean(target: Path) -> None:
+    """Remove what is beside `target`; where it is missing, give the old folder its name back."""
+    restore_folder(target)
+    partial, old = _beside(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    if old.exists():
+        old.rename(partial)  # first, so that what is called old is always whole
+        shutil.rmtree(partial, ignore_errors=True)

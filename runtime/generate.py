@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Model
 from .engine import Engine
 from .guidance import finite, guided, mixed, thresholded, watched, with_x0
 from .noise import normals
@@ -18,7 +18,7 @@ Watch = Callable[[int, np.ndarray], object]
 
 
 def generate(
-    engine: Engine, bundle: Bundle, classes: Classes, steps: int | None = None,
+    engine: Engine, bundle: Model, classes: Classes, steps: int | None = None,
     guidance: float | Sequence[float] | np.ndarray | None = None, seed: Seed = 0, sampler: str | None = None, *,
     watch: Watch | None = None, **settings: Any,
 ) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip

@@ -1,13 +1,15 @@
-"""What an ONNX file says of itself, read without the package onnx: its inputs, outputs and metadata, and the files its tensors lie in.
+"""Reads inputs, outputs, metadata and the files of tensors from an ONNX file, without onnx; checks the contract.
 
-An ONNX file is a protobuf message (onnx/onnx.proto): a sequence of fields, each a number, a wire type and a value. Only the fields that
-lead to a name, a shape or a location are followed; everything else is stepped over.
+An ONNX file is a protobuf message (onnx/onnx.proto): a sequence of fields, each a number, a wire type and a value. Only
+the fields that lead to a name, a shape or a location are followed; everything else is stepped over.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+FLOAT32, INT64 = 1, 7  # element types
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # Message -> {field: message in it}, for all paths that lead to a tensor or to the graph's inputs and outputs.
 FOLLOWED = {
@@ -26,8 +28,12 @@ FOLLOWED = {
 
 @dataclass
 class GraphFile:
-    """`inputs` and `outputs` map names to (element type, shape); a dimension that is not fixed is None. `locations` are the files, as the
-    graph names them, of tensors that do not lie in the graph itself."""
+    """What a graph declares.
+
+    Attributes:
+        inputs, outputs: (element type, shape) by name; a dimension that is not fixed is None.
+        locations: the files, as the graph names them, of tensors outside the graph's own file.
+    """
 
     inputs: dict[str, tuple[int, list[int | None]]] = field(default_factory=dict)
     outputs: dict[str, tuple[int, list[int | None]]] = field(default_factory=dict)
@@ -36,30 +42,53 @@ class GraphFile:
 
 
 def read_graph(data: bytes) -> GraphFile:
-    """Read a whole ONNX file. Raises ValueError for what is none."""
-    found, weights = GraphFile(), set[str]()
+    """Read an ONNX file from its bytes. Raises ValueError where they are not one."""
+    graph, weights = GraphFile(), set[str]()
     waiting = deque([("model", memoryview(data))])
     while waiting:
         kind, message = waiting.popleft()
         if kind in ("input", "output"):
             name, form = _value(message)
-            (found.inputs if kind == "input" else found.outputs)[name] = form
+            (graph.inputs if kind == "input" else graph.outputs)[name] = form
             continue
         if kind in ("external", "metadata"):
             entry = {number: _text(text) for number, text in _fields(message)}
             key, text = entry.get(1, ""), entry.get(2, "")
             if kind == "metadata":
-                found.metadata[key] = text
+                graph.metadata[key] = text
             elif key == "location":
-                found.locations.add(text)
+                graph.locations.add(text)
             continue
         for number, value in _fields(message):
             if kind == "weight" and number == 8:
                 weights.add(_text(value))
             elif (inner := FOLLOWED[kind].get(number)) is not None:
                 waiting.append((inner, _message(value)))
-    found.inputs = {name: form for name, form in found.inputs.items() if name not in weights}  # old files list weights, too
-    return found
+    for name in weights & graph.inputs.keys():  # old files list weights among the inputs
+        del graph.inputs[name]
+    return graph
+
+
+def contradiction(graph: GraphFile, image_shape: tuple[int, int, int], classes: int) -> str:
+    """Where a graph contradicts the contract for such pictures and classes, in words; empty where nowhere."""
+    pictures, row = (FLOAT32, 4), (FLOAT32, 1)
+    inputs = {"sample": pictures, "timestep": row, "class_label": (INT64, 1), "guidance": row}
+    sides = (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, {"prediction": pictures}))
+    for side, values, expected in sides:
+        if {name: (kind, len(shape)) for name, (kind, shape) in values.items()} != expected:
+            names = f"its {side} are {', '.join(values) or 'none'}; expected {', '.join(expected)}"
+            return f"{names}, of the ranks and types of the contract"
+    for name, (_, (batch, *shape)) in (graph.inputs | graph.outputs).items():
+        if batch is not None:
+            return f"{name} is for a batch of {batch} alone; expected any"
+        if shape and any(size not in (None, wanted) for size, wanted in zip(shape, image_shape, strict=True)):
+            return f"{name} is of pictures {tuple(shape)}, expected image_shape {image_shape}"
+    try:
+        class_names = json.loads(graph.metadata.get("class_names", "null"))
+        n = len(class_names) if class_names else classes
+    except (TypeError, ValueError, RecursionError):
+        return "its metadata class_names are no list in JSON"
+    return "" if n == classes else f"it is of {n} classes, expected {classes} by class_names"
 
 
 def _value(message: memoryview) -> tuple[str, tuple[int, list[int | None]]]:
@@ -75,12 +104,15 @@ def _value(message: memoryview) -> tuple[str, tuple[int, list[int | None]]]:
                         kind = entry
                     elif part == 2:
                         dims = (dim for dim_number, dim in _fields(_message(entry)) if dim_number == 1)
-                        shape = [next((v for n, v in _fields(_message(dim)) if n == 1 and isinstance(v, int)), None) for dim in dims]
+                        shape = [
+                            next((v for n, v in _fields(_message(dim)) if n == 1 and isinstance(v, int)), None)
+                            for dim in dims
+                        ]
     return name, (kind, shape)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
-    """(number, value) of each field; the value of a fixed-size number, which nobody here asks for, is 0."""
+    """(number, value) of each field; the value of a fixed-size number, which is not needed here, is 0."""
     at, end = 0, len(message)
     while at < end:
         key = message[at]

@@ -10,6 +10,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .engine import Engine
+from .engines import computed_variant
 from .errors import Failure
 from .plan import MOST_STEPS, Plan
 from .request import Blend, Edit, Request
@@ -54,7 +55,7 @@ def model_note(bundle: Bundle, engine: Engine) -> dict[str, str]:
 
 def model_digest(bundle: Bundle, precision: str) -> str:
     """The digest of the graph that an engine of that precision runs."""
-    return graph_digest(bundle.variants.get(precision) or bundle.variant("float32"))  # bfloat16 is float32's graph
+    return graph_digest(computed_variant(bundle, precision))
 
 
 def request_of(note: dict[str, Any], edit: Edit | None = None) -> Request:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Model
 from .errors import BadInput, named, whole_number
 from .guidance import Guidance, network_rows
 from .noise import keys
@@ -51,7 +51,7 @@ class Plan:
     """
 
     request: Request
-    bundle: Bundle
+    bundle: Model
     course: Course
     guidance: Guidance
     labels: np.ndarray
@@ -90,7 +90,7 @@ class Plan:
         return replace(self, end=end, **each)
 
 
-def resolve(bundle: Bundle, request: Request) -> Plan:
+def resolve(bundle: Model, request: Request) -> Plan:
     """Make and check every choice that a request leaves to the bundle.
 
     The steps that `cfgdiff fit-steps` fitted are taken where they fit and no sampler is named.
@@ -116,7 +116,7 @@ def resolve(bundle: Bundle, request: Request) -> Plan:
     )  # fmt: skip
 
 
-def guidance_of(bundle: Bundle, request: Request) -> Guidance:
+def guidance_of(bundle: Model, request: Request) -> Guidance:
     """How a request's predictions are guided. Raises `BadInput`, naming the parameter."""
     defaults = bundle.defaults
     weights = _weights(defaults.guidance if request.guidance is None else request.guidance)
@@ -146,7 +146,7 @@ def _interval(interval: Any) -> tuple[float, float] | None:
     return None if (lo, hi) == (0.0, math.inf) else (lo, hi)
 
 
-def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
+def _course(bundle: Model, request: Request, guidance: Guidance) -> Course:
     asked, strength = request.sampler, request.strength
     if not 0 < strength <= 1:
         kept = "1 keeps nothing of the picture, 0.5 its outlines"
@@ -177,7 +177,7 @@ def _course(bundle: Bundle, request: Request, guidance: Guidance) -> Course:
     return Course(name, spacing, steps, solve, timesteps)
 
 
-def _refuse_idle(bundle: Bundle, request: Request, guidance: Guidance, course: Course) -> None:
+def _refuse_idle(bundle: Model, request: Request, guidance: Guidance, course: Course) -> None:
     """What would change nothing is a mistake, not silence. Raises `BadInput`."""
     own = [bundle.defaults.interval]  # asking for the model's interval, or for that of the fitted steps, is no mistake
     if course.sampler == FITTED:
@@ -198,7 +198,7 @@ def _refuse_idle(bundle: Bundle, request: Request, guidance: Guidance, course: C
         raise BadInput(f"interval: {expected}, found {lo:g},{hi:g}; nothing would be guided")
 
 
-def _end(bundle: Bundle, blend: Blend, n: int) -> End:
+def _end(bundle: Model, blend: Blend, n: int) -> End:
     seeds, labels = keys("blend.seed", blend.seed, n), class_labels(bundle, blend.classes)
     shares = np.array(blend.shares, np.float64)
     if not len(shares) == len(labels) == n:
@@ -208,7 +208,7 @@ def _end(bundle: Bundle, blend: Blend, n: int) -> End:
     return End(labels, seeds, shares)
 
 
-def _known(bundle: Bundle, edit: Edit) -> np.ndarray:
+def _known(bundle: Model, edit: Edit) -> np.ndarray:
     """The picture as x0."""
     c, h, w = bundle.image_shape
     expected = (("picture", edit.picture, (h, w, c), np.uint8), ("mask", edit.mask, (h, w), np.bool_))

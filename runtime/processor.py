@@ -1,4 +1,4 @@
-"""This machine's processor: its name, and the instructions that it can be asked for."""
+"""This machine's processor: its name and its instructions."""
 
 import platform
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-# Those that decide what is fast in a network, the most telling last.
+# Those that decide which precisions are fast, the most important last.
 NOTABLE = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
@@ -15,14 +15,14 @@ NOTABLE = (
 
 @dataclass(frozen=True)
 class Processor:
-    """A name as its maker gives it, and all instructions that it names; none where the system does not tell."""
+    """A name as the maker gives it, and its instructions; none where the system does not list them."""
 
     name: str
     instructions: frozenset[str]
 
     @property
     def notable(self) -> tuple[str, ...]:
-        """Those of `NOTABLE` that it has, the most telling last."""
+        """Those of `NOTABLE` that it has, the most important last."""
         return tuple(name for name in NOTABLE if name in self.instructions)
 
 
@@ -33,6 +33,7 @@ def processor() -> Processor:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
         lines = []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = told.get("model name") or platform.processor() or platform.machine()
-    return Processor(name, frozenset((told.get("flags") or told.get("Features") or "").split()))  # Features: on Arm
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = entries.get("model name") or platform.processor() or platform.machine()
+    # Features: on Arm
+    return Processor(name, frozenset((entries.get("flags") or entries.get("Features") or "").split()))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Model
 from .errors import BadInput, named
 
 Classes = Sequence[str | int] | np.ndarray
@@ -88,7 +88,7 @@ class Request:
         return 1.0 if self.edit is None else self.edit.strength
 
 
-def class_labels(bundle: Bundle, classes: Classes) -> np.ndarray:
+def class_labels(bundle: Model, classes: Classes) -> np.ndarray:
     """(N,) int64 labels of class names, in any case, or numbers. Raises `BadInput`, with the nearest name."""
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | np.ndarray) or not len(classes):
         example = f"as in [{bundle.class_names[0]!r}]"

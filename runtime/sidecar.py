@@ -1,17 +1,18 @@
-"""TensorRT engines beside a bundle's graphs: `NAME.engine`, and `NAME.engine.json` saying what it fits and who vouches for it.
+"""TensorRT engines beside a bundle's graphs: `NAME.engine`, and `NAME.engine.json` with its key and certificate.
 
-An engine fits one graph, module, version, GPU architecture, driver, precision and profile. All of them are its key, readable in
-the sidecar and hashed into its name. Nothing here loads TensorRT.
+An engine fits one graph, module, version, GPU architecture, driver, precision and profile. All of them are its key,
+readable in the sidecar and hashed into its name. Nothing here loads TensorRT.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from .bundle import DAMAGE, Bundle, Variant
+from .certificate import Certificate, parse_certificate
 from .errors import Failure
+from .files import write_json
 
 SUFFIX = ".engine"
 MODULES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
@@ -51,12 +52,12 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine beside a bundle. `certificate` is what `cfgdiff verify` found, None where it never ran."""
+    """An engine beside a bundle. `certificate` is None until `cfgdiff verify` has run."""
 
     path: Path
     key: EngineKey
     sha256: str
-    certificate: dict[str, Any] | None = None
+    certificate: Certificate | None = None
 
 
 def graph_digest(variant: Variant) -> str:
@@ -70,19 +71,15 @@ def sidecar_of(engine: Path) -> Path:
 
 
 def write_sidecar(engine: BuiltEngine) -> None:
-    """Write the sidecar beside its engine, whole or not at all."""
-    tree = {"key": asdict(engine.key), "sha256": engine.sha256, "certificate": engine.certificate}
-    path = sidecar_of(engine.path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(tree, indent=1) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write the sidecar beside its engine. Raises `Failure`."""
+    certificate = engine.certificate and engine.certificate.to_json()
+    write_json(
+        sidecar_of(engine.path), {"key": asdict(engine.key), "sha256": engine.sha256, "certificate": certificate}
+    )
 
 
 def read_sidecar(path: Path) -> BuiltEngine:
-    """Raises `Failure` naming the file and the part that is not as it must be."""
+    """Raises `Failure`, naming the file, where it cannot be read or is damaged."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
             raise ValueError
@@ -90,20 +87,19 @@ def read_sidecar(path: Path) -> BuiltEngine:
         json.dumps(tree, ensure_ascii=False).encode()  # fails for what cannot be printed
         parts = {field.name: tree["key"][field.name] for field in fields(EngineKey)}
         key = EngineKey(**parts | {"sm": tuple(map(str, parts["sm"])), "profile": tuple(map(int, parts["profile"]))})
-        certificate = tree["certificate"]
-        if not (key.module in MODULES and key.sm and len(key.profile) == 3 and 1 <= min(key.profile) <= max(key.profile) < 2**31):
+        certificate = parse_certificate(tree["certificate"])
+        if not (key.module in MODULES and key.sm and len(key.profile) == 3):
+            raise ValueError
+        if not 1 <= min(key.profile) <= max(key.profile) < 2**31:
             raise ValueError
         if not all(isinstance(part, str) for part in (key.graph, key.version, key.driver, key.precision)):
-            raise ValueError
-        if not (certificate is None or isinstance(certificate["passed"], bool)):
-            raise ValueError
-        if certificate is not None and not all(isinstance(text, str) for text in certificate.get("failures", [])):
             raise ValueError
         return BuiltEngine(path.with_name(path.name.removesuffix(".json")), key, str(tree["sha256"]), certificate)
     except OSError as error:
         raise Failure(f"{path}: cannot be read ({error.strerror}); build the engine again") from None
     except (*DAMAGE, RecursionError):
-        raise Failure(f"{path}: not the sidecar of an engine (JSON with key, sha256 and certificate); build the engine again") from None
+        problem = "not the sidecar of an engine (JSON with key, sha256 and certificate)"
+        raise Failure(f"{path}: {problem}; build the engine again") from None
 
 
 def engines_beside(folder: Path) -> list[BuiltEngine]:
@@ -138,26 +134,33 @@ def check_file(engine: BuiltEngine) -> bytes:
         raise Failure(f"{engine.path}: cannot be read ({error.strerror}); {rebuild(engine)}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != engine.sha256:
-        raise Failure(f"{engine.path}: damaged, sha256 is {found[:12]}…, expected {engine.sha256[:12]}…; {rebuild(engine)}")
+        raise Failure(
+            f"{engine.path}: damaged, sha256 is {found[:12]}…, expected {engine.sha256[:12]}…; {rebuild(engine)}"
+        )
     return data
 
 
 def check_certificate(engine: BuiltEngine) -> None:
-    """Raises `Failure` where nobody has shown that the engine answers as float32 does."""
-    bundle = engine.path.parent
-    if engine.certificate is None:
-        raise Failure(f"{engine.path}: not certified; run cfgdiff verify {bundle} --engine tensorrt here, or take it with --uncertified")
-    if engine.certificate.get("sha256") != engine.sha256:
-        raise Failure(f"{engine.path}: its certificate is of another engine; run cfgdiff verify {bundle} --engine tensorrt again")
-    if not engine.certificate["passed"]:
-        failed = "; ".join(engine.certificate.get("failures", [])) or "no reason given"
-        raise Failure(f"{engine.path}: failed its verification ({failed}); {rebuild(engine)}, or use another engine")
+    """Raises `Failure` where the engine has no certificate, or did not pass."""
+    certificate, run = engine.certificate, f"run cfgdiff verify {engine.path.parent} --engine tensorrt"
+    if certificate is None:
+        raise Failure(f"{engine.path}: not certified; {run} here, or take it with `uncertified`")
+    if certificate.sha256 != engine.sha256:
+        raise Failure(f"{engine.path}: its certificate is of another engine; {run} again")
+    if not certificate.passed:
+        reasons = "; ".join(certificate.failures) or "no reason given"
+        raise Failure(f"{engine.path}: failed its verification ({reasons}); {rebuild(engine)}, or use another engine")
+
+
+def build_command(folder: Path) -> str:
+    """The command that builds engines for a bundle."""
+    return f"cfgdiff export --from-bundle {folder} --tensorrt"
 
 
 def rebuild(engine: BuiltEngine, batch: str | None = None) -> str:
     """The command that makes an engine for what is here, of the same profile unless `batch` says another."""
     folder, batch = engine.path.parent, batch or ",".join(map(str, engine.key.profile))
-    return f"rebuild it here with: cfgdiff export --from-bundle {folder} --tensorrt --batch {batch} --out {folder} --force"
+    return f"rebuild it here with: {build_command(folder)} --batch {batch} --out {folder} --force"
 
 
 def _shown(value: object) -> str:

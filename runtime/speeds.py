@@ -1,7 +1,7 @@
 """How fast, and how close to float32, each engine computes a bundle on this machine's CPU: measured once, and kept.
 
-An engine's certificate here is about this engine on this processor: its answers agree with each other and with the guidance equation,
-and its pictures are those of float32 on ONNX Runtime from the same noise. Nothing is decided here; choose.py does.
+An engine is certified here for this processor: its answers agree with each other and with the guidance equation, and
+its pictures are those of float32 on ONNX Runtime from the same noise. Nothing is decided here; choose.py does.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ import numpy as np
 
 from .bundle import Bundle
 from .cache import cache_folder
-from .engine import ON_CPU, Engine, open_at, own_version, package, ways_on_cpu
+from .engine import Engine
+from .engines import REFERENCE, cpu_engines, open_at, own_version, package, ways_on_cpu
 from .errors import Failure
-from .files import partial_file, remove_abandoned
+from .files import write_json
 from .generate import generate
 from .images import psnr
 from .noise import normals
@@ -33,8 +34,7 @@ MANY = 64  # pictures in the large call
 LONGEST = 0.5  # seconds of a large call of the fastest engine; a slower network is measured on fewer pictures
 DRAWING = 2.0  # seconds for the pictures of the fastest engine
 PICTURES, MOST_STEPS = 8, 50
-PAUSE = 0.02  # seconds between turns: threads of the engine before spin for a little
-REFERENCE = ("cpu", "float32")
+PAUSE = 0.02  # seconds between turns: the threads of the engine before spin for a little
 LIMITS = {"float32": 45.0}  # dB that pictures may be from the reference's; other precisions 40
 ROWS = {"float32": 1e-3}  # relative error of answers against each other; other precisions 5 %
 Way = tuple[str, str]  # engine, precision
@@ -43,14 +43,14 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Speed:
-    """What was found of an engine at a precision. Seconds, of guided calls; 0 where it does not open."""
+    """Measurements of an engine at a precision. Seconds, of guided calls; 0 where it does not open."""
 
     engine: str
     precision: str
     against: str = ""
-    """Why it is not to be used: it does not open, or its answers contradict each other. Empty where nothing speaks against it."""
+    """Why it must not be used: it does not open, or its answers contradict each other. Empty where it may be."""
     opened: float = 0.0
-    """Until its first answer, for one picture, its library's loading included."""
+    """Until its first answer, for one picture, the loading of its library included."""
     one: float = 0.0
     """Of a call for one picture."""
     many: float = 0.0
@@ -59,30 +59,36 @@ class Speed:
     """Of its pictures to the reference's."""
 
     @property
+    def way(self) -> Way:
+        """(engine, precision)."""
+        return self.engine, self.precision
+
+    @property
     def limit(self) -> float:
         """The least `psnr_db` of a certified engine."""
         return LIMITS.get(self.precision, 40.0)
 
     @property
     def certified(self) -> bool:
-        """Whether its pictures are float32's, so that it may be taken where no precision is named."""
+        """Its pictures are float32's, so that it may be taken where no precision is named."""
         return not self.against and self.psnr_db >= self.limit
 
     @property
     def right(self) -> bool:
-        """Whether it may be taken where its precision is named: its answers make sense, and float32 is float32."""
+        """It may be taken where its precision is named: its answers make sense, and float32 is float32."""
         return self.certified if self.precision == "float32" else not self.against
 
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.against or (self.engine, self.precision) == REFERENCE:
+        if self.against or self.way == REFERENCE:
             return self.against or "what the others are compared with"
-        far = f"pictures {self.psnr_db:.1f} dB from float32's"
-        return far if self.certified else f"{far}, limit {self.limit:.0f}"
+        distance = f"pictures {self.psnr_db:.1f} dB from float32's"
+        return distance if self.certified else f"{distance}, limit {self.limit:.0f}"
 
     def seconds(self, rows: int | None, batch: int) -> float:
-        """Expected for `rows` rows of the network, `batch` guided pictures at a time, opening included; None: for a large call alone."""
+        """Expected for `rows` of the network, `batch` guided pictures at a time, with opening; None: for a large call
+        alone."""
         if rows is None:
             return self.many
         batch = min(batch, MANY)
@@ -90,91 +96,103 @@ class Speed:
         return self.opened + rows * call / (2 * batch)
 
 
-def speeds(bundle: Bundle, threads: int | None = None, anew: bool = False, kept_only: bool = False) -> tuple[Speed, ...]:
+def speeds(
+    bundle: Bundle, threads: int | None = None, anew: bool = False, kept_only: bool = False
+) -> tuple[Speed, ...]:
     """Every way to compute a bundle on this CPU, from the cache, else measured now and put there.
 
     Args:
         anew: measure even where it was done before.
-        kept_only: do not measure; give none where it was not done before.
+        kept_only: do not measure; return none where it was not done before.
     """
     key = key_of(bundle, threads)
     file = _file_of(key)
-    found = None if anew or file is None else _read(file, key)
-    if found is None and not kept_only:
-        log.info("measuring the engines of this machine, once (%s) ...", file or "nowhere to keep it")
-        found = measure(bundle, threads)
-        if file is not None and found[0].many:
-            _keep(file, key, found)
-    return found or ()
+    kept = None if anew or file is None else _read(file, key)
+    if kept is not None or kept_only:
+        return kept or ()
+    log.info("measuring the engines of this machine, once (%s) ...", file or "nowhere to keep it")
+    measured = measure(bundle, threads)
+    if file is not None and measured[0].many:
+        _keep(file, key, measured)
+    return measured
 
 
 def key_of(bundle: Bundle, threads: int | None) -> dict[str, Any]:
-    """All that the figures depend on, readable."""
+    """Everything that the figures depend on, readable."""
     here, fitted = processor(), json.dumps({n: asdict(f) for n, f in bundle.fitted.items()})
     key = {
-        "processor": here.name, "instructions": " ".join(sorted(here.instructions)),
+        "processor": here.name,
+        "instructions": " ".join(sorted(here.instructions)),
         "threads": str(threads) if threads else f"the engine's choice of {cores()} cores",
-        "versions": {"cfgdiff": own_version()} | {name: package(name) for name in ON_CPU},
+        "versions": {"cfgdiff": own_version()} | {name: package(name) for name in cpu_engines()},
         "graphs": {name: graph_digest(variant) for name, variant in bundle.variants.items()},
         "ways": [" ".join(way) for way in ways_on_cpu(bundle)],
-        "defaults": asdict(bundle.defaults), "fitted": hashlib.sha256(fitted.encode()).hexdigest(),
-    }  # fmt: skip
-    read: dict[str, Any] = json.loads(json.dumps(key))  # as it is read back
-    return read
+        "defaults": asdict(bundle.defaults),
+        "fitted": hashlib.sha256(fitted.encode()).hexdigest(),
+    }
+    as_read_back: dict[str, Any] = json.loads(json.dumps(key))
+    return as_read_back
 
 
 def measure(bundle: Bundle, threads: int | None = None, clock: Clock = time.perf_counter) -> tuple[Speed, ...]:
     """Open every engine at every precision of its own, time their calls in turns and compare their pictures."""
     with ExitStack() as held:
-        found, opened = _open_all(bundle, threads, held, clock)
+        measured, opened = _open_all(bundle, threads, held, clock)
         if REFERENCE not in opened:
-            return tuple(found.values())
+            return tuple(measured.values())
         one = _turns(opened, _call(bundle, 1), 5, clock)
         n, steps = _affordable(bundle, min(one.values()))
         reference = _pictures(opened[REFERENCE], bundle, n, steps)
         for way, engine in opened.items():
-            speed = replace(found[way], against=_contradiction(engine, bundle), one=one[way])
+            speed = replace(measured[way], against=_contradiction(engine, bundle), one=one[way])
             if not speed.against:
                 try:
                     pictures = reference if way == REFERENCE else _pictures(engine, bundle, n, steps)
                     speed = replace(speed, psnr_db=round(psnr(pictures, reference), 1))
-                except Failure as error:  # an answer that is not finite, for one
+                except Failure as error:  # an answer that is not finite, for example
                     speed = replace(speed, against=str(error))
-            found[way] = speed
+            measured[way] = speed
         b = next(b for b in (MANY, 16, 4, 1) if b * min(one.values()) <= LONGEST or b == 1)
         for way, seconds in _turns(opened, _call(bundle, b), 2, clock).items():
-            found[way] = replace(found[way], many=seconds * MANY / b)
-    return tuple(found.values())
+            measured[way] = replace(measured[way], many=seconds * MANY / b)
+    return tuple(measured.values())
 
 
-def _open_all(bundle: Bundle, threads: int | None, held: ExitStack, clock: Clock) -> tuple[dict[Way, Speed], dict[Way, Engine]]:
-    """Every way with the time until its first answer, or why there is none; and the engines, closed with `held`."""
-    found, opened, longest, first = dict[Way, Speed](), dict[Way, Engine](), dict[str, float](), _call(bundle, 1)
+def _open_all(
+    bundle: Bundle, threads: int | None, held: ExitStack, clock: Clock
+) -> tuple[dict[Way, Speed], dict[Way, Engine]]:
+    """Every way with the time until its first answer, or why it has none; and the engines, closed with `held`."""
+    measured, opened, longest = dict[Way, Speed](), dict[Way, Engine](), dict[str, float]()
+    first = _call(bundle, 1)
     for name, precision in ways_on_cpu(bundle):
         started = clock()
         try:
             engine = held.enter_context(closing(open_at(name, bundle, precision, threads)))
             engine.predict(*first)
-        except (Failure, RuntimeError) as error:  # RuntimeError: what engines' libraries raise
-            found[name, precision] = Speed(name, precision, " ".join(str(error).split()))
+        except (Failure, RuntimeError) as error:  # RuntimeError: raised by engines' libraries
+            measured[name, precision] = Speed(name, precision, " ".join(str(error).split()))
             if (name, precision) == REFERENCE:
                 break  # nothing to compare with
             continue
         # The first of an engine loads its library, too, as the only one in a later process will.
         longest[name] = max(clock() - started, longest.get(name, 0.0))
-        found[name, precision], opened[name, precision] = Speed(name, precision, opened=longest[name]), engine
-    return found, opened
+        measured[name, precision], opened[name, precision] = Speed(name, precision, opened=longest[name]), engine
+    return measured, opened
 
 
 def _call(bundle: Bundle, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What `Engine.predict` takes, for b guided rows of all classes in the middle of the schedule."""
+    """Inputs of `Engine.predict` for b guided rows of all classes in the middle of the schedule."""
     w = bundle.defaults.guidance if bundle.defaults.guidance != 1 else 2.0
-    return (normals(0, np.arange(b), 0, bundle.image_shape), np.full(b, bundle.schedule.T / 2, np.float32),
-            np.arange(b) % len(bundle.class_names), np.full(b, w, np.float32))  # fmt: skip
+    return (
+        normals(0, np.arange(b), 0, bundle.image_shape),
+        np.full(b, bundle.schedule.T / 2, np.float32),
+        np.arange(b) % len(bundle.class_names),
+        np.full(b, w, np.float32),
+    )
 
 
 def _turns(engines: dict[Way, Engine], inputs: tuple[np.ndarray, ...], rounds: int, clock: Clock) -> dict[Way, float]:
-    """The least seconds of a call of each. After two turns, one that takes more than twice the fastest's is not waited for again."""
+    """The least seconds of a call of each. After two turns, engines twice as slow as the fastest get no more."""
     best = dict.fromkeys(engines, float("inf"))
     for n in range(rounds):
         fastest = min(best.values())
@@ -201,7 +219,7 @@ def _pictures(engine: Engine, bundle: Bundle, n: int, steps: int) -> np.ndarray:
 
 
 def _contradiction(engine: Engine, bundle: Bundle) -> str:
-    """Rows must not depend on their place or on each other, and guided ones are uncond + w (cond - uncond). Empty where that holds."""
+    """Rows must not depend on each other, and guided ones are uncond + w (cond - uncond). Empty where that holds."""
     x, t, label, w = _call(bundle, 3)
     t = np.array([0.2, 0.5, 0.8], np.float32) * bundle.schedule.T
 
@@ -217,29 +235,32 @@ def _contradiction(engine: Engine, bundle: Bundle) -> str:
         "a row alone": (ask([0], w[:1]), guided[:1]),
     }
     size, limit = float(np.abs(guided).max()) + 1e-12, ROWS.get(engine.precision, 0.05)
-    for what, (found, expected) in answers.items():
-        error = float(np.abs(found - expected).max()) / size
+    for case, (answer, expected) in answers.items():
+        error = float(np.abs(answer - expected).max()) / size
         if not error <= limit:  # nor NaN
-            return f"its answers contradict each other ({what}: error {error:.1e}, limit {limit:g})"
+            return f"its answers contradict each other ({case}: error {error:.1e}, limit {limit:g})"
     return ""
 
 
 def _file_of(key: dict[str, Any]) -> Path | None:
-    """Where it is kept; None where this user has no place for it."""
+    """Where the figures are kept; None where this user has no cache."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     try:
-        return cache_folder() / "engines" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.json"
+        return cache_folder() / "engines" / f"{digest[:32]}.json"
     except RuntimeError:  # no home folder
         return None
 
 
 def _read(file: Path, key: dict[str, Any]) -> tuple[Speed, ...] | None:
-    """None where it is missing, damaged or of another key: then it is measured again."""
+    """None where the file is missing, damaged or of another key: then the engines are measured again."""
     try:
         tree = json.loads(file.read_bytes())
-        found = tuple(Speed(**entry) for entry in tree["speeds"])
-        figures = [value for s in found for value in (s.opened, s.one, s.many, s.psnr_db)]
-        whole = all(isinstance(value, int | float) for value in figures) and all(isinstance(s.against, str) for s in found)
-        return found if whole and found and tree["key"] == key else None
+        kept = tuple(Speed(**entry) for entry in tree["speeds"])
+        figures = [value for s in kept for value in (s.opened, s.one, s.many, s.psnr_db)]
+        typed = all(isinstance(value, int | float) for value in figures) and all(
+            isinstance(s.against, str) for s in kept
+        )
+        return kept if typed and kept and tree["key"] == key else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -247,12 +268,9 @@ def _read(file: Path, key: dict[str, Any]) -> tuple[Speed, ...] | None:
         return None
 
 
-def _keep(file: Path, key: dict[str, Any], found: tuple[Speed, ...]) -> None:
-    """Whole, or not at all; then it is measured again next time."""
+def _keep(file: Path, key: dict[str, Any], measured: tuple[Speed, ...]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(file)
-        with partial_file(file) as partial:
-            partial.write((json.dumps({"key": key, "speeds": [asdict(s) for s in found]}, indent=1) + "\n").encode())
-    except OSError as error:
-        log.info("%s: cannot be kept (%s); it will be measured again", file, error.strerror or error)
+        write_json(file, {"key": key, "speeds": [asdict(s) for s in measured]})
+    except (OSError, Failure) as error:
+        log.info("%s: cannot be kept (%s); it will be measured again", file, error)

@@ -1,4 +1,4 @@
-"""What is asked of `tensorrt` and `tensorrt_rtx`, which have one interface: load an engine, make execution contexts, say what went wrong.
+"""Loads engines and makes execution contexts with `tensorrt` or `tensorrt_rtx`, which share an interface.
 
 It knows nothing of CUDA graphs, buffers and bundles.
 """
@@ -15,19 +15,19 @@ log = logging.getLogger("cfgdiff")
 
 
 def import_module(built: BuiltEngine) -> Any:
-    """The module that an engine was built with. Raises `Failure` where it cannot be had."""
+    """The module that an engine was built with. Raises `Failure` where it cannot be imported."""
     name = built.key.module
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # OSError: a shared library that is not there
+    except (ImportError, OSError) as error:  # OSError: a missing shared library
         missing = isinstance(error, ModuleNotFoundError) and error.name == name
-        found = "is not installed" if missing else f"cannot be loaded ({error})"
-        raise Failure(f"{MODULES[name]} {found}; pip install {name.replace('_', '-')} cuda-bindings") from None
+        problem = "is not installed" if missing else f"cannot be loaded ({error})"
+        raise Failure(f"{MODULES[name]} {problem}; pip install {name.replace('_', '-')} cuda-bindings") from None
 
 
 @cache
 def logger_of(module: Any) -> Any:
-    """The one logger of a module, whose `last` is its last error in one line. TensorRT takes no other after the first of a process."""
+    """The logger of a module; `last` is its last error in one line. TensorRT keeps the first logger of a process."""
 
     class Logger(module.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -44,15 +44,15 @@ def logger_of(module: Any) -> Any:
 
 
 class Model:
-    """An engine that was loaded. `scratch_size` is how many bytes its contexts compute in; they may share them, running one by one."""
+    """A loaded engine. Its contexts compute in `scratch_size` bytes, which they may share where they run one by one."""
 
     def __init__(self, module: Any, data: bytes, built: BuiltEngine) -> None:
-        """Raises `Failure` with what TensorRT says where it does not load."""
+        """Raises `Failure` with TensorRT's reason where it does not load."""
         self._built, self._logger = built, logger_of(module)
         self._logger.last = ""
         try:
             engine = module.Runtime(self._logger).deserialize_cuda_engine(data)
-        except (TypeError, RuntimeError):  # what the binding makes of a runtime that could not be had
+        except (TypeError, RuntimeError):  # raised by the binding where there is no runtime
             engine = None
         if engine is None:
             raise self.failure("cannot load it")
@@ -60,14 +60,14 @@ class Model:
         self._setup = module.ExecutionContextAllocationStrategy.USER_MANAGED
         if built.key.module == "tensorrt_rtx":
             self._setup = self._compile_at_once(module, self._setup)
-        self.scratch_size = max(int(engine.device_memory_size_v2), 1)  # an address is wanted even where nothing is needed
+        self.scratch_size = max(int(engine.device_memory_size_v2), 1)  # an address is required even for none
 
     def _compile_at_once(self, module: Any, allocation: Any) -> Any:
-        """TensorRT-RTX compiles kernels here. By default the best ones come later, too late for a graph that is captured at once."""
+        """Make TensorRT-RTX compile its best kernels now; by default they come too late for a captured graph."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(allocation)
         config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
-        self._kernels = config.create_runtime_cache()  # shared by the contexts, each of which would compile its own else
+        self._kernels = config.create_runtime_cache()  # shared by the contexts, which would otherwise compile their own
         config.set_runtime_cache(self._kernels)
         return config
 
@@ -87,17 +87,19 @@ class Model:
         return context
 
     def execute(self, context: Any, stream: int) -> None:
-        """Put a run of the context onto the stream."""
+        """Enqueue a run of the context on the stream."""
         self._logger.last = ""
         if not context.execute_async_v3(stream):
             raise self.failure("cannot run it")
 
     def capturable(self, context: Any, stream: int) -> bool:
-        """Whether a run of the context may be captured; only TensorRT-RTX can tell beforehand."""
+        """Whether a run of the context may be captured; only TensorRT-RTX knows beforehand."""
         return self._built.key.module != "tensorrt_rtx" or bool(context.is_stream_capturable(stream))
 
-    def failure(self, what: str) -> Failure:
-        """An error that says what TensorRT said last."""
-        said = self._logger.last or "it does not say why"
+    def failure(self, problem: str) -> Failure:
+        """An error with TensorRT's last message."""
+        reason = self._logger.last or "it does not say why"
         module = MODULES[self._built.key.module]
-        return Failure(f"{self._built.path}: {module} {what} ({said}); {rebuild(self._built)}, or take another engine")
+        return Failure(
+            f"{self._built.path}: {module} {problem} ({reason}); {rebuild(self._built)}, or take another engine"
+        )

@@ -1,17 +1,25 @@
-"""How the rows of a call are shared out among CPU threads. It knows no engine."""
+"""Divides the rows of a call among CPU threads. It knows no engine."""
 
 import os
 from pathlib import Path
 
-LEAST, MOST = 4, 16  # rows that a thread takes at a time: fewer keep a core from its speed, the activations of more fall out of its cache
+LEAST, MOST = (
+    4,
+    16,
+)  # rows that a thread takes at a time: fewer keep a core from its speed, the activations of more fall out of its cache
 SYSTEM = Path("/sys")
 
 
 def cores() -> int:
-    """Physical cores that this process may use, by its affinity and its container's quota; the hyperthreads of a core count once."""
+    """Physical cores that this process may use, by its affinity and its container's quota, without hyperthreads."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    allowed = len({_read(f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in os.sched_getaffinity(0)})
+    allowed = len(
+        {
+            _read(f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+            for cpu in os.sched_getaffinity(0)
+        }
+    )
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup versions 2 and 1
         quota, _, period = " ".join(_read(f"fs/cgroup/{file}") for file in files).partition(" ")
         if quota.isdigit() and period.isdigit():  # else there is none
@@ -27,10 +35,10 @@ def _read(path: str) -> str:
 
 
 def shares(start: int, stop: int, threads: int) -> list[slice]:
-    """Parts of the rows start .. stop - 1 for threads that take one at a time each; one part where all threads together are faster.
+    """Parts of the rows start .. stop - 1, for one thread each; one part where all threads together are faster.
 
-    Threads that compute different rows never wait for each other, which they do within every operator of one part. All parts but the
-    last have `MOST` rows, or half or a quarter of that where some threads would have none.
+    Threads that compute different rows never wait for each other, which they do within every operator of one part. All
+    parts but the last have `MOST` rows, or half or a quarter of that where some threads would have none.
     """
     rows, size = stop - start, MOST
     if rows < 2 * LEAST:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 
 from cfgdiff.benchmarks.alexnet import LAYERS
-from cfgdiff.runtime import Bundle, Engine, choose, load_bundle, open_engine, speeds, survey
-from cfgdiff.runtime import engine as engines
+from cfgdiff.runtime import Bundle, Engine, engines, load_bundle, open_engine, speeds
+from cfgdiff.runtime.bundle import Defaults, Model
+from cfgdiff.runtime.engines import ENGINES
 from cfgdiff.runtime.errors import Failure
 
 
@@ -60,7 +62,21 @@ class FakeCpu:
 
 
 @pytest.fixture
-def fake_cpu(monkeypatch: pytest.MonkeyPatch) -> FakeCpu:
+def set_openers(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Callable[..., Any]]], None]:
+    """A function that leaves the engines of these names alone, in this order, and opens them in another way."""
+    originals = dict(ENGINES)
+
+    def put(openers: dict[str, Callable[..., Any]]) -> None:
+        for name in reversed(ENGINES.copy()):  # so that they come back in order
+            monkeypatch.delitem(ENGINES, name)
+        for name, opener in openers.items():
+            monkeypatch.setitem(ENGINES, name, replace(originals[name], open=opener))
+
+    return put
+
+
+@pytest.fixture
+def fake_cpu(monkeypatch: pytest.MonkeyPatch, set_openers: Callable[[dict[str, Callable[..., Any]]], None]) -> FakeCpu:
     """Float32 on ONNX Runtime, and on OpenVINO float32, as fast, and bfloat16, slow to open and four times as fast."""
     found = FakeCpu()
     found.kinds = {
@@ -68,9 +84,7 @@ def fake_cpu(monkeypatch: pytest.MonkeyPatch) -> FakeCpu:
         ("openvino", "float32"): {"opened": 1.0, "call": 0.002, "row": 0.004},
         ("openvino", "bfloat16"): {"opened": 0.5, "call": 0.002, "row": 0.001, "noise": 1e-3},
     }
-    monkeypatch.setattr(engines, "OPENERS", {name: found.opener(name) for name in engines.ON_CPU})
-    monkeypatch.setattr(choose, "OPENERS", engines.OPENERS)
-    monkeypatch.setattr(survey, "OPENERS", engines.OPENERS)
+    set_openers({name: found.opener(name) for name in engines.cpu_engines()})
     monkeypatch.setattr(engines, "util", SimpleNamespace(find_spec=lambda name: name))  # all are installed
     monkeypatch.setattr(speeds, "PAUSE", 0)
     monkeypatch.setattr(speeds, "measure", partial(speeds.measure, clock=found.clock))
@@ -147,7 +161,6 @@ def model() -> object:
 def small_source(model: object) -> object:
     """Its graph and description, as export takes them from a checkpoint."""
     from cfgdiff.export.source import from_checkpoint
-    from cfgdiff.runtime.bundle import Defaults
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's exporter
@@ -162,11 +175,9 @@ def graph(small_source: object) -> object:
 
 @pytest.fixture(scope="session")
 def described(model: object) -> object:
-    """A `Bundle` of it that is not on disk."""
-    from cfgdiff.runtime import Bundle
-    from cfgdiff.runtime.bundle import Defaults
-
-    return Bundle(Path(), "b", model.class_names, model.image_shape, model.schedule, Defaults("ddim", 4, 2.0, None), {}, {}, {})  # type: ignore[attr-defined]
+    """Its `Model`."""
+    defaults = Defaults("ddim", 4, 2.0, None)
+    return Model("b", model.class_names, model.image_shape, model.schedule, defaults)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

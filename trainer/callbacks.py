@@ -14,8 +14,8 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cfgdiff.runtime import Bundle, generate
-from cfgdiff.runtime.bundle import Defaults
+from cfgdiff.runtime import generate
+from cfgdiff.runtime.bundle import Defaults, Model
 from cfgdiff.runtime.images import encoded, grid
 
 from .checkpoint import cannot_write, write_run_file
@@ -141,9 +141,7 @@ class Preview(Timed):
     def act(self, run: Run) -> None:
         """Draws and writes it."""
         defaults = Defaults("dpmpp-2m", self._steps, self._guidance, None)
-        bundle = Bundle(
-            run.out, run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, {}, {}, {}
-        )
+        bundle = Model(run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults)
         classes = run.data.class_names[:10]
         engine = TorchEngine(run.predict, run.null_class)
         pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])

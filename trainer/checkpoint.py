@@ -14,8 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.files import partial_file, remove_abandoned
-from cfgdiff.runtime.folders import remove_folder, remove_partial, replace_folder, restore_folder, restore_folders
+from cfgdiff.runtime.files import (
+    partial_file,
+    remove_abandoned,
+    remove_folder,
+    remove_partial,
+    replace_folder,
+    restore_folder,
+    restore_folders,
+)  # fmt: skip
 
 from .config import RENAMED_CALLBACKS
 from .distributed import cut_like

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.schedule import Schedule
 
-from .checkpoint import initial_weights, load_model
 from .config import NetworkConfig, ObjectiveConfig
 from .draws import Draws
 from .objective import noised
 from .unet import UNet
+from .weights import load_model
 
 MOST_GUIDANCE = 8.0  # w is learned from 1 to here
 WAVES = 16

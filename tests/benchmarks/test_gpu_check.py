@@ -1,5 +1,6 @@
 """The GPU check on a machine without a GPU: real engines are built, and a stand-in answers for them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ from click.testing import CliRunner
 pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
 
 from cfgdiff.benchmarks import gpu_check
-from cfgdiff.export import certify as certify_module
 from cfgdiff.export import tensorrt
 from cfgdiff.runtime import Bundle, load_bundle, open_engine
-from cfgdiff.runtime import engine as engines
+from cfgdiff.runtime.engines import ENGINES
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.sidecar import BuiltEngine, check_certificate, engines_beside
 
@@ -42,8 +42,11 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
     for module in (gpu_check, tensorrt):
         monkeypatch.setattr(module, "gpu_here", lambda: ("8.9", "570.1"))
-    monkeypatch.setattr(certify_module, "TensorRTEngine", StandIn)
-    monkeypatch.setitem(engines.OPENERS, "tensorrt", lambda *args: StandIn(*args))
+    def open_built(bundle: Bundle, built: BuiltEngine, uncertified: bool) -> StandIn:
+        return StandIn(bundle, built.key.precision, None, uncertified)
+
+    entry = replace(ENGINES["tensorrt"], open=lambda *args: StandIn(*args), open_built=open_built)  # type: ignore[arg-type]
+    monkeypatch.setitem(ENGINES, "tensorrt", entry)
     monkeypatch.setattr(gpu_check, "version", lambda name: "1.0")
 
 

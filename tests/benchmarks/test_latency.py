@@ -16,7 +16,6 @@ pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
 from cfgdiff.benchmarks.latency import measure, open_all, parse_batches, table
 from cfgdiff.benchmarks.timing import Case
 from cfgdiff.runtime import Bundle
-from cfgdiff.runtime import engine as engines
 from cfgdiff.runtime.errors import Failure
 
 
@@ -64,14 +63,14 @@ def test_batches_are_read_or_refused() -> None:
             parse_batches(wrong)
 
 
-def test_reasons_are_told_once(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_are_told_once(small_bundle: Bundle, set_openers: Callable) -> None:
     def refuse(*_: object) -> None:
         raise Failure("not here")
 
     def open_as(name: str) -> Callable[..., Sleeper]:
         return lambda *_: Sleeper(name, 0.0, [])
 
-    monkeypatch.setattr(engines, "OPENERS", {"cpu": open_as("cpu"), "cuda": refuse, "openvino": open_as("openvino")})
+    set_openers({"cpu": open_as("cpu"), "cuda": refuse, "openvino": open_as("openvino")})
     with ExitStack() as held:
         opened, reasons = open_all(small_bundle, held)
     variants = ["float32", "float16", "int8"]

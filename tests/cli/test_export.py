@@ -1,4 +1,5 @@
-"""`cfgdiff export` and `cfgdiff verify` as a user runs them, from the packaged bundle, with and without PyTorch and TensorRT."""
+"""`cfgdiff export` and `cfgdiff verify` as a user runs them, from the packaged bundle, with and without PyTorch and
+TensorRT."""
 
 import json
 import os
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from cfgdiff.cli.export import verify
 from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.sidecar import engines_beside
 
 pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
@@ -47,24 +49,44 @@ def test_engines_for_three_architectures_and_all_variants(engines: Path) -> None
     assert [e.key.precision for e in built] == ["float16", "float32", "int8"]
     for engine in built:
         assert (engine.key.sm, engine.key.profile, engine.certificate) == (("8.6", "8.9", "12.0"), (1, 64, 256), None)
-        assert engine.path.stat().st_size > 1e6 and json.loads(engine.path.with_suffix(".engine.json").read_text())["key"]["module"]
+        assert (
+            engine.path.stat().st_size > 1e6
+            and json.loads(engine.path.with_suffix(".engine.json").read_text())["key"]["module"]
+        )
 
 
 def test_float16_and_int8_keep_to_what_is_asked_of_them(engines: Path) -> None:
-    found = {name: v.certificate["found"] for name, v in load_bundle(engines).variants.items() if v.certificate}
-    assert max(found["float16"]["prediction"].values()) < 0.01
-    assert found["int8"]["psnr_db"] > 28 and found["float16"]["psnr_db"] > 40
+    found = {name: v.certificate for name, v in load_bundle(engines).variants.items() if v.certificate}
+    assert max(found["float16"].prediction.values()) < 0.01
+    assert found["int8"].psnr_db > 28 and found["float16"].psnr_db > 40
 
 
 def test_int8_runs(engines: Path, tmp_path: Path) -> None:
-    result = call(RUN, "--model", engines, "--precision", "int8", "--class", "frog", "--n", 2, "--out", tmp_path / "x.png", "--json")
+    result = call(
+        RUN,
+        "--model",
+        engines,
+        "--precision",
+        "int8",
+        "--class",
+        "frog",
+        "--n",
+        2,
+        "--out",
+        tmp_path / "x.png",
+        "--json",
+    )
     assert result.returncode == 0 and json.loads(result.stdout)["precision"] == "int8"
 
 
 def test_an_engine_is_refused_without_a_gpu_or_certificate_and_auto_goes_on(engines: Path, tmp_path: Path) -> None:
     args = ["--model", engines, "--class", "frog", "--n", 1, "--out", tmp_path / "x.png"]
     named = call(RUN, *args, "--engine", "tensorrt")
-    assert named.returncode == 1 and "not certified; run cfgdiff verify" in named.stderr and "Traceback" not in named.stderr
+    assert (
+        named.returncode == 1
+        and "not certified; run cfgdiff verify" in named.stderr
+        and "Traceback" not in named.stderr
+    )
     auto = call(RUN, *args, "-v")
     assert auto.returncode == 0 and "engine tensorrt passed over" in auto.stderr and "engine cpu" in auto.stderr
 
@@ -74,11 +96,18 @@ def test_verify_certifies_what_works_here(engines: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^cpu (\w+): passed;", result.stderr, re.MULTILINE) == ["float32", "float16", "int8"]
     said = result.stderr.splitlines()
-    missing = "openvino float32, openvino float16, openvino int8, openvino bfloat16: not verified: OpenVINO is not installed; pip install"
+    names = ", ".join(f"openvino {precision}" for precision in ("float32", "float16", "int8", "bfloat16"))
+    missing = f"{names}: not verified: OpenVINO is not installed; pip install"
     assert [line for line in said if line.startswith(missing)]  # one line for all of them
-    assert [line for line in said if re.match("cuda float32: passed;|cuda float32, cuda float16, cuda int8: not verified: ", line)]
-    assert sum("-tensorrt_rtx-" in line for line in said) <= 3 and all(": passed;" in line or ": not verified: " in line for line in said)
-    assert {v.certificate["found"]["pictures"] for v in load_bundle(engines).variants.values() if v.certificate} == {8}
+    assert [
+        line
+        for line in said
+        if re.match("cuda float32: passed;|cuda float32, cuda float16, cuda int8: not verified: ", line)
+    ]
+    assert sum("-tensorrt_rtx-" in line for line in said) <= 3 and all(
+        ": passed;" in line or ": not verified: " in line for line in said
+    )
+    assert {v.certificate.pictures for v in load_bundle(engines).variants.values() if v.certificate} == {8}
     shown = call(ENTRY, "info", engines)
     assert (
         shown.stdout.count("passed, 8 pictures") == 2
@@ -97,17 +126,23 @@ def test_a_way_of_openvinos_own_that_fails_is_told_and_fails_verify_only_where_a
     from cfgdiff.export import certify
 
     def fake(chosen: list, *_: object) -> Iterator[tuple]:
-        found = {"prediction": {"+0": 1e-6}, "x0": {"+0": 1e-6}, "pictures": 8, "psnr_db": 99.0, "features": 0.0}
         for candidate in chosen:
-            wrong = candidate.precision == "bfloat16"
-            yield candidate, {"passed": not wrong, "failures": ["x0 is off"] * wrong, "found": found}
+            failures = ("x0 is off",) * (candidate.precision == "bfloat16")
+            errors = {"prediction": {"+0": 1e-6}, "x0": {"+0": 1e-6}}
+            yield (
+                candidate,
+                Certificate(not failures, failures=failures, **errors, pictures=8, psnr_db=99.0, features=0.0),
+            )
 
     monkeypatch.setattr(certify, "certify", fake)
     monkeypatch.setattr("cfgdiff.export.verify.reference", lambda *_: None)
     made = CliRunner().invoke(verify, ["--n", "8", "--no-store", *asked])
     assert made.exit_code == code, made.output
-    assert "openvino bfloat16: FAILED: x0 is off" in made.output and ("taken by name only" in made.output) == (not asked)
-    said = "cpu float32: passed; its rows agree with each other and with the guidance equation, and the others are compared with it"
+    assert "openvino bfloat16: FAILED: x0 is off" in made.output and ("taken by name only" in made.output) == (
+        not asked
+    )
+    said = "cpu float32: passed; its rows agree with each other and with the guidance equation, "
+    said += "and the others are compared with it"
     assert (said in made.output) == (not asked)
 
 
@@ -131,12 +166,25 @@ def test_without_tensorrt_it_says_so_and_writes_the_rest(tmp_path: Path) -> None
     assert asked.returncode == 1 and asked.stderr.count("TensorRT is not installed; pip install tensorrt-rtx") == 1
     auto = call(NO_TENSORRT + ENTRY, *args, "--out", tmp_path / "auto")
     assert auto.returncode == 0 and auto.stderr.count("TensorRT is not installed") == 1
-    assert (tmp_path / "asked" / "model.onnx").read_bytes() != b"" and load_bundle(tmp_path / "asked").defaults.steps == 1
+    assert (tmp_path / "asked" / "model.onnx").read_bytes() != b"" and load_bundle(
+        tmp_path / "asked"
+    ).defaults.steps == 1
 
 
 def test_ctrl_c_while_an_engine_is_built_leaves_no_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
-    command = [sys.executable, "-c", ENTRY, "export", "--from-bundle", "--steps", "1", "--tensorrt", "--out", str(tmp_path / "b")]
+    command = [
+        sys.executable,
+        "-c",
+        ENTRY,
+        "export",
+        "--from-bundle",
+        "--steps",
+        "1",
+        "--tensorrt",
+        "--out",
+        str(tmp_path / "b"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
@@ -156,7 +204,11 @@ def test_ctrl_c_while_an_engine_is_built_leaves_no_folder(tmp_path: Path) -> Non
         (["export", "--from-bundle", "B"], 1, "no bundle there"),
         (["export", "--from-bundle", "--out", "O", "--batch", "8,4,16"], 2, "--batch: expected 1 <= MIN <= OPT <= MAX"),
         (["export", "--from-bundle", "--out", "O", "--sm", "wide"], 2, "--sm: expected compute capabilities"),
-        (["export", "--from-bundle", "--out", "O", "--guidance", "nan"], 2, "--guidance: expected finite numbers, found nan"),
+        (
+            ["export", "--from-bundle", "--out", "O", "--guidance", "nan"],
+            2,
+            "--guidance: expected finite numbers, found nan",
+        ),
         (["export", "--from-bundle", "--out", "O", "--sampler", "dim"], 2, "did you mean 'ddim'"),
         (["verify", "B"], 1, "no bundle there"),
         (["verify", "--engine", "tensorrt"], 1, "has no TensorRT engine"),
@@ -178,7 +230,11 @@ def test_a_bundle_is_no_checkpoint(packaged) -> None:
 def test_an_architecture_that_the_module_does_not_know_is_named_before_any_work(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
     result = call(ENTRY, "export", "--from-bundle", "--sm", "35", "--out", tmp_path / "b")
-    assert result.returncode == 2 and "cannot build for 3.5; choose from 7.5" in result.stderr and list(tmp_path.iterdir()) == []
+    assert (
+        result.returncode == 2
+        and "cannot build for 3.5; choose from 7.5" in result.stderr
+        and list(tmp_path.iterdir()) == []
+    )
 
 
 def test_the_default_sampler_is_stored_by_its_own_name() -> None:

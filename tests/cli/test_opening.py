@@ -53,13 +53,16 @@ def test_where_the_noted_engine_cannot_be_had_another_takes_its_precision(packag
 
 NO_OPENVINO = "import sys; sys.modules['openvino'] = None; from cfgdiff.cli.run import main; main()"
 # An engine that adds a grey level to what ONNX Runtime answers, in the place of OpenVINO.
-OTHER = """from cfgdiff.runtime import engine, engine_ort
+OTHER = """from dataclasses import replace
+from cfgdiff.runtime import engine_ort
+from cfgdiff.runtime.engines import ENGINES
 class Other(engine_ort.OrtEngine):
     name = "openvino"
     def __init__(self, bundle, precision, threads):
         super().__init__(bundle, "float32", threads)
         self.precision = precision
-engine.OPENERS["openvino"] = lambda bundle, precision, threads, uncertified: Other(bundle, precision, threads)
+opener = lambda bundle, precision, threads, uncertified: Other(bundle, precision, threads)
+ENGINES["openvino"] = replace(ENGINES["openvino"], open=opener)
 from cfgdiff.cli.run import main
 main()"""
 

@@ -23,19 +23,27 @@ def test_errors_by_level_are_those_of_a_planted_one(model: LoadedModel, describe
     class Off(TorchEngine):
         """A hundredth too much, where there is much noise."""
 
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        def predict(
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+        ) -> np.ndarray:
             answer = super().predict(sample, timestep, class_label, guidance)
             return answer * 1.01 if model.schedule.ratio(float(timestep[0])) > 1.5 else answer
 
     engine = TorchEngine(model.network, 3)
     found = errors_by_level(Off(model.network, 3), engine, described, draw(engine, described, 4))
     prediction, x0 = found["prediction"], found["x0"]
-    assert [prediction[f"{level:+d}"] for level in range(-5, 1)] == [x0[f"{level:+d}"] for level in range(-5, 1)] == [0] * 6
+    assert (
+        [prediction[f"{level:+d}"] for level in range(-5, 1)]
+        == [x0[f"{level:+d}"] for level in range(-5, 1)]
+        == [0] * 6
+    )
     assert [prediction[f"{level:+d}"] for level in range(1, 6)] == pytest.approx([0.01] * 5, rel=1e-3)
     assert all(0 < x0[f"{level:+d}"] < 0.2 for level in range(1, 6))
 
 
-def test_features_are_the_mean_activations_of_the_convolutions(graph: onnx.ModelProto, model: LoadedModel, described: Bundle) -> None:
+def test_features_are_the_mean_activations_of_the_convolutions(
+    graph: onnx.ModelProto, model: LoadedModel, described: Bundle
+) -> None:
     import torch
 
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)

@@ -6,6 +6,7 @@ from pathlib import Path
 from cfgdiff.export.description import store_certificate, store_fitted, store_speeds
 from cfgdiff.runtime import load_bundle
 from cfgdiff.runtime.bundle import SpeedRecord
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.fitted import Fitted
 
 
@@ -14,12 +15,12 @@ def test_fitted_steps_and_certificates_are_added(copied: Path) -> None:
     one, two = (Fitted((900.0, 20.0, 0.0), ((1.0, 2.0, c, 0.0), (0.1, 0.2, 0.3, 0.4)), 3.0) for c in (0.5, 0.7))
     store_fitted(bundle, {12: one, 2: one})
     store_fitted(bundle, {2: two})
-    store_certificate(bundle, "float32", {"passed": True})
+    store_certificate(bundle, "float32", Certificate(True, "0" * 64))
     found = load_bundle(copied)
     kept = {n: fitted for n, fitted in found.fitted.items() if n in (2, 12)}
     assert kept == {2: two, 12: one} and list(found.fitted) == sorted(found.fitted)
     after = json.loads((copied / "bundle.json").read_bytes())
-    assert after["variants"]["float32"].pop("certificate") == {"passed": True}
+    assert after["variants"]["float32"].pop("certificate") == Certificate(True, "0" * 64).to_json()
     before["variants"]["float32"].pop("certificate", None)
     assert {k: v for k, v in after.items() if k != "fitted"} == {k: v for k, v in before.items() if k != "fitted"}
     assert [p.name for p in copied.iterdir() if "partial" in p.name] == []

@@ -19,7 +19,9 @@ def chain() -> onnx.ModelProto:
     """(x * one) * two."""
     nodes = [helper.make_node("Mul", ["x", "one"], ["v"]), helper.make_node("Mul", ["v", "two"], ["y"])]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 3, 2, 2]) for name in ("x", "y")]
-    weights = [numpy_helper.from_array(np.full((3, 1, 1), value, np.float32), name) for name, value in (("one", 1), ("two", 2))]
+    weights = [
+        numpy_helper.from_array(np.full((3, 1, 1), value, np.float32), name) for name, value in (("one", 1), ("two", 2))
+    ]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
@@ -47,6 +49,18 @@ def test_a_description_replaces_an_older_one_and_leaves_the_rest() -> None:
     assert [entry.key for entry in model.metadata_props] == ["same as:b.weight"]
     found = [(entry.key, entry.value) for entry in second.metadata_props]
     assert len(found) == len(dict(found)) == 10
-    assert dict(found)["null_class"] == "1" and "as 7 or 20" in dict(found)["sampling"] and "eps = P" in dict(found)["sampling"]
-    assert "beta_i = 1e-4 .. 0.02" in dict(found)["sampling"] and second.model_version == 1 and second.doc_string.startswith("second: ")
-    assert dict(found)["model"] == "second" and dict(found)["precision"] == "int8" and dict(found)["same as:b.weight"] == "a.weight"
+    assert (
+        dict(found)["null_class"] == "1"
+        and "as 7 or 20" in dict(found)["sampling"]
+        and "eps = P" in dict(found)["sampling"]
+    )
+    assert (
+        "beta_i = 1e-4 .. 0.02" in dict(found)["sampling"]
+        and second.model_version == 1
+        and second.doc_string.startswith("second: ")
+    )
+    assert (
+        dict(found)["model"] == "second"
+        and dict(found)["precision"] == "int8"
+        and dict(found)["same as:b.weight"] == "a.weight"
+    )

@@ -17,14 +17,17 @@ SCALES = np.geomspace(0.05, 1, 4)[:, None, None]
 
 
 class Gaussians:
-    """The exact network for pictures whose channels are independent normals of these scales, around 0.3; w acts on the mean."""
+    """The exact network for pictures whose channels are independent normals of these scales, around 0.3; w acts on the
+    mean."""
 
     name, precision, max_batch = "exact", "float32", 64
 
     def __init__(self, bundle: Bundle) -> None:
         self.schedule = bundle.schedule
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         t, mean = float(timestep[0]), 0.3
         alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
         gain = alpha * SCALES**2 / (alpha**2 * SCALES**2 + sigma**2)
@@ -37,11 +40,14 @@ class Gaussians:
 
 @pytest.fixture
 def bundle(packaged: Bundle) -> Bundle:
-    return dataclasses.replace(packaged, image_shape=(4, 6, 6), defaults=Defaults("dpmpp-2m", 20, 2.0, (0.01, 100.0)), fitted={})
+    return dataclasses.replace(
+        packaged, image_shape=(4, 6, 6), defaults=Defaults("dpmpp-2m", 20, 2.0, (0.01, 100.0)), fitted={}
+    )
 
 
 def exact(bundle: Bundle, x: np.ndarray, t: float) -> np.ndarray:
-    """Where the probability-flow ODE leads from x at t: in a Gaussian, every channel is scaled by the ratio of its deviations."""
+    """Where the probability-flow ODE leads from x at t: in a Gaussian, every channel is scaled by the ratio of its
+    deviations."""
     alpha, sigma = float(bundle.schedule.alpha(t)), float(bundle.schedule.sigma(t))
     return 0.3 + (x - alpha * 0.3) * SCALES / np.sqrt(alpha**2 * SCALES**2 + sigma**2)
 
@@ -57,7 +63,11 @@ def test_few_fitted_evaluations_come_closer_to_the_exact_end_than_the_solver_doe
         plain_times, errors = timesteps_for("dpmpp-2m", n, bundle.schedule), []
         for sampler, times in ((fitted.sampler(), np.array(fitted.timesteps)), (SAMPLERS["dpmpp-2m"].solve, plain_times)):
             drawn = sampler(
-                lambda x, t: engine.predict(x, np.full(len(x), t), np.zeros(0), np.zeros(0)), x, times, bundle.schedule, lambda s: x
+                lambda x, t: engine.predict(x, np.full(len(x), t), np.zeros(0), np.zeros(0)),
+                x,
+                times,
+                bundle.schedule,
+                lambda s: x,
             )
             errors.append(np.square(drawn - exact(bundle, x, float(times[0]))).mean())
         assert errors[0] < errors[1] / 5, (n, errors)
@@ -78,7 +88,10 @@ def test_pictures_of_the_bundle_are_then_drawn_by_them(bundle: Bundle) -> None:
 
 def test_the_chosen_path_is_the_cheapest_of_all() -> None:
     rng = np.random.default_rng(0)
-    states, cleans = rng.standard_normal((8, 2, 3, 2, 2)).astype(np.float32), rng.standard_normal((7, 2, 3, 2, 2)).astype(np.float32)
+    states, cleans = (
+        rng.standard_normal((8, 2, 3, 2, 2)).astype(np.float32),
+        rng.standard_normal((7, 2, 3, 2, 2)).astype(np.float32),
+    )
     cost, found = step_costs(states, cleans), choose(states, cleans, [1, 3, 4])
     for n, path in found.items():
         assert len(path) == n and path[0] == 0
@@ -92,10 +105,15 @@ def test_the_chosen_path_is_the_cheapest_of_all() -> None:
 
 def test_a_step_costs_what_lies_outside_its_span() -> None:
     rng = np.random.default_rng(1)
-    states, cleans = rng.standard_normal((4, 1, 3, 2, 2)).astype(np.float32), rng.standard_normal((3, 1, 3, 2, 2)).astype(np.float32)
+    states, cleans = (
+        rng.standard_normal((4, 1, 3, 2, 2)).astype(np.float32),
+        rng.standard_normal((3, 1, 3, 2, 2)).astype(np.float32),
+    )
     cost = step_costs(states, cleans)
     for k, i, j in ((0, 0, 2), (0, 1, 3), (1, 2, 3)):
-        basis = np.stack([states[i].ravel(), cleans[i].ravel(), *([cleans[k].ravel()] if k < i else [])], 1).astype(float)
+        basis = np.stack([states[i].ravel(), cleans[i].ravel(), *([cleans[k].ravel()] if k < i else [])], 1).astype(
+            float
+        )
         _, residual, *_ = np.linalg.lstsq(basis, states[j].ravel().astype(float), rcond=None)
         assert cost[k, i, j] == pytest.approx(residual[0] / 12, rel=1e-4)
     assert np.isinf(cost[0, 2, 1]) and np.isinf(cost[2, 1, 3])

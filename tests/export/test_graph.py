@@ -26,8 +26,15 @@ def test_inputs_and_outputs_are_the_contract(graph: onnx.ModelProto) -> None:
 
     batch = describe(graph.graph.input[0])[2][0]
     assert isinstance(batch, str)
-    assert [describe(v)[:2] for v in graph.graph.input] == [("sample", 1), ("timestep", 1), ("class_label", 7), ("guidance", 1)]
-    assert describe(graph.graph.input[0])[2] == [batch, 3, 16, 16] and isinstance(describe(graph.graph.input[3])[2][0], str)
+    assert [describe(v)[:2] for v in graph.graph.input] == [
+        ("sample", 1),
+        ("timestep", 1),
+        ("class_label", 7),
+        ("guidance", 1),
+    ]
+    assert describe(graph.graph.input[0])[2] == [batch, 3, 16, 16] and isinstance(
+        describe(graph.graph.input[3])[2][0], str
+    )
     assert [v.name for v in graph.graph.output] == ["prediction"]
     assert {o.domain: o.version for o in graph.opset_import}[""] >= OPSET
 
@@ -60,7 +67,11 @@ class Untrained(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.label, self.head = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Embedding(4, 3), torch.nn.Linear(40, 2)
+        self.conv, self.label, self.head = (
+            torch.nn.Conv2d(3, 3, 3, padding=1),
+            torch.nn.Embedding(4, 3),
+            torch.nn.Linear(40, 2),
+        )
         torch.nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -76,7 +87,9 @@ def test_weights_that_are_computed_away_or_not_used(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
     weights, expected = graph_weights(tmp_path / "model.onnx"), network.state_dict()
     assert {name for name in expected if name not in weights} == {"head.weight", "head.bias"}
-    assert all(torch.equal(weights[name].reshape(value.shape), value) for name, value in expected.items() if name in weights)
+    assert all(
+        torch.equal(weights[name].reshape(value.shape), value) for name, value in expected.items() if name in weights
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -92,7 +105,9 @@ def test_the_same_weights_give_the_same_bytes_without_traces(graph: onnx.ModelPr
 def test_nothing_is_multiplied_by_one_or_added_to_zero(graph: onnx.ModelProto, packaged: Bundle, which: str) -> None:
     """What PyTorch's exporter leaves behind a group normalisation, and ONNX Runtime computes."""
     found = graph if which == "built" else onnx.load(str(packaged.path / packaged.variant("float32").graph))
-    stored = {i.name: numpy_helper.to_array(i) for i in found.graph.initializer if not i.name.endswith((".weight", ".bias"))}
+    stored = {
+        i.name: numpy_helper.to_array(i) for i in found.graph.initializer if not i.name.endswith((".weight", ".bias"))
+    }
     for node in found.graph.node:
         if node.op_type in ("Mul", "Add") and node.input[1] in stored:
             assert not (stored[node.input[1]] == (node.op_type == "Mul")).all(), node.name
@@ -105,24 +120,35 @@ def test_nothing_is_multiplied_by_one_or_added_to_zero(graph: onnx.ModelProto, p
 def bare(model: LoadedModel) -> UNet:
     """The small network without normalisation."""
     torch.manual_seed(0)
-    network = UNet(model.config.network.model_copy(update={"norm": "affine"}), model.image_shape, 3).eval().requires_grad_(False)
+    network = (
+        UNet(model.config.network.model_copy(update={"norm": "affine"}), model.image_shape, 3)
+        .eval()
+        .requires_grad_(False)
+    )
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     return network
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_network_without_normalisation_is_a_graph_without(bare: UNet, model: LoadedModel, graph: onnx.ModelProto) -> None:
+def test_a_network_without_normalisation_is_a_graph_without(
+    bare: UNet, model: LoadedModel, graph: onnx.ModelProto
+) -> None:
     found = build_graph(bare, 3, model.image_shape)
     assert check_graph(found.SerializeToString(), rounded(bare), 3, model.image_shape) < 1e-5
     before, after = (Counter(node.op_type for node in g.graph.node) for g in (graph, found))
     assert before["LayerNormalization"] and not after["LayerNormalization"] and after["Conv"] == before["Conv"]
     blocks = sum(isinstance(m, ResidualBlock) for m in bare.modules())
-    assert before["Mul"] - after["Mul"] == before["LayerNormalization"] and after["Sigmoid"] == before["Sigmoid"] >= 2 * blocks
+    assert (
+        before["Mul"] - after["Mul"] == before["LayerNormalization"]
+        and after["Sigmoid"] == before["Sigmoid"] >= 2 * blocks
+    )
 
 
 @pytest.mark.parametrize("which", ["built", "packaged"])
-def test_attention_moves_no_data_in_onnx_runtime(graph: onnx.ModelProto, packaged: Bundle, tmp_path: Path, which: str) -> None:
+def test_attention_moves_no_data_in_onnx_runtime(
+    graph: onnx.ModelProto, packaged: Bundle, tmp_path: Path, which: str
+) -> None:
     """Its transpositions become flags of the products; what is left is the pixel-unshuffled stem's."""
     found = graph if which == "built" else onnx.load(str(packaged.path / packaged.variant("float32").graph))
     options = ort.SessionOptions()
@@ -130,4 +156,9 @@ def test_attention_moves_no_data_in_onnx_runtime(graph: onnx.ModelProto, package
     options.log_severity_level = 3
     ort.InferenceSession(found.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(str(tmp_path / "optimised.onnx")).graph.node)
-    assert kinds["Softmax"] > 0 and kinds["FusedMatMul"] == 2 * kinds["Softmax"] and not kinds["MatMul"] and kinds["Transpose"] <= 1
+    assert (
+        kinds["Softmax"] > 0
+        and kinds["FusedMatMul"] == 2 * kinds["Softmax"]
+        and not kinds["MatMul"]
+        and kinds["Transpose"] <= 1
+    )

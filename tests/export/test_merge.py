@@ -52,4 +52,6 @@ def test_the_modulations_of_all_blocks_are_one_product(graph: onnx.ModelProto, m
     blocks = sum(isinstance(m, ResidualBlock) for m in model.network.modules())
     split = next(node for node in graph.graph.node if node.op_type == "Split" and len(node.output) == blocks)
     products = [node for node in graph.graph.node if node.op_type == "Gemm"]
-    assert len(products) == 3 and split.input[0] in {node.output[0] for node in products}  # the two of the timestep's embedding, and it
+    assert len(products) == 3 and split.input[0] in {
+        node.output[0] for node in products
+    }  # the two of the timestep's embedding, and it

@@ -40,4 +40,6 @@ def test_the_measures_of_a_bundle_are_those_of_its_network(model: LoadedModel, d
     pictures, labels = rng.integers(0, 256, (40, *model.image_shape), dtype=np.uint8), rng.integers(0, 3, 40)
     held_out = (model.network, model.schedule, pictures, labels)
     expected = {"test_loss": held_out_loss(*held_out), "rate": rate(*held_out)}
-    assert bundle_measures(TorchEngine(model.network, 3), described, pictures, labels) == pytest.approx(expected, rel=1e-5)
+    assert bundle_measures(TorchEngine(model.network, 3), described, pictures, labels) == pytest.approx(
+        expected, rel=1e-5
+    )

@@ -16,7 +16,9 @@ def test_a_bundle_can_be_exported_anew_with_the_same_bytes(small_bundle: Bundle,
     again = from_bundle(small_bundle.path, "small", {})
     write_bundle(again, tmp_path / "b", ("float16", "int8"))
     for variant in small_bundle.variants.values():
-        assert (tmp_path / "b" / variant.graph).read_bytes() == (small_bundle.path / variant.graph).read_bytes(), variant.graph
+        assert (tmp_path / "b" / variant.graph).read_bytes() == (small_bundle.path / variant.graph).read_bytes(), (
+            variant.graph
+        )
     changed = from_bundle(small_bundle.path, "other", {"steps": 7, "guidance": 3.0})
     write_bundle(changed, tmp_path / "c")
     found = load_bundle(tmp_path / "c")
@@ -28,7 +30,9 @@ def test_the_packaged_model_is_the_default_and_loses_what_does_nothing(packaged:
     found, stored = from_bundle(None, "again", {}), onnx.load(str(packaged.path / "model.onnx"))
     assert found.description["name"] == "again" and found.description["provenance"] == packaged.provenance
     weights = {i.name for i in stored.graph.initializer if i.name.endswith((".weight", ".bias"))}
-    assert weights <= {i.name for i in found.graph.graph.initializer} and len(found.graph.graph.node) <= len(stored.graph.node)
+    assert weights <= {i.name for i in found.graph.graph.initializer} and len(found.graph.graph.node) <= len(
+        stored.graph.node
+    )
 
 
 def test_a_bundle_is_no_checkpoint(packaged: Bundle, tmp_path: Path) -> None:

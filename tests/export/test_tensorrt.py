@@ -1,4 +1,5 @@
-"""Real engines of TensorRT-RTX, which builds without a GPU: whole or not there, found again, and one line where none can be built."""
+"""Real engines of TensorRT-RTX, which builds without a GPU: whole or not there, found again, and one line where none
+can be built."""
 
 import errno
 import hashlib
@@ -18,8 +19,17 @@ from onnx import helper, numpy_helper
 from cfgdiff.export.quantise import symmetric
 from cfgdiff.export.tensorrt import _load_timings, build_engine
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.sidecar import ANY_DRIVER, EngineKey, check_file, check_key, read_sidecar, sidecar_of, write_sidecar
+from cfgdiff.runtime.sidecar import (
+    ANY_DRIVER,
+    EngineKey,
+    check_file,
+    check_key,
+    read_sidecar,
+    sidecar_of,
+    write_sidecar,
+)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +46,9 @@ def tiny(op: str = "Relu") -> bytes:
         helper.make_node(op, ["y"], ["prediction"], name="second"),
     ]
     inputs = [helper.make_tensor_value_info("sample", 1, ["B", 3, 8, 8])]
-    graph = helper.make_graph(nodes, "tiny", inputs, [helper.make_tensor_value_info("prediction", 1, ["B", 4, 6, 6])], [weight])
+    graph = helper.make_graph(
+        nodes, "tiny", inputs, [helper.make_tensor_value_info("prediction", 1, ["B", 4, 6, 6])], [weight]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
@@ -51,7 +63,12 @@ def quiet(phase: str, done: int, total: int) -> None:
 
 @pytest.mark.parametrize(("precision", "sm"), [("float32", ("8.6", "8.9")), ("float16", ("12.0",)), ("int8", ("8.9",))])
 def test_an_engine_is_built_with_its_sidecar(
-    small_bundle: Bundle, rtx: ModuleType, tmp_path: Path, precision: str, sm: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+    small_bundle: Bundle,
+    rtx: ModuleType,
+    tmp_path: Path,
+    precision: str,
+    sm: tuple[str, ...],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     graph = onnx.load(str(small_bundle.path / small_bundle.variant(precision).graph))
     data = (symmetric(graph) if precision == "int8" else graph).SerializeToString()
@@ -61,7 +78,11 @@ def test_an_engine_is_built_with_its_sidecar(
     assert read_sidecar(sidecar_of(engine.path)) == engine
     assert sorted(engine.path.parent.iterdir()) == [engine.path, sidecar_of(engine.path)]
     assert diagnosed(rtx, check_file(engine)) == 0 != diagnosed(rtx, b"no engine" * 100)
-    assert all(0 <= done <= total for _, done, total in seen) and seen[0][1:] == (0, seen[-1][2]) and seen[-1][1] == seen[-1][2]
+    assert (
+        all(0 <= done <= total for _, done, total in seen)
+        and seen[0][1:] == (0, seen[-1][2])
+        and seen[-1][1] == seen[-1][2]
+    )
     assert "".join(capfd.readouterr()) == ""
 
 
@@ -86,12 +107,16 @@ def test_it_is_told_the_architectures_and_how_many_rows_may_come(
     with pytest.raises(Failure, match="it does not say why"):
         build_engine(rtx, graph.SerializeToString(), key_of(rtx, b"", sm=("8.9", "12.0")), tmp_path, quiet)
     shapes = {
-        name: [tuple(shape) for shape in made["profile"].get_shape(name)] for name in ("sample", "timestep", "class_label", "guidance")
+        name: [tuple(shape) for shape in made["profile"].get_shape(name)]
+        for name in ("sample", "timestep", "class_label", "guidance")
     }
     rows = [(1,), (2,), (4,)]
     assert shapes == {
-        "sample": [(b, 3, 16, 16) for (b,) in rows], "timestep": rows, "class_label": rows, "guidance": [(0,), (2,), (4,)]
-    }  # fmt: skip
+        "sample": [(b, 3, 16, 16) for (b,) in rows],
+        "timestep": rows,
+        "class_label": rows,
+        "guidance": [(0,), (2,), (4,)],
+    }
     chosen = [made["config"].get_compute_capability(i) for i in range(made["config"].num_compute_capabilities)]
     assert chosen == [rtx.ComputeCapability.SM89, rtx.ComputeCapability.SM120]
 
@@ -111,7 +136,7 @@ def test_what_is_there_is_not_built_again_unless_it_is_damaged(rtx: ModuleType, 
     key = key_of(rtx, tiny())
     engine = build_engine(rtx, tiny(), key, tmp_path, quiet)
     before = engine.path.stat()
-    certified = replace(engine, certificate={"passed": True, "sha256": engine.sha256})
+    certified = replace(engine, certificate=Certificate(True, engine.sha256))
     write_sidecar(certified)
     assert build_engine(rtx, tiny(), key, tmp_path, lambda *_: pytest.fail("built again")) == certified
     assert (engine.path.stat().st_ino, engine.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -134,17 +159,24 @@ def test_engines_of_other_settings_are_other_files(rtx: ModuleType, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "shown"), [("version", "9.9", r"version 1\S+ \(here: 9\.9\)"), ("sm", ("7.5",), r"sm 8\.6 \(here: 7\.5\)")]
+    ("part", "value", "shown"),
+    [("version", "9.9", r"version 1\S+ \(here: 9\.9\)"), ("sm", ("7.5",), r"sm 8\.6 \(here: 7\.5\)")],
 )
-def test_an_engine_for_something_else_names_the_part(rtx: ModuleType, tmp_path: Path, part: str, value: object, shown: str) -> None:
+def test_an_engine_for_something_else_names_the_part(
+    rtx: ModuleType, tmp_path: Path, part: str, value: object, shown: str
+) -> None:
     engine = build_engine(rtx, tiny(), key_of(rtx, tiny()), tmp_path, quiet)
     with pytest.raises(Failure, match=f"built for {shown}; rebuild it here with: cfgdiff export"):
         check_key(engine, replace(engine.key, **{part: value}))
 
 
-def test_an_operator_that_tensorrt_lacks_is_named(rtx: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_operator_that_tensorrt_lacks_is_named(
+    rtx: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     graph = tiny("Frobnicate")
-    with pytest.raises(Failure, match=r"TensorRT cannot take node 'second' \(operator Frobnicate\): .*; export without") as error:
+    with pytest.raises(
+        Failure, match=r"TensorRT cannot take node 'second' \(operator Frobnicate\): .*; export without"
+    ) as error:
         build_engine(rtx, graph, key_of(rtx, graph), tmp_path, quiet)
     assert "\n" not in str(error.value) and not any(tmp_path.iterdir())
     with pytest.raises(Failure, match=r"TensorRT cannot read the graph: .*; export the model again"):
@@ -161,16 +193,20 @@ def test_a_build_that_fails_says_why(rtx: ModuleType, tmp_path: Path) -> None:
     assert "\n" not in str(error.value) and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["write_bytes", "write_text"])  # the engine's, the sidecar's
-def test_a_full_disk_leaves_nothing(rtx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    def full(self: Path, data: bytes | str) -> None:
-        with self.open("w") as file:
-            file.write("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("written", ["", ".json"])  # the engine, its sidecar
+def test_a_full_disk_leaves_nothing(
+    rtx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    key, rename = key_of(rtx, tiny()), os.replace
 
-    key = key_of(rtx, tiny())
-    monkeypatch.setattr(Path, method, full)
-    with pytest.raises(Failure, match=rf"{key.file_name}: cannot be written \(No space left on device\); make room") as error:
+    def full(source: str, target: Path) -> None:
+        if target.name == key.file_name + written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    message = rf"{key.file_name}{written}: cannot be written \(No space left on device\); make room"
+    with pytest.raises(Failure, match=message) as error:
         build_engine(rtx, tiny(), key, tmp_path, quiet)
     assert "\n" not in str(error.value) and not any(tmp_path.iterdir())
 
@@ -183,7 +219,9 @@ def test_a_target_that_is_a_file_is_named(rtx: ModuleType, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("at", [0, 30])
-def test_ctrl_c_ends_the_build_and_leaves_nothing(rtx: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], at: int) -> None:
+def test_ctrl_c_ends_the_build_and_leaves_nothing(
+    rtx: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], at: int
+) -> None:
     before, steps = signal.getsignal(signal.SIGINT), 0
 
     def interrupt(*_: object) -> None:
@@ -198,7 +236,9 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(rtx: ModuleType, tmp_path: Pat
     assert "".join(capfd.readouterr()) == ""
 
 
-def test_an_error_of_the_progress_is_not_lost(rtx: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_the_progress_is_not_lost(
+    rtx: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def broken(*_: object) -> None:
         raise BrokenPipeError("closed")
 
@@ -212,7 +252,9 @@ def test_a_thread_builds_too(rtx: ModuleType, tmp_path: Path) -> None:
         assert check_file(pool.submit(build_engine, rtx, tiny(), key_of(rtx, tiny()), tmp_path, quiet).result())
 
 
-@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")  # it has the calls; they do nothing
+@pytest.mark.filterwarnings(
+    "ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning"
+)  # it has the calls; they do nothing
 def test_plain_tensorrt_keeps_its_timings(rtx: ModuleType, tmp_path: Path) -> None:
     key = replace(key_of(rtx, tiny()), module="tensorrt", version="11.0.0")
     build_engine(rtx, tiny(), key, tmp_path / "a", quiet)
@@ -226,7 +268,9 @@ def test_plain_tensorrt_keeps_its_timings(rtx: ModuleType, tmp_path: Path) -> No
     assert check_file(build_engine(rtx, tiny(), key, tmp_path / "c", quiet)) and list(file.parent.iterdir()) == [file]
 
 
-@pytest.mark.parametrize(("stored", "used"), [(b"good", b"good"), (b"damaged", b""), (b"of another GPU", b""), (None, b"")])
+@pytest.mark.parametrize(
+    ("stored", "used"), [(b"good", b"good"), (b"damaged", b""), (b"of another GPU", b""), (None, b"")]
+)
 def test_timings_that_do_not_fit_are_measured_again(tmp_path: Path, stored: bytes | None, used: bytes) -> None:
     class Config:
         def create_timing_cache(self, data: bytes) -> bytes | None:
@@ -243,11 +287,15 @@ def test_timings_that_do_not_fit_are_measured_again(tmp_path: Path, stored: byte
     assert config.used == used
 
 
-def test_a_builder_that_cannot_be_had_is_one_line(rtx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_builder_that_cannot_be_had_is_one_line(
+    rtx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def builder(log: object) -> None:
         log.log(rtx.ILogger.ERROR, "CUDA initialization\nfailure with error: 35")  # type: ignore[attr-defined]
         raise TypeError("factory function returned nullptr")
 
     monkeypatch.setattr(rtx, "Builder", builder)
-    with pytest.raises(Failure, match=r"tensorrt_rtx \S+ cannot build .*: CUDA initialization failure with error: 35; try"):
+    with pytest.raises(
+        Failure, match=r"tensorrt_rtx \S+ cannot build .*: CUDA initialization failure with error: 35; try"
+    ):
         build_engine(rtx, tiny(), key_of(rtx, tiny()), tmp_path, quiet)

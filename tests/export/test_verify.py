@@ -10,8 +10,9 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from cfgdiff.export.precision import half
-from cfgdiff.export.verify import LIMITS, Reference, reference, row_errors, verify
+from cfgdiff.export.float16 import half
+from cfgdiff.export.precisions import PRECISIONS, Limits, Precision
+from cfgdiff.export.verify import Reference, reference, row_errors, verify
 from cfgdiff.runtime import Bundle, open_engine
 
 
@@ -24,7 +25,9 @@ class GraphEngine:
         self.precision = precision
         self._session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         inputs = {"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance}
         answer: np.ndarray = self._session.run(None, inputs)[0]
         return answer
@@ -43,9 +46,9 @@ def test_all_true_variants_pass(small_bundle: Bundle, against: Reference) -> Non
     for precision in ("float32", "float16", "int8"):
         seen: list[int] = []
         found = verify(open_engine(small_bundle, "cpu", precision), small_bundle, against, seen.append)
-        assert found["passed"] and not found["failures"], (precision, found["failures"])
-        assert found["limits"]["psnr_db"] == LIMITS[precision].psnr_db and sum(seen) == 16
-        assert found["found"]["pictures"] == 16 and found["found"]["psnr_db"] > 28
+        assert found.passed and not found.failures, (precision, found.failures)
+        assert found.limits["psnr_db"] == PRECISIONS[precision].limits.psnr_db and sum(seen) == 16
+        assert found.pictures == 16 and found.psnr_db > 28
 
 
 def swapped(graph: onnx.ModelProto) -> None:
@@ -82,11 +85,7 @@ def mixed_rows(graph: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [
-        (swapped, "w = 1 against no guidance"),
-        (w_twice, "uncond \\+ w \\(cond - uncond\\)"),
-        (mixed_rows, "batch of 1"),
-    ],
+    [(swapped, "w = 1 against no guidance"), (w_twice, "uncond \\+ w \\(cond - uncond\\)"), (mixed_rows, "batch of 1")],
 )
 def test_planted_faults_are_caught_without_knowing_a_right_answer(
     small_bundle: Bundle, fault: Callable, said: str, against: Reference
@@ -95,9 +94,9 @@ def test_planted_faults_are_caught_without_knowing_a_right_answer(
     fault(graph)
     engine = GraphEngine(graph)
     found = verify(engine, small_bundle, replace(against, engine=engine))  # compared with itself alone
-    assert not found["passed"]
-    assert any(re.search(said, failure) for failure in found["failures"]), found["failures"]
-    assert "psnr_db" not in found["found"]  # no time is spent on pictures then
+    assert not found.passed
+    assert any(re.search(said, failure) for failure in found.failures), found.failures
+    assert (found.pictures, found.psnr_db) == (0, None)  # no time is spent on pictures then
     clean = row_errors(GraphEngine(onnx.load(str(small_bundle.path / "model.onnx"))), small_bundle)
     assert max(clean.values()) < 1e-5
 
@@ -109,20 +108,20 @@ def test_wrong_weights_are_caught_by_level_and_a_float16_overflow_too(small_bund
     array.ravel()[0] += 0.5
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     found = verify(GraphEngine(graph), small_bundle, against)
-    assert not found["passed"] and any("prediction at ln(sigma / alpha)" in failure for failure in found["failures"])
+    assert not found.passed and any("prediction at ln(sigma / alpha)" in failure for failure in found.failures)
 
     class NotANumber(GraphEngine):
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        def predict(
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+        ) -> np.ndarray:
             return np.full_like(super().predict(sample, timestep, class_label, guidance), np.nan)
 
     found = verify(NotANumber(half(graph), "float16"), small_bundle, against)
-    assert not found["passed"] and len(found["failures"]) > 20
+    assert not found.passed and len(found.failures) > 20
 
 
 def test_pictures_are_the_last_gate(small_bundle: Bundle, against: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfgdiff.export import verify as module
-
-    strict = LIMITS | {"int8": module.Limits(rows=0.05, prediction=None, x0=0.1, psnr_db=90, features=1e-6)}
-    monkeypatch.setattr(module, "LIMITS", strict)
+    strict = Precision(Limits(rows=0.05, prediction=None, x0=0.1, psnr_db=90, features=1e-6))
+    monkeypatch.setitem(PRECISIONS, "int8", strict)
     found = verify(open_engine(small_bundle, "cpu", "int8"), small_bundle, against)
-    assert [failure.split(":")[0] for failure in found["failures"]] == ["pictures", "features"]
+    assert [failure.split(":")[0] for failure in found.failures] == ["pictures", "features"]

@@ -47,9 +47,9 @@ def test_every_variant_has_a_certificate(small_bundle: Bundle) -> None:
     sizes = [(small_bundle.path / v.graph).stat().st_size for v in small_bundle.variants.values()]
     assert sizes[2] < sizes[0]
     for precision, variant in small_bundle.variants.items():
-        assert variant.certificate is not None and variant.certificate["passed"], (precision, variant.certificate)
-        assert variant.certificate["found"]["pictures"] == 16 and variant.certificate["sha256"] == graph_digest(variant)
-    worst = {p: max(v.certificate["found"]["prediction"].values()) for p, v in small_bundle.variants.items() if v.certificate}
+        assert variant.certificate is not None and variant.certificate.passed, (precision, variant.certificate)
+        assert variant.certificate.pictures == 16 and variant.certificate.sha256 == graph_digest(variant)
+    worst = {p: max(v.certificate.prediction.values()) for p, v in small_bundle.variants.items() if v.certificate}
     assert worst["float32"] == 0 < worst["float16"] < worst["int8"] and worst["float16"] < 0.01
     for precision in ("float32", "int8"):
         assert open_engine(small_bundle, "cpu", precision).precision == precision
@@ -59,9 +59,15 @@ def test_the_graphs_say_what_they_are_and_others_can_read_them(small_bundle: Bun
     for precision, variant in small_bundle.variants.items():
         graph = onnx.load(str(small_bundle.path / variant.graph))
         told = {entry.key: entry.value for entry in graph.metadata_props}
-        assert told["precision"] == precision and json.loads(told["class_names"]) == ["a", "b", "c"] and "uncond + w" in told["guidance"]
+        assert (
+            told["precision"] == precision
+            and json.loads(told["class_names"]) == ["a", "b", "c"]
+            and "uncond + w" in told["guidance"]
+        )
         assert json.loads(told["schedule"])["prediction"] == small_bundle.schedule.prediction
-        assert all(value.doc_string for value in (*graph.graph.input, *graph.graph.output)) and "0 <= G <= B" in str(graph.graph.input[3])
+        assert all(value.doc_string for value in (*graph.graph.input, *graph.graph.output)) and "0 <= G <= B" in str(
+            graph.graph.input[3]
+        )
         assert told["null_class"] == "3" and "cos((t / T + 0.008) / 1.008 * pi / 2)^2" in told["sampling"]
         onnx.checker.check_model(graph, full_check=True)
         assert {o.domain: o.version for o in graph.opset_import} == {"": 18}
@@ -78,7 +84,10 @@ def test_engines_lie_beside_and_are_kept_while_they_fit(small_bundle: Bundle, tm
     report = write_bundle(source, tmp_path / "b", ("float16",), build=build)
     engines = engines_beside(tmp_path / "b")
     assert report.build_error is None and {e.key.precision for e in engines} == {"float32", "float16"}
-    assert all(e.key.graph == graph_digest(report.bundle.variant(e.key.precision)) and e.key.profile == (1, 2, 4) for e in engines)
+    assert all(
+        e.key.graph == graph_digest(report.bundle.variant(e.key.precision)) and e.key.profile == (1, 2, 4)
+        for e in engines
+    )
     assert "TensorRT engine" in (tmp_path / "b" / "README.md").read_text() and phases
     phases.clear()
     write_bundle(source, tmp_path / "b", ("float16",), force=True, build=build)
@@ -98,7 +107,7 @@ def test_a_bundle_without_the_engines_that_could_not_be_built(source: Source, tm
 def test_a_target_is_never_lost(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(source, tmp_path / "b")
     before = (tmp_path / "b" / "bundle.json").read_bytes()
-    with pytest.raises(Failure, match="already there; --force"):
+    with pytest.raises(Failure, match="already there; `force`"):
         write_bundle(source, tmp_path / "b")
 
     def full(*_: object) -> None:
@@ -128,7 +137,9 @@ def test_force_deletes_nothing_that_is_not_the_bundles(source: Source, small_bun
     check_target(target, force=True)
     (target / "notes.txt").write_text("mine")
     (target / "pictures").mkdir()
-    with pytest.raises(Failure, match=r"--force would delete what is not the bundle's \(notes.txt, pictures\); move it"):
+    with pytest.raises(
+        Failure, match=r"`force` would delete what is not the bundle's \(notes.txt, pictures\); move it"
+    ):
         check_target(target, force=True)
     assert (target / "notes.txt").read_text() == "mine"
     (target / "notes.txt").unlink()
@@ -151,12 +162,14 @@ from cfgdiff.export import write
 from cfgdiff.export.description import store_certificate, store_fitted
 from cfgdiff.export.source import Source
 from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.fitted import Fitted
 
 root = Path({root!r})
 target = root / "b"
 values = [helper.make_tensor_value_info(n, k, ["B", *s]) for n, k, s in (
-    ("sample", 1, [3, 4, 4]), ("timestep", 1, []), ("class_label", 7, []), ("guidance", 1, []), ("prediction", 1, [3, 4, 4]))]
+    ("sample", 1, [3, 4, 4]), ("timestep", 1, []), ("class_label", 7, []), ("guidance", 1, []),
+    ("prediction", 1, [3, 4, 4]))]
 graph = helper.make_graph([helper.make_node("Identity", ["sample"], ["prediction"])], "g", values[:4], values[4:])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
 description = {{
@@ -164,10 +177,9 @@ description = {{
     "schedule": {{"kind": "cosine", "T": 1000, "prediction": "v", "data_std": 1.0}},
     "defaults": {{"sampler": "ddim", "steps": 2, "guidance": 1.0, "interval": None}},
 }}
-found = {{"prediction": {{"+0": 0.0}}, "x0": {{"+0": 0.0}}, "pictures": 1}}
 write.open_engine = lambda *_: None  # engines have threads, which do not survive a fork
 write.reference = lambda *_: None
-write.verify = lambda *_: {{"passed": True, "failures": [], "found": found}}
+write.verify = lambda *_, **__: Certificate(True, prediction={{"+0": 0.0}}, x0={{"+0": 0.0}}, pictures=1)
 write.write_card = lambda bundle, engine: (bundle.path / "README.md").write_text("card")
 
 def export(name):

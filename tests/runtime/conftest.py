@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime import load_bundle
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.cuda import Cuda
 from cfgdiff.runtime.sidecar import BuiltEngine, EngineKey, graph_digest, write_sidecar
 
-Error = IntEnum("Error", {"cudaSuccess": 0, "cudaErrorMemoryAllocation": 2, "cudaErrorInsufficientDriver": 35, "cudaErrorUnknown": 999})
+Error = IntEnum(
+    "Error",
+    {"cudaSuccess": 0, "cudaErrorMemoryAllocation": 2, "cudaErrorInsufficientDriver": 35, "cudaErrorUnknown": 999},
+)
 
 
 CONSTANTS = {
@@ -161,9 +165,16 @@ class FakeContext:
 
 
 def fake_tensorrt(gpu: FakeCuda, name: str) -> Any:
-    """`tensorrt` or `tensorrt_rtx`. Its engines are the bytes `good`; all others it complains about and does not load."""
+    """`tensorrt` or `tensorrt_rtx`. Its engines are the bytes `good`; all others it complains about and does not
+    load."""
     module: Any = ModuleType(name)
-    module.__version__, module.refused, module.capturable, module.runs_in_capture, module.setups = "1.7.1", [], True, True, []
+    module.__version__, module.refused, module.capturable, module.runs_in_capture, module.setups = (
+        "1.7.1",
+        [],
+        True,
+        True,
+        [],
+    )
     module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="shared")
     module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
@@ -219,14 +230,22 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 @pytest.fixture
 def write_engine(copied: Path) -> Callable[..., BuiltEngine]:
-    """A function that puts an engine beside the copied bundle, for batches of 1 to 8; its arguments change parts of the key."""
+    """A function that puts an engine beside the copied bundle, for batches of 1 to 8; its arguments change parts of the
+    key."""
     key = EngineKey(
-        graph_digest(load_bundle(copied).variant("float32")), "tensorrt_rtx", "1.7.1", ("8.6", "8.9"), "any", "float32", (1, 4, 8)
+        graph_digest(load_bundle(copied).variant("float32")),
+        "tensorrt_rtx",
+        "1.7.1",
+        ("8.6", "8.9"),
+        "any",
+        "float32",
+        (1, 4, 8),
     )
 
     def write(data: bytes = b"good", passed: bool | None = True, **changes: Any) -> BuiltEngine:
         changed, digest = replace(key, **changes), hashlib.sha256(data).hexdigest()
-        certificate = None if passed is None else {"passed": passed, "sha256": digest, "failures": [] if passed else ["batch 8 is off"]}
+        failures = () if passed else ("batch 8 is off",)
+        certificate = None if passed is None else Certificate(passed, digest, failures=failures)
         engine = BuiltEngine(copied / changed.file_name, changed, digest, certificate)
         engine.path.write_bytes(data)
         write_sidecar(engine)

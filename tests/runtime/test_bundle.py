@@ -13,7 +13,13 @@ from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
 from cfgdiff.runtime.bundle import SpeedRecord
 from cfgdiff.runtime.errors import BadInput, Failure
 
-RECORD = {"instructions": ["avx2", "amx_bf16"], "threads": 2, "engine": "openvino", "precision": "bfloat16", "times": 4.5}
+RECORD = {
+    "instructions": ["avx2", "amx_bf16"],
+    "threads": 2,
+    "engine": "openvino",
+    "precision": "bfloat16",
+    "times": 4.5,
+}
 
 
 def test_the_packaged_model_is_small_and_says_where_it_comes_from(packaged: Bundle) -> None:
@@ -40,7 +46,10 @@ def test_the_packaged_model_is_small_and_says_where_it_comes_from(packaged: Bund
         (lambda t: t.update(speeds=[RECORD | {"times": "4"}]), "'speeds' is missing or not as expected"),
         (lambda t: t.update(speeds=[RECORD | {"times": 0}]), "'speeds' is missing or not as expected"),
         (lambda t: t.update(speeds=[RECORD | {"threads": None}]), "'speeds' is missing or not as expected"),
-        (lambda t: t.update(speeds=[{key: RECORD[key] for key in RECORD if key != "engine"}]), "'speeds' is missing or not as expected"),
+        (
+            lambda t: t.update(speeds=[{key: RECORD[key] for key in RECORD if key != "engine"}]),
+            "'speeds' is missing or not as expected",
+        ),
     ],
 )
 def test_a_wrong_description_is_named(edited: Callable[[Callable], Path], change: Callable, expected: str) -> None:
@@ -85,7 +94,10 @@ def change_variant(tree: dict, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t.update(image_shape=[3, 64, 64]), r"sample is of pictures \(3, 32, 32\), expected image_shape \(3, 64, 64\)"),
+        (
+            lambda t: t.update(image_shape=[3, 64, 64]),
+            r"sample is of pictures \(3, 32, 32\), expected image_shape \(3, 64, 64\)",
+        ),
         (lambda t: t.update(image_shape=[3, -32, -32]), "image_shape"),
         (lambda t: t.update(image_shape=[1, 10**9, 10**9]), "image_shape"),
         (lambda t: t.update(image_shape=[3.0, 32, float("inf")]), "image_shape"),
@@ -111,6 +123,10 @@ def change_variant(tree: dict, **changes: object) -> None:
         (lambda t: t.update(variants={}), "variants"),
         (lambda t: change_variant(t, precision="int8"), "variants"),
         (lambda t: change_variant(t, files={"model.onnx": 7}), "variants"),
+        (lambda t: change_variant(t, certificate={"passed": "yes"}), "variants"),
+        (lambda t: change_variant(t, certificate={"passed": True, "failures": [1]}), "variants"),
+        (lambda t: t["variants"]["float32"]["certificate"].update(found={"prediction": {"+0": "x"}}), "variants"),
+        (lambda t: t["variants"]["float32"]["certificate"].update(found=[]), "variants"),
         (lambda t: change_variant(t, files={"model.onnx": "a\nb"}), "variants"),
         (lambda t: t["variants"]["float32"]["files"].update({"a\0b": "0"}), "leaves the bundle"),
         (lambda t: t["variants"]["float32"]["files"].update({"": "0"}), "leaves the bundle"),
@@ -142,7 +158,11 @@ def regraphed(copied: Path) -> Callable[[Callable], Path]:
     onnx = pytest.importorskip("onnx", reason="needs ONNX: pip install onnx")
 
     def edit(change: Callable) -> Path:
-        model, file, tree = onnx.load(str(copied / "model.onnx")), copied / "model.onnx", json.loads((copied / "bundle.json").read_text())
+        model, file, tree = (
+            onnx.load(str(copied / "model.onnx")),
+            copied / "model.onnx",
+            json.loads((copied / "bundle.json").read_text()),
+        )
         change(model)
         file.write_bytes(model.SerializeToString())
         tree["variants"]["float32"]["files"]["model.onnx"] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -163,12 +183,18 @@ def move_out(model: Any, folder: Path, name: str) -> None:
     weight.ClearField("raw_data")
 
 
-def test_weights_in_a_file_without_a_hash_are_refused(regraphed: Callable[[Callable], Path], copied: Path, packaged: Bundle) -> None:
+def test_weights_in_a_file_without_a_hash_are_refused(
+    regraphed: Callable[[Callable], Path], copied: Path, packaged: Bundle
+) -> None:
     folder = regraphed(lambda model: move_out(model, copied, "weights.bin"))
-    with pytest.raises(Failure, match=r"model\.onnx: reads weights from 'weights.bin', which bundle.json lists no sha256 for"):
+    with pytest.raises(
+        Failure, match=r"model\.onnx: reads weights from 'weights.bin', which bundle.json lists no sha256 for"
+    ):
         load_bundle(folder)
     tree = json.loads((copied / "bundle.json").read_text())
-    tree["variants"]["float32"]["files"]["weights.bin"] = hashlib.sha256((copied / "weights.bin").read_bytes()).hexdigest()
+    tree["variants"]["float32"]["files"]["weights.bin"] = hashlib.sha256(
+        (copied / "weights.bin").read_bytes()
+    ).hexdigest()
     (copied / "bundle.json").write_text(json.dumps(tree))
     drawn = [next(generate(open_engine(b, "cpu"), b, ["frog"], 2))[1] for b in (load_bundle(copied), packaged)]
     assert (drawn[0] == drawn[1]).all()  # listed, it is read
@@ -202,15 +228,24 @@ def set_dim(value: Any, i: int, n: int) -> None:
     ("change", "expected"),
     [
         (hide, "reads weights from '/etc/hostname'"),
-        (more_inputs, "its inputs are sample, timestep, class_label, guidance, more; expected sample, timestep, class_label, guidance"),
+        (
+            more_inputs,
+            "its inputs are sample, timestep, class_label, guidance, more; "
+            "expected sample, timestep, class_label, guidance",
+        ),
         (lambda m: m.graph.input.pop(), "its inputs are sample, timestep, class_label; expected"),
         (lambda m: setattr(m.graph.output[0], "name", "eps"), "its outputs are eps; expected prediction"),
         (lambda m: set_dim(m.graph.input[0], 0, 4), "sample is for a batch of 4 alone; expected any"),
-        (lambda m: set_dim(m.graph.output[0], 3, -5), r"prediction is of pictures \(3, 32, \d+\), expected image_shape"),
+        (
+            lambda m: set_dim(m.graph.output[0], 3, -5),
+            r"prediction is of pictures \(3, 32, \d+\), expected image_shape",
+        ),
         (lambda m: m.ClearField("graph"), "its inputs are none"),
     ],
 )
-def test_a_graph_that_cannot_draw_is_named(regraphed: Callable[[Callable], Path], change: Callable, expected: str) -> None:
+def test_a_graph_that_cannot_draw_is_named(
+    regraphed: Callable[[Callable], Path], change: Callable, expected: str
+) -> None:
     with pytest.raises(Failure, match=expected) as error:
         load_bundle(regraphed(change))
     assert "\n" not in str(error.value)
@@ -234,7 +269,9 @@ def test_what_onnx_runtime_says_while_drawing_is_one_line(
 ) -> None:  # fmt: skip
     bundle = load_bundle(regraphed(fewer_classes))
     for n in (1, 20):  # in one part, and shared out among threads
-        with pytest.raises(Failure, match=rf"model\.onnx: ONNX Runtime fails for a batch of {n} \(.*out of data bounds") as error:
+        with pytest.raises(
+            Failure, match=rf"model\.onnx: ONNX Runtime fails for a batch of {n} \(.*out of data bounds"
+        ) as error:
             list(generate(open_engine(bundle, "cpu", threads=2), bundle, ["truck"] * n, 2))
         assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")

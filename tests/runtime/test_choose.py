@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cfgdiff.runtime import Bundle, choose, engine_ort, load_bundle, open_engine
-from cfgdiff.runtime import engine as engines
-from cfgdiff.runtime.engine import precisions
+from cfgdiff.runtime import Bundle, choose, engine_ort, engines, load_bundle, open_engine
+from cfgdiff.runtime.certificate import Certificate
+from cfgdiff.runtime.engines import ENGINES, precisions
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.sidecar import graph_digest
 
@@ -22,24 +22,15 @@ def refuse(*_: object) -> None:
     raise Failure("no such device")
 
 
-@pytest.fixture
-def set_openers(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], None]:
-    """A function that puts others in the place of all engines."""
-
-    def put(openers: dict) -> None:
-        monkeypatch.setattr(engines, "OPENERS", openers)
-        monkeypatch.setattr(choose, "OPENERS", openers)
-
-    return put
-
-
 def taken(bundle: Bundle, *args: Any, **settings: Any) -> tuple[str, str]:
     opened = open_engine(bundle, *args, **settings)
     return opened.name, opened.precision
 
 
-def test_auto_says_what_it_passed_over(packaged: Bundle, set_openers: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    set_openers({"tensorrt": engines.OPENERS["tensorrt"], "cuda": refuse, "cpu": engines.OPENERS["cpu"]})
+def test_auto_says_what_it_passed_over(
+    packaged: Bundle, set_openers: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_openers({"tensorrt": ENGINES["tensorrt"].open, "cuda": refuse, "cpu": ENGINES["cpu"].open})
     with caplog.at_level(logging.INFO, "cfgdiff"):
         assert open_engine(packaged).name == "cpu"
     assert "cuda passed over: no such device" in caplog.text
@@ -66,7 +57,7 @@ def test_bfloat16_is_asked_of_openvino_alone(packaged: Bundle, set_openers: Call
         asked.append((precision, threads))
         refuse()
 
-    set_openers({"cuda": refuse, "cpu": engines.OPENERS["cpu"], "openvino": openvino})
+    set_openers({"cuda": refuse, "cpu": ENGINES["cpu"].open, "openvino": openvino})
     with pytest.raises(Failure, match=r"^no engine works here: openvino: no such device$"):
         open_engine(packaged, precision="bfloat16", threads=3)
     assert asked == [("bfloat16", 3)]
@@ -75,7 +66,9 @@ def test_bfloat16_is_asked_of_openvino_alone(packaged: Bundle, set_openers: Call
     assert precisions("openvino", packaged) == ["float32", "bfloat16"] and precisions("cpu", packaged) == ["float32"]
 
 
-def test_the_fastest_that_is_certified_is_taken(packaged: Bundle, fake_cpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fastest_that_is_certified_is_taken(
+    packaged: Bundle, fake_cpu: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "cfgdiff"):
         assert taken(packaged) == ("openvino", "bfloat16")
     assert "cpu, float32 passed over: 0.513 s expected, openvino, bfloat16 0.13 s" in caplog.messages
@@ -83,7 +76,10 @@ def test_the_fastest_that_is_certified_is_taken(packaged: Bundle, fake_cpu: Any,
     assert taken(packaged) == ("openvino", "bfloat16")  # as was found before
     with caplog.at_level(logging.INFO, "cfgdiff"):
         assert taken(packaged, threads=2) == ("cpu", "float32")
-    assert any(line.startswith("openvino, bfloat16 passed over: pictures 3") and line.endswith("limit 40") for line in caplog.messages)
+    assert any(
+        line.startswith("openvino, bfloat16 passed over: pictures 3") and line.endswith("limit 40")
+        for line in caplog.messages
+    )
     fake_cpu.kinds["openvino", "float32"]["row"] = 0.003
     assert taken(packaged, threads=3) == ("openvino", "float32")
 
@@ -98,14 +94,19 @@ def test_what_opens_later_is_for_many_rows(packaged: Bundle, fake_cpu: Any) -> N
 def test_few_rows_are_not_worth_measuring(packaged: Bundle, fake_cpu: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "cfgdiff"):
         assert taken(packaged, rows=choose.WORTH - 1) == ("cpu", "float32") and fake_cpu.opened == [("cpu", "float32")]
-    assert caplog.messages[0] == "cpu, float32 without measuring what is fastest: 499 rows of the network are done sooner"
+    assert (
+        caplog.messages[0] == "cpu, float32 without measuring what is fastest: 499 rows of the network are done sooner"
+    )
     assert taken(packaged, "openvino", rows=12) == ("openvino", "float32")
     assert taken(packaged, rows=choose.WORTH) == ("openvino", "bfloat16") and len(fake_cpu.opened) == 6
 
 
 def test_what_is_named_is_taken(packaged: Bundle, fake_cpu: Any) -> None:
     assert taken(packaged, "openvino") == ("openvino", "bfloat16")
-    assert taken(packaged, "openvino", "float32") == ("openvino", "float32") and taken(packaged, "cpu") == ("cpu", "float32")
+    assert taken(packaged, "openvino", "float32") == ("openvino", "float32") and taken(packaged, "cpu") == (
+        "cpu",
+        "float32",
+    )
     assert taken(packaged, precision="float32") == ("cpu", "float32")
     fake_cpu.kinds["openvino", "bfloat16"]["noise"] = 0.05
     assert taken(packaged, "openvino", threads=2) == ("openvino", "float32")
@@ -124,7 +125,9 @@ def test_int8_is_taken_by_name_from_the_faster_engine(packaged: Bundle, fake_cpu
     assert taken(bundle, precision="int8", threads=1) == ("cpu", "int8")  # OpenVINO's answers are wrong
 
 
-def test_the_next_is_taken_where_the_fastest_no_longer_opens(packaged: Bundle, fake_cpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_next_is_taken_where_the_fastest_no_longer_opens(
+    packaged: Bundle, fake_cpu: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     open_engine(packaged)
     fake_cpu.kinds["openvino", "bfloat16"] = {"fails": "a library is missing"}
     with caplog.at_level(logging.INFO, "cfgdiff"):
@@ -136,7 +139,9 @@ def test_the_next_is_taken_where_the_fastest_no_longer_opens(packaged: Bundle, f
         open_engine(packaged)
 
 
-def test_where_only_one_is_installed_nothing_is_measured(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_only_one_is_installed_nothing_is_measured(
+    packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engines, "util", type("None", (), {"find_spec": lambda name: None}))
     assert taken(packaged) == ("cpu", "float32") and fake_cpu.opened == [("cpu", "float32")]
 
@@ -153,25 +158,30 @@ class FakeCuda:
 @pytest.mark.parametrize(
     ("certificate", "precision", "why"),
     [
-        ({"passed": True}, "float16", "float16, the fastest, because it is certified"),
-        ({"passed": False}, "float32", "because float16 failed its verification"),
-        ({"passed": True, "sha256": "0" * 64}, "float32", "because float16 has no certificate (cfgdiff verify"),
+        (Certificate(True), "float16", "float16, the fastest, because it is certified"),
+        (Certificate(False), "float32", "because float16 failed its verification"),
+        (Certificate(True, "0" * 64), "float32", "because float16 has no certificate (cfgdiff verify"),
         (None, "float32", "because float16 has no certificate (cfgdiff verify"),
         ("no variant", "float32", "because the bundle has no float16 variant"),
     ],
 )
 def test_cuda_takes_float16_where_it_is_certified(
-    edited: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    certificate: dict[str, Any] | None, precision: str, why: str,
-) -> None:  # fmt: skip
+    edited: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    certificate: Certificate | str | None,
+    precision: str,
+    why: str,
+) -> None:
     def add(tree: dict[str, Any]) -> None:
         if certificate != "no variant":
-            tree["variants"]["float16"] = tree["variants"]["float32"] | {"precision": "float16", "certificate": certificate}
+            tree["variants"]["float16"] = tree["variants"]["float32"] | {"precision": "float16", "certificate": None}
 
     bundle = load_bundle(edited(add))
-    if isinstance(certificate, dict):
-        digest = graph_digest(bundle.variants["float16"])
-        bundle.variants["float16"].certificate.update({"sha256": digest} | certificate)  # type: ignore[union-attr]
+    if isinstance(certificate, Certificate):
+        variant = bundle.variants["float16"]
+        signed = dataclasses.replace(certificate, sha256=certificate.sha256 or graph_digest(variant))
+        bundle.variants["float16"] = dataclasses.replace(variant, certificate=signed)
     monkeypatch.setattr(engine_ort, "CudaEngine", FakeCuda)
     with caplog.at_level(logging.INFO, "cfgdiff"):
         taken = open_engine(bundle)

@@ -94,7 +94,9 @@ def test_the_older_binding_is_taken_too(gpu: Any, monkeypatch: pytest.MonkeyPatc
     ("answer", "expected"),
     [("570.133.20\n570.133.20\n", "570.133.20"), ("", "unknown"), (FileNotFoundError(), "unknown")],
 )
-def test_the_driver_is_what_nvidia_smi_says(answer: str | Exception, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_is_what_nvidia_smi_says(
+    answer: str | Exception, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess:
         assert command[:2] == ["nvidia-smi", "--query-gpu=driver_version"]
         if isinstance(answer, Exception):

@@ -1,36 +1,27 @@
-"""What there is to choose from on a CPU."""
+"""What engines have in common."""
 
-import sys
-
+import numpy as np
 import pytest
 
-from cfgdiff.runtime import Bundle, load_bundle
-from cfgdiff.runtime.engine import OPENERS, PACKAGES, open_at, package, precisions, ways_on_cpu
-from cfgdiff.runtime.errors import BadInput
+from cfgdiff.runtime import Bundle, Engine, Failure, open_engine
+from cfgdiff.runtime.engine import WrappedEngine
+from cfgdiff.runtime.noise import normals
 
 
-def test_float16_is_for_gpus_and_the_reference_comes_first(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfgdiff.runtime import engine as module
+class Doubling(WrappedEngine):
+    """Doubles the answers."""
 
-    monkeypatch.setattr(module, "util", type("All", (), {"find_spec": lambda name: name}))
-    on_openvino = [("openvino", precision) for precision in ("float32", "int8", "bfloat16")]
-    assert ways_on_cpu(small_bundle) == [("cpu", "float32"), ("cpu", "int8"), *on_openvino]
-    assert precisions("cpu", small_bundle) == ["float32", "float16", "int8"]  # by name they may all be had
+    def predict(self, *inputs: np.ndarray) -> np.ndarray:  # type: ignore[override]
+        return 2 * super().predict(*inputs)
 
 
-def test_what_is_not_installed_is_no_way(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]
-    assert ways_on_cpu(small_bundle) == [("cpu", "float32"), ("cpu", "int8")]
-
-
-def test_an_engine_is_opened_at_what_was_asked_for(small_bundle: Bundle) -> None:
-    opened = open_at("cpu", small_bundle, "int8", threads=1)
-    assert (opened.name, opened.precision) == ("cpu", "int8")
-    with pytest.raises(BadInput, match="no 'bfloat16' variant; choose from float32, float16, int8"):
-        open_at("cpu", load_bundle(small_bundle.path), "bfloat16")
-
-
-def test_packages_have_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert PACKAGES.keys() == OPENERS.keys() and package("cpu").startswith("onnxruntime")
-    monkeypatch.setitem(PACKAGES, "cuda", ("no-such-package-at-all",))
-    assert package("cuda") == ""
+def test_a_wrapper_passes_everything_on_but_what_it_overrides(packaged: Bundle, engine: Engine) -> None:
+    inner = open_engine(packaged, "cpu", threads=1)
+    inputs = (normals(0, np.arange(2), 0, packaged.image_shape), np.full(2, 500, np.float32), np.array([3, 5]),
+              np.ones(1, np.float32))  # fmt: skip
+    with Doubling(inner) as doubling, WrappedEngine(inner) as plain:
+        assert (plain.name, plain.precision, plain.max_batch) == (inner.name, "float32", inner.max_batch)
+        assert (plain.predict(*inputs) == inner.predict(*inputs)).all()
+        assert (doubling.predict(*inputs) == 2 * inner.predict(*inputs)).all()
+    with pytest.raises(Failure, match="cpu: the engine is closed; open it again"):
+        inner.predict(*inputs)

@@ -23,8 +23,12 @@ CASES = [(1, 0), (1, 1), (5, 3), (8, 0), (8, 8)]
 
 def inputs(bundle: Bundle, b: int, g: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {"sample": rng.standard_normal((b, *bundle.image_shape), np.float32), "timestep": rng.uniform(1, 1000, b).astype(np.float32),
-            "class_label": np.arange(b) % len(bundle.class_names), "guidance": rng.uniform(1, 4, g).astype(np.float32)}  # fmt: skip
+    return {
+        "sample": rng.standard_normal((b, *bundle.image_shape), np.float32),
+        "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+        "class_label": np.arange(b) % len(bundle.class_names),
+        "guidance": rng.uniform(1, 4, g).astype(np.float32),
+    }
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -57,13 +61,17 @@ def test_float32_is_onnx_runtimes(opened: Engine, engine: Engine, packaged: Bund
         assert apart(opened.predict(**given), engine.predict(**given)) < 1e-4
 
 
-def test_the_same_seed_gives_the_same_pictures_as_on_onnx_runtime(opened: Engine, engine: Engine, packaged: Bundle) -> None:
+def test_the_same_seed_gives_the_same_pictures_as_on_onnx_runtime(
+    opened: Engine, engine: Engine, packaged: Bundle
+) -> None:
     classes = packaged.class_names[:6]
     ((_, found),), ((_, expected),) = (list(generate(one, packaged, classes)) for one in (opened, engine))
     assert (np.abs(found.astype(int) - expected) <= 2).mean() >= 0.999
 
 
-def test_answers_are_the_callers_own_and_inputs_may_lie_as_they_like(opened: Engine, engine: Engine, packaged: Bundle) -> None:
+def test_answers_are_the_callers_own_and_inputs_may_lie_as_they_like(
+    opened: Engine, engine: Engine, packaged: Bundle
+) -> None:
     given = inputs(packaged, 5, 3)
     first = opened.predict(**given)
     before = first.copy()
@@ -76,10 +84,15 @@ def test_answers_are_the_callers_own_and_inputs_may_lie_as_they_like(opened: Eng
 
 
 @pytest.mark.parametrize(("precision", "limit", "rest"), [("float16", 2e-3, 1e-5), ("int8", 0.1, 0.02)])
-def test_the_other_variants_are_read_right(small_bundle: Bundle, opened: Engine, precision: str, limit: float, rest: float) -> None:
-    """As far from ONNX Runtime's as that is from float32, and no farther from float32, but for int8's rest, which may be in bfloat16."""
-    tested, same, exact = (open_engine(small_bundle, *wanted) for wanted in
-                           (("openvino", precision), ("cpu", precision), ("cpu", "float32")))  # fmt: skip
+def test_the_other_variants_are_read_right(
+    small_bundle: Bundle, opened: Engine, precision: str, limit: float, rest: float
+) -> None:
+    """As far from ONNX Runtime's as that is from float32, and no farther from float32, but for int8's rest, which may
+    be in bfloat16."""
+    tested, same, exact = (
+        open_engine(small_bundle, *wanted)
+        for wanted in (("openvino", precision), ("cpu", precision), ("cpu", "float32"))
+    )
     assert tested.precision == precision
     if "BF16" not in _only(import_openvino().Core).get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         rest = 1e-5  # nothing is computed in bfloat16
@@ -100,16 +113,24 @@ def test_threads_and_neighbours_change_no_bit_of_an_answer(opened: Engine, packa
     whole, one = two.predict(**given), OpenVinoEngine(packaged, precision, threads=1)
     np.testing.assert_array_equal(one.predict(**given), whole)
     for lo, hi in [(0, 1), (9, 30), (19, 21), (25, 37)]:
-        np.testing.assert_array_equal(two.predict(**{name: array[lo:hi] for name, array in given.items()}), whole[lo:hi])
+        np.testing.assert_array_equal(
+            two.predict(**{name: array[lo:hi] for name, array in given.items()}), whole[lo:hi]
+        )
     two.close()
     one.close()
 
 
-def test_many_rows_are_shared_out_in_requests_of_a_few_shapes(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_shared_out_in_requests_of_a_few_shapes(
+    packaged: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two, asked = OpenVinoEngine(packaged, "float32", threads=2), list[tuple[int, int, int]]()
     queue = OpenVinoEngine._queue
     monkeypatch.setattr(OpenVinoEngine, "_queue", lambda self, *shape: (asked.append(shape), queue(self, *shape))[1])
-    for b, g, expected in [(1, 1, [(1, 1, 1)]), (6, 0, [(1, 8, 0)]), (37, 34, [*[(2, 16, 16)] * 2, (2, 2, 2), (2, 4, 0)])]:
+    for b, g, expected in [
+        (1, 1, [(1, 1, 1)]),
+        (6, 0, [(1, 8, 0)]),
+        (37, 34, [*[(2, 16, 16)] * 2, (2, 2, 2), (2, 4, 0)]),
+    ]:
         asked.clear()
         two.predict(**inputs(packaged, b, g))
         assert asked == expected
@@ -175,7 +196,7 @@ def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.
         ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": cores(), "NUM_STREAMS": 1}),
     ]
     monkeypatch.setattr(FakeCore, "capabilities", ["FP32"])
-    with pytest.raises(Failure, match=r"^--precision bfloat16: .* no instructions for it in this CPU; take float32$"):
+    with pytest.raises(Failure, match=r"^precision: .* no instructions for bfloat16 in this CPU; take float32$"):
         OpenVinoEngine(packaged, "bfloat16")
     with pytest.raises(BadInput, match="no 'int8' variant; choose from float32"):
         OpenVinoEngine(packaged, "int8")
@@ -191,11 +212,19 @@ def test_bfloat16_where_the_cpu_has_it(opened: Engine, engine: Engine, packaged:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ModuleNotFoundError("none", name="openvino"), r"^OpenVINO is not installed; pip install 'cfgdiff\[openvino\]'$"),
-        (OSError("libtbb.so.12: cannot open shared object file"), r"^OpenVINO cannot be loaded \(libtbb.so.12: .*; pip install"),
+        (
+            ModuleNotFoundError("none", name="openvino"),
+            r"^OpenVINO is not installed; pip install 'cfgdiff\[openvino\]'$",
+        ),
+        (
+            OSError("libtbb.so.12: cannot open shared object file"),
+            r"^OpenVINO cannot be loaded \(libtbb.so.12: .*; pip install",
+        ),
     ],
 )
-def test_what_is_missing_is_named(packaged: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+def test_what_is_missing_is_named(
+    packaged: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
     def fail(name: str) -> None:
         raise error
 

@@ -1,4 +1,5 @@
-"""The graph's contract as ONNX Runtime keeps it, on the CPU; its CUDA provider on a stand-in, and on a GPU where there is one."""
+"""The graph's contract as ONNX Runtime keeps it, on the CPU; its CUDA provider on a stand-in, and on a GPU where there
+is one."""
 
 import sys
 import threading
@@ -19,8 +20,12 @@ from cfgdiff.runtime.errors import BadInput, Failure
 
 def inputs(b: int, w: list[float], seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {"sample": rng.standard_normal((b, 3, 32, 32), np.float32), "timestep": rng.uniform(1, 1000, b).astype(np.float32),
-            "class_label": np.arange(b) % 10, "guidance": np.array(w, np.float32)}  # fmt: skip
+    return {
+        "sample": rng.standard_normal((b, 3, 32, 32), np.float32),
+        "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+        "class_label": np.arange(b) % 10,
+        "guidance": np.array(w, np.float32),
+    }
 
 
 def test_w_of_one_is_the_conditional_prediction(engine: Engine) -> None:
@@ -40,7 +45,9 @@ def test_threads_and_neighbours_change_no_bit_of_an_answer(packaged: Bundle, eng
     whole = engine.predict(**given)
     for threads, lo, hi in [(1, 0, 37), (3, 0, 37), (2, 9, 30), (2, 19, 21)]:
         other = open_engine(packaged, "cpu", threads=threads)
-        np.testing.assert_array_equal(other.predict(**{name: array[lo:hi] for name, array in given.items()}), whole[lo:hi])
+        np.testing.assert_array_equal(
+            other.predict(**{name: array[lo:hi] for name, array in given.items()}), whole[lo:hi]
+        )
         other.close()
 
 
@@ -147,9 +154,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return stand_in
 
 
-def test_cuda_answers_as_the_cpu_does_with_memory_bound_once_a_shape(gpu: StandIn, packaged: Bundle, engine: Engine) -> None:
+def test_cuda_answers_as_the_cpu_does_with_memory_bound_once_a_shape(
+    gpu: StandIn, packaged: Bundle, engine: Engine
+) -> None:
     cuda = open_engine(packaged, "cuda", "float32", threads=2)
-    assert (cuda.name, cuda.precision, cuda.max_batch) == ("cuda", "float32", 256) and gpu.calls == ["preload", "session"]
+    assert (cuda.name, cuda.precision, cuda.max_batch) == ("cuda", "float32", 256) and gpu.calls == [
+        "preload",
+        "session",
+    ]
     answers = []
     for seed in range(2):
         for b, w in [(1, []), (1, [2.0]), (5, [3.0, 1.5, 2.0]), (8, [4.0] * 8)]:
@@ -165,7 +177,9 @@ def test_cuda_answers_as_the_cpu_does_with_memory_bound_once_a_shape(gpu: StandI
         cuda.predict(**inputs(2, [1.0] * 3))
 
 
-def test_the_shape_not_used_for_longest_is_given_back(gpu: StandIn, packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shape_not_used_for_longest_is_given_back(
+    gpu: StandIn, packaged: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_ort, "MOST_SHAPES", 2)
     cuda = CudaEngine(packaged, "float32")
     for b, bindings in [(1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)]:  # 3 in place of 2, then 2 in place of 3
@@ -213,8 +227,14 @@ def silent(gpu: StandIn, patch: pytest.MonkeyPatch) -> None:
         (silent, "it took the CPU instead .*NVIDIA's driver and CUDA's libraries: pip uninstall"),
     ],
 )  # fmt: skip
-def test_cuda_is_never_the_cpu(gpu: StandIn, packaged: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
-                               trouble: Callable, message: str) -> None:  # fmt: skip
+def test_cuda_is_never_the_cpu(
+    gpu: StandIn,
+    packaged: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    trouble: Callable,
+    message: str,
+) -> None:
     trouble(gpu, monkeypatch)
     with pytest.raises(Failure, match=message):
         open_engine(packaged, "cuda")
@@ -228,7 +248,10 @@ def test_a_gpu_that_fails_says_what_to_do(gpu: StandIn, packaged: Bundle, monkey
         raise RuntimeError("Failed to allocate memory\nin a stack\nof calls")
 
     monkeypatch.setattr(gpu.OrtValue, "ortvalue_from_shape_and_type", exhausted)
-    with pytest.raises(Failure, match=r"^cuda: 5 pictures, 1 guided: ONNX Runtime fails \(Failed to allocate memory\); a smaller --batch"):
+    with pytest.raises(
+        Failure,
+        match=r"^cuda: 5 pictures, 1 guided: ONNX Runtime fails \(Failed to allocate memory\); a smaller `batch`",
+    ):
         cuda.predict(**inputs(5, [1.0]))
 
 

@@ -1,4 +1,5 @@
-"""Which TensorRT engine is taken and how it is run, on a fake GPU; in the end the same on a real one, where there is one."""
+"""Which TensorRT engine is taken and how it is run, on a fake GPU; in the end the same on a real one, where there is
+one."""
 
 import importlib
 import logging
@@ -22,8 +23,12 @@ Write = Callable[..., Any]
 
 def inputs(b: int, g: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {"sample": rng.standard_normal((b, 3, 32, 32), np.float32), "timestep": rng.uniform(1, 1000, b).astype(np.float32),
-            "class_label": rng.integers(0, 10, b), "guidance": rng.uniform(1, 4, g).astype(np.float32)}  # fmt: skip
+    return {
+        "sample": rng.standard_normal((b, 3, 32, 32), np.float32),
+        "timestep": rng.uniform(1, 1000, b).astype(np.float32),
+        "class_label": rng.integers(0, 10, b),
+        "guidance": rng.uniform(1, 4, g).astype(np.float32),
+    }
 
 
 def expected(given: dict[str, np.ndarray]) -> np.ndarray:
@@ -66,7 +71,11 @@ def test_a_shape_is_captured_once_and_launched_from_then_on(gpu: Any, opened: Te
     assert gpu.calls.count("cudaStreamBeginCapture") == 2
     assert len(sys.modules["tensorrt_rtx"].setups) == 2  # a context for each
     setup = sys.modules["tensorrt_rtx"].setups[0]
-    assert (setup.allocation, setup.dynamic_shapes_kernel_specialization_strategy, setup.cache) == ("shared", "eager", "cache")
+    assert (setup.allocation, setup.dynamic_shapes_kernel_specialization_strategy, setup.cache) == (
+        "shared",
+        "eager",
+        "cache",
+    )
 
 
 def test_the_shape_not_used_for_longest_is_dropped(gpu: Any, opened: TensorRTEngine) -> None:
@@ -95,7 +104,9 @@ def test_what_cannot_be_captured_runs_call_by_call(
         for seed in range(3):
             check(opened, 5, 3, seed)
     assert caplog.text.count("B = 5, G = 3 runs without a CUDA graph") == 1
-    assert {"cuda": "cudaErrorUnknown", "tensorrt": "cannot run it", "told beforehand": "cannot capture it"}[trouble] in caplog.text
+    assert {"cuda": "cudaErrorUnknown", "tensorrt": "cannot run it", "told beforehand": "cannot capture it"}[
+        trouble
+    ] in caplog.text
     assert "cudaGraphLaunch" not in gpu.calls
 
 
@@ -116,7 +127,9 @@ def test_plain_tensorrt_is_run_the_same_way(gpu: Any, copied: Path, write_engine
         (0, {}, "built for at most 8 pictures in a batch, got 0"),
     ],
 )
-def test_wrong_inputs(gpu: Any, copied: Path, write_engine: Write, b: int, change: dict[str, np.ndarray], message: str) -> None:
+def test_wrong_inputs(
+    gpu: Any, copied: Path, write_engine: Write, b: int, change: dict[str, np.ndarray], message: str
+) -> None:
     write_engine(profile=(2, 4, 8))
     with pytest.raises(BadInput, match=message):
         TensorRTEngine(load_bundle(copied), "float32").predict(**(inputs(b, 0) | change))
@@ -127,7 +140,8 @@ def test_fewer_rows_than_the_engine_was_built_for_are_filled_up(gpu: Any, copied
     engine = TensorRTEngine(load_bundle(copied), "float32")
     shapes = []
     plain = engine._first_run
-    engine._first_run = lambda b, g: shapes.append((b, g)) or plain(b, g)  # type: ignore[method-assign,func-returns-value]
+    # type: ignore[method-assign,func-returns-value]
+    engine._first_run = lambda b, g: shapes.append((b, g)) or plain(b, g)
     for b, g in [(1, 0), (1, 1), (3, 2), (6, 6)]:
         check(engine, b, g)
     assert shapes == [(4, 0), (4, 1), (4, 2), (6, 6)]
@@ -163,7 +177,9 @@ def test_certificates(gpu: Any, copied: Path, write_engine: Write) -> None:
         ({"data": b"other"}, r"TensorRT-RTX cannot load it \(magic tag does not match\)"),
     ],
 )
-def test_engines_that_do_not_fit(gpu: Any, copied: Path, write_engine: Write, change: dict[str, Any], message: str) -> None:
+def test_engines_that_do_not_fit(
+    gpu: Any, copied: Path, write_engine: Write, change: dict[str, Any], message: str
+) -> None:
     write_engine(**change)
     with pytest.raises(Failure, match=message):
         TensorRTEngine(load_bundle(copied), "float32")
@@ -178,7 +194,9 @@ def test_a_damaged_file(gpu: Any, copied: Path, write_engine: Write) -> None:
 
 def test_the_first_that_fits_is_taken(gpu: Any, copied: Path, write_engine: Write) -> None:
     bundle = load_bundle(copied)
-    with pytest.raises(Failure, match=r"no TensorRT engine of precision float32 beside .*cfgdiff export --from-bundle .* --tensorrt$"):
+    with pytest.raises(
+        Failure, match=r"no TensorRT engine of precision float32 beside .*cfgdiff export --from-bundle .* --tensorrt$"
+    ):
         TensorRTEngine(bundle, "float32")
     old, other = write_engine(version="1.4"), write_engine(sm=("12.0",))
     with pytest.raises(Failure, match=r"(?s)version 1.4.*sm 12.0|sm 12.0.*version 1.4"):

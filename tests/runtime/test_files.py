@@ -44,7 +44,9 @@ def test_what_a_killed_process_left_goes_with_the_next_call_and_nothing_else(tmp
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from cfgdiff.runtime.files import partial_file\n"
-    code += "with partial_file(Path(sys.argv[1])) as file: file.write(b'x' * 9999); file.flush(); os.kill(os.getpid(), 9)"
+    code += (
+        "with partial_file(Path(sys.argv[1])) as file: file.write(b'x' * 9999); file.flush(); os.kill(os.getpid(), 9)"
+    )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.bin")]).returncode == -9
     (left,) = partial_files(tmp_path / "a.bin")
     assert left.stat().st_size == 9999
@@ -86,7 +88,9 @@ def test_without_locks_files_are_written_and_none_is_removed(tmp_path: Path, mon
     assert (tmp_path / "a.bin").read_bytes() == b"whole" and names(tmp_path) == [LEFT, "a.bin"]
 
 
-def test_where_open_files_cannot_be_renamed_they_are_closed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_open_files_cannot_be_renamed_they_are_closed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replaced, opened = list[bool](), list[IO[bytes]]()
     replace = os.replace
 
@@ -109,6 +113,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(Failure, match=r"^--out: cannot write .*a\.png \(No space left on device\); choose another place"):
+    with pytest.raises(
+        Failure, match=r"a\.png: cannot be written \(No space left on device\); make room or choose another place"
+    ):
         write_whole(tmp_path / "a.png", b"picture")
     assert names(tmp_path) == []

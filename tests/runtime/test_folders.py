@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cfgdiff.runtime.folders import remove_folder, remove_partial, replace_folder, restore_folder, restore_folders
+from cfgdiff.runtime.files import remove_folder, remove_partial, replace_folder, restore_folder, restore_folders
 
 TESTS = Path(__file__).parents[1]
 
@@ -76,7 +76,7 @@ from pathlib import Path
 sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "runtime")!r}]
 from faults import every_kill, outcome
 from test_folders import texts, write
-from cfgdiff.runtime.folders import restore_folder
+from cfgdiff.runtime.files import restore_folder
 target = Path({str(tmp_path)!r}) / "f"
 
 def check():

@@ -12,7 +12,11 @@ def test_the_packaged_graph_is_described(packaged: Bundle) -> None:
     found = read_graph((packaged.path / "model.onnx").read_bytes())
     pictures, row = (1, [None, 3, 32, 32]), (1, [None])
     assert found.inputs == {"sample": pictures, "timestep": row, "class_label": (7, [None]), "guidance": row}
-    assert found.outputs == {"prediction": pictures} and found.locations == set() and found.metadata["model"] == packaged.name
+    assert (
+        found.outputs == {"prediction": pictures}
+        and found.locations == set()
+        and found.metadata["model"] == packaged.name
+    )
 
 
 def test_changed_bytes_are_a_graph_or_a_value_error(packaged: Bundle) -> None:

@@ -19,8 +19,12 @@ def _anew() -> Iterator[None]:
     processor.cache_clear()
 
 
-@pytest.mark.parametrize(("text", "notable"), [(X86, ("avx2", "avx512f", "amx_bf16")), (ARM, ("asimd", "i8mm")), ("", ())])
-def test_instructions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, notable: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("text", "notable"), [(X86, ("avx2", "avx512f", "amx_bf16")), (ARM, ("asimd", "i8mm")), ("", ())]
+)
+def test_instructions_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, notable: tuple[str, ...]
+) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
     found = processor()

@@ -1,4 +1,5 @@
-"""An engine's key, sidecar and certificate: what is written is read again, and all that does not fit is one line naming it."""
+"""An engine's key, sidecar and certificate: what is written is read again, and all that does not fit is one line naming
+it."""
 
 import hashlib
 import json
@@ -12,6 +13,7 @@ import pytest
 
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.bundle import Variant
+from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.sidecar import (
     ANY_DRIVER,
@@ -32,9 +34,14 @@ DATA = b"an engine"
 SHA = hashlib.sha256(DATA).hexdigest()
 KEY = EngineKey("a" * 64, "tensorrt_rtx", "1.7.1.116", ("8.6", "12.0"), ANY_DRIVER, "float32", (1, 64, 256))
 OTHER: dict[str, Any] = {
-    "graph": "b" * 64, "module": "tensorrt", "version": "2.0", "sm": ("8.9",), "driver": "550.1", "precision": "float16",
+    "graph": "b" * 64,
+    "module": "tensorrt",
+    "version": "2.0",
+    "sm": ("8.9",),
+    "driver": "550.1",
+    "precision": "float16",
     "profile": (1, 1, 2),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -47,9 +54,14 @@ def engine(tmp_path: Path) -> BuiltEngine:
 
 
 @pytest.mark.parametrize(
-    "certificate", [None, {"passed": True, "sha256": SHA}, {"passed": False, "failures": ["nan"], "picture_psnr_db": 3.5}]
+    "certificate",
+    [
+        None,
+        Certificate(True, SHA),
+        Certificate(False, SHA, failures=("nan",), rows={"rows twice": 0.5}, x0={"+1": 0.1}),
+    ],
 )
-def test_what_is_written_is_read_again(engine: BuiltEngine, certificate: dict[str, Any] | None) -> None:
+def test_what_is_written_is_read_again(engine: BuiltEngine, certificate: Certificate | None) -> None:
     certified = replace(engine, certificate=certificate)
     write_sidecar(certified)
     assert read_sidecar(sidecar_of(engine.path)) == certified
@@ -141,7 +153,9 @@ def test_the_engines_of_a_bundle_are_those_with_a_sidecar(copied: Path) -> None:
 def test_an_engine_is_read_where_it_is_the_one_that_was_built(engine: BuiltEngine) -> None:
     assert check_file(engine) == DATA
     engine.path.write_bytes(b"an angine")
-    with pytest.raises(Failure, match=rf"{KEY.precision}.*: damaged, sha256 is .*, expected {SHA[:12]}…; rebuild it here with: cfgdiff"):
+    with pytest.raises(
+        Failure, match=rf"{KEY.precision}.*: damaged, sha256 is .*, expected {SHA[:12]}…; rebuild it here with: cfgdiff"
+    ):
         check_file(engine)
     engine.path.unlink()
     with pytest.raises(Failure, match=r"\.engine: cannot be read \(No such file or directory\); rebuild it here"):
@@ -178,7 +192,9 @@ def test_an_engine_must_be_of_the_bundles_graph_and_fit_the_gpu(packaged: Bundle
     graph = graph_digest(packaged.variant("float32"))
     portable = BuiltEngine(tmp_path / "x.engine", replace(KEY, graph=graph), SHA)
     for sm in KEY.sm:
-        check_key(portable, expected_key(packaged, portable, KEY.version, sm, "570.2"))  # the driver does not matter to it
+        check_key(
+            portable, expected_key(packaged, portable, KEY.version, sm, "570.2")
+        )  # the driver does not matter to it
     with pytest.raises(Failure, match=r"built for sm 8\.6,12\.0 \(here: 8\.9\); rebuild"):
         check_key(portable, expected_key(packaged, portable, KEY.version, "8.9", "570.2"))
     bound = replace(portable, key=replace(portable.key, driver="550.1"))
@@ -196,15 +212,23 @@ def test_an_engine_must_be_of_the_bundles_graph_and_fit_the_gpu(packaged: Bundle
 @pytest.mark.parametrize(
     ("certificate", "message"),
     [
-        (None, "not certified; run cfgdiff verify FOLDER --engine tensorrt here, or take it with --uncertified"),
-        ({"passed": True, "sha256": "0" * 64}, "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again"),
-        ({"passed": True}, "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again"),
-        ({"passed": False, "sha256": SHA, "failures": ["psnr 20", "nan"]}, "failed its verification (psnr 20; nan); rebuild it here with"),
-        ({"passed": False, "sha256": SHA}, "failed its verification (no reason given); rebuild it here with"),
+        (None, "not certified; run cfgdiff verify FOLDER --engine tensorrt here, or take it with `uncertified`"),
+        (
+            Certificate(True, "0" * 64),
+            "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again",
+        ),
+        (Certificate(True), "its certificate is of another engine; run cfgdiff verify FOLDER --engine tensorrt again"),
+        (
+            Certificate(False, SHA, failures=("psnr 20", "nan")),
+            "failed its verification (psnr 20; nan); rebuild it here with",
+        ),
+        (Certificate(False, SHA), "failed its verification (no reason given); rebuild it here with"),
     ],
 )
-def test_an_engine_needs_a_certificate_of_its_own(engine: BuiltEngine, certificate: dict[str, Any] | None, message: str) -> None:
-    check_certificate(replace(engine, certificate={"passed": True, "sha256": SHA}))
+def test_an_engine_needs_a_certificate_of_its_own(
+    engine: BuiltEngine, certificate: Certificate | None, message: str
+) -> None:
+    check_certificate(replace(engine, certificate=Certificate(True, SHA)))
     with pytest.raises(Failure) as error:
         check_certificate(replace(engine, certificate=certificate))
     assert str(error.value).startswith(f"{engine.path}: {message.replace('FOLDER', str(engine.path.parent))}")

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfgdiff.runtime import Bundle, Failure, load_bundle, speeds
-from cfgdiff.runtime import engine as engines
+from cfgdiff.runtime import Bundle, Failure, engines, load_bundle, speeds
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.processor import Processor
 from cfgdiff.runtime.speeds import Speed, key_of
@@ -37,7 +36,9 @@ def test_calls_are_timed_and_pictures_compared(packaged: Bundle, fake_cpu: Any) 
     assert exact.psnr_db == 100 and 45 < low.psnr_db < 100 and exact.certified and low.certified
 
 
-def test_an_engine_whose_pictures_are_not_finite_is_passed_over(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_whose_pictures_are_not_finite_is_passed_over(
+    packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pictures(engine: Any, bundle: Bundle, n: int, steps: int) -> np.ndarray:
         if engine.precision == "bfloat16":
             raise Failure("openvino, bfloat16: the network's answer at t = 500 is not finite")
@@ -55,7 +56,9 @@ def test_a_slow_network_is_timed_on_fewer_pictures_and_compared_on_fewer(package
         ("openvino", "float32"): {"opened": 0, "call": 0, "row": 1},
     }
     found = by_way(speeds.measure(packaged))
-    assert found["cpu float32"].many == pytest.approx(64 * 0.02) and found["openvino float32"].many == pytest.approx(64 * 2)
+    assert found["cpu float32"].many == pytest.approx(64 * 0.02) and found["openvino float32"].many == pytest.approx(
+        64 * 2
+    )
     defaults = dataclasses.replace(packaged.defaults, steps=6)
     six = dataclasses.replace(packaged, defaults=defaults)
     assert speeds._affordable(six, 0.1) == (3, 6) and speeds._affordable(six, 9) == (1, 6)
@@ -94,7 +97,10 @@ def test_it_is_done_once(packaged: Bundle, fake_cpu: Any, caplog: pytest.LogCapt
         assert speeds.speeds(packaged, 2, kept_only=True) == () and not fake_cpu.opened
         first = speeds.speeds(packaged, 2)
         opened = len(fake_cpu.opened)
-        assert speeds.speeds(packaged, 2) == first == speeds.speeds(packaged, 2, kept_only=True) and len(fake_cpu.opened) == opened == 3
+        assert (
+            speeds.speeds(packaged, 2) == first == speeds.speeds(packaged, 2, kept_only=True)
+            and len(fake_cpu.opened) == opened == 3
+        )
         fake_cpu.kinds["cpu", "float32"]["row"] = 0.002
         assert speeds.speeds(packaged, 2, anew=True) != first and len(fake_cpu.opened) == 2 * opened
         assert by_way(speeds.speeds(packaged, 2))["cpu float32"].one == pytest.approx(0.005)
@@ -112,9 +118,14 @@ def test_the_key_holds_all_that_figures_depend_on(
 
     other_graph = dataclasses.replace(packaged.variants["float32"], files={"model.onnx": "0" * 64})
     keys = [
-        key_of(packaged, 1), key_of(packaged, 2), key_of(packaged, None), key_of(small_bundle, 1), key_of(load_bundle(edited(steps)), 1),
-        key_of(dataclasses.replace(packaged, variants={"float32": other_graph}), 1), key_of(dataclasses.replace(packaged, fitted={}), 1),
-    ]  # fmt: skip
+        key_of(packaged, 1),
+        key_of(packaged, 2),
+        key_of(packaged, None),
+        key_of(small_bundle, 1),
+        key_of(load_bundle(edited(steps)), 1),
+        key_of(dataclasses.replace(packaged, variants={"float32": other_graph}), 1),
+        key_of(dataclasses.replace(packaged, fitted={}), 1),
+    ]
     for name, value in (
         ("package", lambda name: f"{name} 99"),
         ("own_version", lambda: "99"),
@@ -130,7 +141,8 @@ def test_the_key_holds_all_that_figures_depend_on(
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"key": 1, "speeds": []}', '{"speeds": [{"engine": "cpu"}]}', "wrong figure", "wrong key"]
+    "damage",
+    ["", "{", "[]", '{"key": 1, "speeds": []}', '{"speeds": [{"engine": "cpu"}]}', "wrong figure", "wrong key"],
 )
 def test_a_damaged_file_is_measured_again(packaged: Bundle, fake_cpu: Any, damage: str) -> None:
     first = speeds.speeds(packaged, 1)
@@ -162,7 +174,9 @@ def test_a_cache_that_cannot_be_written_or_is_nowhere_does_no_harm(
     assert len(speeds.speeds(packaged)) == 3 and len(fake_cpu.opened) == 6
 
 
-def test_a_process_that_dies_while_it_writes_leaves_the_old_file(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_while_it_writes_leaves_the_old_file(
+    packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     speeds.speeds(packaged)
     before = kept().read_bytes()
     left = kept().with_name(f".{kept().name}.0123abcd.partial")
@@ -175,7 +189,7 @@ def test_a_process_that_dies_while_it_writes_leaves_the_old_file(packaged: Bundl
 def test_expected_seconds_are_those_of_the_batch_and_of_opening() -> None:
     found = Speed("openvino", "bfloat16", opened=2.0, one=0.01, many=0.64)
     assert found.seconds(None, 64) == 0.64
-    assert found.seconds(100, 1) == pytest.approx(2 + 50 * 0.01) and found.seconds(1280, 64) == found.seconds(1280, 500) == pytest.approx(
-        8.4
-    )
+    assert found.seconds(100, 1) == pytest.approx(2 + 50 * 0.01) and found.seconds(1280, 64) == found.seconds(
+        1280, 500
+    ) == pytest.approx(8.4)
     assert found.seconds(660, 33) == pytest.approx(2 + 10 * (0.01 + 0.63 * 32 / 63))

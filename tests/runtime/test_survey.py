@@ -30,14 +30,18 @@ def test_every_precision_of_every_engine_is_opened_and_timed(packaged: Bundle, f
     fake_cpu.kinds["openvino", "bfloat16"] = {"fails": "no bfloat16"}
     found = survey.survey(packaged, threads=2)
     cpu, openvino = found.rows
-    assert (cpu.engine, cpu.precisions, cpu.remarks) == ("cpu", ("float32",), ()) and cpu.package.startswith("onnxruntime")
+    assert (cpu.engine, cpu.precisions, cpu.remarks) == ("cpu", ("float32",), ()) and cpu.package.startswith(
+        "onnxruntime"
+    )
     assert (openvino.precisions, openvino.remarks) == (("float32",), ("no bfloat16",))
     assert [(s.engine, s.precision, s.certified) for s in found.speeds] == [
         ("cpu", "float32", True), ("openvino", "float32", True), ("openvino", "bfloat16", False),
     ]  # fmt: skip
     assert found.taken == ("cpu", "float32")
     opened = len(fake_cpu.opened)
-    assert survey.survey(packaged, threads=2).speeds == found.speeds and len(fake_cpu.opened) == opened + 3  # what was timed is kept
+    assert (
+        survey.survey(packaged, threads=2).speeds == found.speeds and len(fake_cpu.opened) == opened + 3
+    )  # what was timed is kept
     survey.survey(packaged, threads=2, anew=True)
     assert len(fake_cpu.opened) == 2 * opened + 3
     fake_cpu.kinds.clear()
@@ -45,8 +49,12 @@ def test_every_precision_of_every_engine_is_opened_and_timed(packaged: Bundle, f
 
 
 def test_records_are_of_certified_engines_in_times_the_reference(on_amx: None) -> None:
-    timed = [Speed("cpu", "float32", many=0.4, psnr_db=100), Speed("openvino", "float32", many=0.5, psnr_db=99),
-             Speed("openvino", "bfloat16", many=0.1, psnr_db=45), Speed("openvino", "int8", many=0.1, psnr_db=30)]  # fmt: skip
+    timed = [
+        Speed("cpu", "float32", many=0.4, psnr_db=100),
+        Speed("openvino", "float32", many=0.5, psnr_db=99),
+        Speed("openvino", "bfloat16", many=0.1, psnr_db=45),
+        Speed("openvino", "int8", many=0.1, psnr_db=30),
+    ]
     here = ("avx2", "avx512f", "amx_bf16")
     expected = [SpeedRecord(here, 2, "openvino", "float32", 0.8), SpeedRecord(here, 2, "openvino", "bfloat16", 4.0)]
     assert survey.records(timed, 2) == expected
@@ -63,9 +71,14 @@ def test_how_fast_a_missing_engine_was_elsewhere(
     less = replace(RECORD, instructions=("avx2",), times=9.0)
     assert said(RECORD) == ("not here; pip install it",)  # OpenVINO is installed, and tells itself what is wrong
     monkeypatch.setattr(survey, "package", lambda name: "")
-    promise = "openvino bfloat16 was 4.4 times cpu float32 on a processor with amx_bf16 (2 threads); pip install 'cfgdiff[openvino]'"
+    promise = "openvino bfloat16 was 4.4 times cpu float32 on a processor with amx_bf16 (2 threads); "
+    promise += "pip install 'cfgdiff[openvino]'"
     assert said(RECORD, less) == ("not here; pip install it", promise)
-    for no_help in (replace(RECORD, times=0.9), replace(RECORD, instructions=("avx2", "amx_int8")), replace(RECORD, engine="cpu")):
+    for no_help in (
+        replace(RECORD, times=0.9),
+        replace(RECORD, instructions=("avx2", "amx_int8")),
+        replace(RECORD, engine="cpu"),
+    ):
         assert said(no_help) == ("not here; pip install it",)
 
 
@@ -83,7 +96,9 @@ def test_certificates_of_tensorrt_engines(gpu: Any, copied: Path, write_engine: 
     assert (row.engine, row.precisions, found.taken) == ("tensorrt", ("float32",), ("tensorrt", "float32"))
     said = "\n".join(row.remarks)
     assert len(row.remarks) == 4 and f"{good.path.name}: certified\n" in said + "\n"
-    assert f"{other.path}: not certified; run cfgdiff verify" in said and f"{failed.path}: failed its verification" in said
+    assert (
+        f"{other.path}: not certified; run cfgdiff verify" in said and f"{failed.path}: failed its verification" in said
+    )
     assert f"{old.path.name}: certified; {old.path}: built for version 1.4" in said
     assert not gpu.memory and not gpu.streams
 
@@ -112,9 +127,13 @@ def test_an_engine_that_opens_and_does_not_answer_does_not_work(packaged: Bundle
         survey.try_out(opener(packaged, "float32", 1, False), packaged)
 
 
-def test_tensorrt_that_is_not_installed_comes_with_its_extra(packaged: Bundle, fake_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "OPENERS", {"tensorrt": None})
+def test_tensorrt_that_is_not_installed_comes_with_its_extra(
+    packaged: Bundle, fake_cpu: Any, set_openers: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_openers({name: fake_cpu.opener(name) for name in ("tensorrt", "cpu")})
     monkeypatch.setattr(survey, "package", lambda name: "")
-    (row,) = survey.survey(packaged, 2).rows
+    row, _ = survey.survey(packaged, 2).rows
     assert row.precisions == () and len(row.remarks) == 1
-    assert row.remarks[0].startswith("TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: cfgdiff")
+    assert row.remarks[0].startswith(
+        "TensorRT is not installed; pip install 'cfgdiff[tensorrt]', then build an engine with: cfgdiff"
+    )

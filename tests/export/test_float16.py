@@ -1,4 +1,5 @@
-"""The float16 graph: halves where it should compute in halves, float32 where the design wants it, and answers close to float32."""
+"""The float16 graph: halves where it should compute in halves, float32 where the design wants it, and answers close to
+float32."""
 
 import numpy as np
 import onnx
@@ -6,8 +7,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, shape_inference
 
+from cfgdiff.export.float16 import half
 from cfgdiff.export.parity import CASES, example
-from cfgdiff.export.precision import half
 from cfgdiff.trainer.weights import LoadedModel
 
 
@@ -32,7 +33,13 @@ def test_convolutions_compute_in_float16_and_what_needs_range_does_not(halved: o
     convs = [found[node.input[0]] for node in halved.graph.node if node.op_type == "Conv"]
     assert convs == [TensorProto.FLOAT, *[TensorProto.FLOAT16] * (len(convs) - 2), TensorProto.FLOAT]
     assert by_op["Concat"] == {TensorProto.FLOAT, TensorProto.INT64}
-    for op in ("LayerNormalization", "Softmax", "Sin", "Cos", "Gemm"):  # Gemm: embeddings of timestep and class, and modulations
+    for op in (
+        "LayerNormalization",
+        "Softmax",
+        "Sin",
+        "Cos",
+        "Gemm",
+    ):  # Gemm: embeddings of timestep and class, and modulations
         assert by_op[op] == {TensorProto.FLOAT}, op
     assert [found[v.name] for v in (*halved.graph.input, *halved.graph.output)] == [1, 1, 7, 1, 1]
 
@@ -51,10 +58,13 @@ def test_the_guidance_is_computed_in_float32(halved: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(("b", "g"), CASES)
-def test_it_answers_like_float32(graph: onnx.ModelProto, halved: onnx.ModelProto, model: LoadedModel, b: int, g: int) -> None:
+def test_it_answers_like_float32(
+    graph: onnx.ModelProto, halved: onnx.ModelProto, model: LoadedModel, b: int, g: int
+) -> None:
     inputs = example(b, g, model.image_shape, 3)
     full, low = (
-        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)[0] for m in (graph, halved)
+        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+        for m in (graph, halved)
     )
     assert low.dtype == np.float32 and 0 < np.linalg.norm(low - full) / np.linalg.norm(full) < 0.01
 
