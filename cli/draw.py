@@ -14,10 +14,10 @@ import numpy as np
 
 from cfgdiff.runtime import Bundle, Edit, Engine, Plan, resolve, sample
 from cfgdiff.runtime.archives import Tar
+from cfgdiff.runtime.bundle import Model
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.generate import Watch, to_uint8
-from cfgdiff.runtime.guidance import network_rows
 from cfgdiff.runtime.images import encoded, load_picture, read_note, read_rgb
 from cfgdiff.runtime.notes import model_digest, model_note, note_of, request_of
 from cfgdiff.runtime.outputs import PICTURES, Folder, Gif, check_place, is_file_name, kind_of, output
@@ -29,15 +29,15 @@ from .preview import Preview
 class CountingEngine:
     """An engine that counts the rows of the network that it computes."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.rows = engine, 0
+    def __init__(self, engine: Engine, bundle: Model) -> None:
+        self.engine, self.rows, self._bundle = engine, 0, bundle
         self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
 
     def predict(
         self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
     ) -> np.ndarray:
         """See `Engine.predict`."""
-        self.rows += network_rows(len(sample), len(guidance))
+        self.rows += self._bundle.rows(len(sample), len(guidance))
         return self.engine.predict(sample, timestep, class_label, guidance)
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class Drawing:
     """A plan and the engine that draws it."""
 
     def __init__(self, plan: Plan, engine: Engine) -> None:
-        self.plan, self.engine = plan, CountingEngine(engine)
+        self.plan, self.engine = plan, CountingEngine(engine, plan.bundle)
 
     def note(self, i: int) -> dict[str, Any]:
         """The note of picture i."""

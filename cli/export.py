@@ -166,8 +166,11 @@ def _source(
     from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
-    defaults = replace(Defaults("dpmpp-2m", 20, 1.5, None), **chosen)
-    return source.from_checkpoint(load_model(checkpoint), name, defaults)
+    model = load_model(checkpoint)
+    defaults = Defaults("dpmpp-2m", 20, 1.5, None)
+    if few := model.sampling.get("fitted"):
+        defaults = Defaults("ddim", max(few), 3.0, None)
+    return source.from_checkpoint(model, name, source.checked_defaults(model, replace(defaults, **chosen)))
 
 
 def _builder(profile: tuple[int, int, int], sm: tuple[str, ...] | None) -> "Callable[[Bundle], None]":

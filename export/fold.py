@@ -1,7 +1,9 @@
-"""The network that is exported: it predicts with and without the class in one batch, and guides."""
+"""The network that is exported: it predicts with and without the class in one batch, and guides; or it takes w itself."""
 
 import torch
 from torch import Tensor, nn
+
+from cfgdiff.trainer.guided import GuidedUNet
 
 
 class GuidedNetwork(nn.Module):
@@ -37,3 +39,24 @@ class GuidedNetwork(nn.Module):
         cond, uncond = both[:g], both[b:]  # (G, C, H, W) each
         guided = uncond + guidance[:, None, None, None] * (cond - uncond)
         return torch.cat([guided, both[g:b]])
+
+
+class FoldedNetwork(nn.Module):
+    """A `network`, `(x, t, label, w) -> prediction`, that takes w as an input (`trainer.guided`), behind the same inputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_label: Tensor, guidance: Tensor) -> Tensor:
+        """As `GuidedNetwork.forward`, at one row a picture; rows from G on have w = 1."""
+        g = guidance.shape[0]
+        torch._check(g <= sample.shape[0])
+        w = torch.cat([guidance, torch.ones_like(timestep[g:])])  # (B,)
+        prediction: Tensor = self.network(sample, timestep, class_label, w)
+        return prediction
+
+
+def exported(network: nn.Module, null_class: int) -> nn.Module:
+    """The network behind the graph's inputs, guided by itself where it can."""
+    return FoldedNetwork(network) if isinstance(network, GuidedUNet) else GuidedNetwork(network, null_class)

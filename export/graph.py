@@ -12,7 +12,7 @@ from torch import nn
 from cfgdiff.trainer.weights import dropped_weights
 
 from .edit import SMALL, store_half
-from .fold import GuidedNetwork
+from .fold import exported
 from .merge import merge_products
 
 OPSET = 18
@@ -66,7 +66,7 @@ def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
         program = torch.onnx.export(
-            GuidedNetwork(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET,
+            exported(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET,
             input_names=names, output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}),
             verbose=False, optimize=True,
         )  # fmt: skip

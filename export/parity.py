@@ -9,7 +9,7 @@ from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.objective import held_out_loss, rate
 
-from .fold import GuidedNetwork
+from .fold import exported
 
 CASES = [(1, 0), (1, 1), (5, 3), (8, 8), (64, 10)]  # (B, G)
 # Of the largest value. PyTorch itself loses up to 1.4e-4 in float32, for white noise at a timestep of little noise.
@@ -23,7 +23,7 @@ def example(b: int, g: int, image_shape: tuple[int, int, int], classes: int) -> 
         "sample": rng.standard_normal((b, *image_shape), np.float32),
         "timestep": rng.uniform(1, 1000, b).astype(np.float32),
         "class_label": rng.integers(0, classes, b),
-        "guidance": rng.uniform(0, 4, g).astype(np.float32),
+        "guidance": rng.uniform(1, 4, g).astype(np.float32),
     }
 
 
@@ -39,7 +39,7 @@ def relative_error(a: nn.Module, b: "nn.Module | ort.InferenceSession", inputs: 
 def check_graph(graph: bytes, network: nn.Module, null_class: int, image_shape: tuple[int, int, int]) -> float:
     """The largest relative error over `CASES`. Raises `Failure` above `LIMIT`, naming the case."""
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    guided, worst = GuidedNetwork(network, null_class).eval(), 0.0
+    guided, worst = exported(network, null_class).eval(), 0.0
     for b, g in CASES:
         error = relative_error(guided, session, example(b, g, image_shape, null_class))
         if not error <= LIMIT:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from cfgdiff.runtime import Bundle, Engine, load_bundle
-from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults
+from cfgdiff.runtime import Bundle, Engine, Request, load_bundle, resolve
+from cfgdiff.runtime.bundle import FORMAT_VERSION, Defaults, Model
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import psnr
 
@@ -36,11 +36,19 @@ def from_bundle(path: Path | None, name: str, changes: dict[str, Any]) -> Source
     return Source(graph, description)
 
 
+def checked_defaults(model: "LoadedModel", defaults: Defaults) -> Defaults:
+    """Those of a bundle. Raises `BadInput`, naming the one that a network with w as an input, or of few steps, refuses."""
+    known = Model(model.config.network.name, model.class_names, model.image_shape, model.schedule, defaults, **model.sampling)
+    sampler = None if known.few_steps else defaults.sampler
+    resolve(known, Request([0], defaults.steps, defaults.guidance, sampler=sampler, interval=defaults.interval))
+    return defaults
+
+
 def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Source:
     """The guided graph of a trained network, checked against PyTorch. Raises `Failure` where it differs."""
     from cfgdiff.trainer.engine_torch import TorchEngine
 
-    from .fold import GuidedNetwork
+    from .fold import exported
     from .graph import build_graph, rounded
     from .parity import check_graph, example, relative_error
 
@@ -49,8 +57,8 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
     errors = {
         "graph": check_graph(graph.SerializeToString(), stored, null_class, model.image_shape),
         "float16_weights": relative_error(
-            GuidedNetwork(model.network, null_class),
-            GuidedNetwork(stored, null_class),
+            exported(model.network, null_class),
+            exported(stored, null_class),
             example(64, 10, model.image_shape, null_class),
         ),
     }
@@ -58,7 +66,7 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
     def compare(engine: Engine, bundle: Bundle) -> dict[str, Any]:
         from .compare import draw
 
-        pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class))]
+        pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class, bundle.guidance_input is not None))]
         measured: dict[str, Any] = {key: f"{value:.1e}" for key, value in errors.items()}
         return {"errors": measured | {"picture_psnr_db": round(psnr(*pictures), 1)}}
 
@@ -67,6 +75,10 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
         "image_shape": list(model.image_shape), "schedule": asdict(model.schedule), "defaults": asdict(defaults),
         "provenance": model.provenance,
     }  # fmt: skip
+    description |= {
+        key: {n: asdict(fitted) for n, fitted in value.items()} if key == "fitted" else value
+        for key, value in model.sampling.items()
+    }
     return Source(graph, description, compare)
 
 

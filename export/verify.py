@@ -78,14 +78,15 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     """How far the engine's answers are from what its own answers imply, relative to the largest: 0 is right.
 
     Rows must not depend on order, repetition or batch, and guided rows must be uncond + w (cond - uncond), with cond
-    from an unguided call and uncond independent of the class.
+    from an unguided call and uncond independent of the class; but where w is an input of the network, any w is right.
     """
     classes, whole_engine = len(bundle.class_names), _InParts(engine)
     x, t = (
         normals(0, np.arange(B), 0, bundle.image_shape),
         np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T,
     )
-    label, w = np.arange(B) % classes, np.linspace(-1, 6, G, dtype=np.float32)
+    label, every_w = np.arange(B) % classes, np.linspace(*(bundle.guidance_input or (-1, 9)), B, dtype=np.float32)
+    w = every_w[:G]
 
     def ask(rows: np.ndarray, w: np.ndarray, label: np.ndarray = label) -> np.ndarray:
         return whole_engine.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
@@ -99,20 +100,24 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
 
     order = np.concatenate([guided[::-1], np.arange(B - 1, G - 1, -1)])
     twice = np.concatenate([guided, guided, everyone[G:], everyone[G:]])
-    cond, uncond = ask(everyone, none), ask(everyone, np.zeros(B, np.float32))
+    cond, all_guided = ask(everyone, none), ask(everyone, every_w)
     errors = {
         "rows in another order": apart(ask(order, w[::-1].copy()), whole[order]),
         "rows twice": apart(ask(twice, np.tile(w, 2)), whole[twice]),
         "w = 1 against no guidance": apart(ask(everyone, np.ones(B, np.float32)), cond),
-        "w = 0 with other classes": apart(ask(everyone, np.zeros(B, np.float32), (label + 1) % classes), uncond),
-        "uncond + w (cond - uncond)": apart(whole[:G], uncond[:G] + w[:, None, None, None] * (cond - uncond)[:G]),
+        "rows with w": apart(whole[:G], all_guided[:G]),
         "rows without w": apart(whole[G:], cond[G:]),
     }
+    if not bundle.guidance_input:
+        nothing = np.zeros(B, np.float32)
+        uncond, other = ask(everyone, nothing), ask(everyone, nothing, (label + 1) % classes)
+        expected = uncond + every_w[:, None, None, None] * (cond - uncond)
+        errors["w = 0 with other classes"] = apart(other, uncond)
+        errors["uncond + w (cond - uncond)"] = apart(all_guided, expected)
     for b in _batches(engine):
-        rows, every_w = np.arange(b) % B, np.resize(w, b)
+        rows = np.arange(b) % B
         errors[f"batch of {b}"] = apart(ask(rows, none), cond[rows])
-        guided_rows = uncond[rows] + every_w[:, None, None, None] * (cond - uncond)[rows]
-        errors[f"batch of {b}, all guided"] = apart(ask(rows, every_w), guided_rows)
+        errors[f"batch of {b}, all guided"] = apart(ask(rows, every_w[rows]), all_guided[rows])
     return errors
 
 

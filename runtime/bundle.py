@@ -21,7 +21,8 @@ FORMAT_VERSION = 1
 MOST_STEPS, MOST_VALUES = 100_000, 2**26
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 """What reading a damaged entry of bundle.json raises."""
-PACKAGED = Path(__file__).parent / "models" / "cifar10-small"
+MODELS = Path(__file__).parent / "models"
+PACKAGED = "cifar10-small"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Model:
         class_names: class k is `class_names[k]`; the null class is K, their number.
         image_shape: (C, H, W).
         fitted: steps fitted to this model, by the number of evaluations.
+        guidance_input: w from .. to, which the network takes as an input: each picture is one row of it. None: the
+            graph computes every guided picture twice, with and without its class, and takes any w.
+        few_steps: the network was trained for the steps in `fitted`, and predicts nothing useful at other timesteps.
     """
 
     name: str
@@ -76,6 +80,12 @@ class Model:
     schedule: Schedule
     defaults: Defaults
     fitted: dict[int, Fitted] = field(default_factory=dict, kw_only=True)
+    guidance_input: tuple[float, float] | None = field(default=None, kw_only=True)
+    few_steps: bool = field(default=False, kw_only=True)
+
+    def rows(self, pictures: int, guided: int) -> int:
+        """The rows that the network computes to evaluate `pictures`, of which `guided` are guided."""
+        return pictures if self.guidance_input else pictures + guided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +114,7 @@ class Bundle(Model):
 
 
 def load_bundle(path: str | Path | None = None) -> Bundle:
-    """Read and check a bundle, by default the packaged CIFAR-10 model.
+    """Read and check a bundle: a folder, or a packaged model by its name; by default cifar10-small.
 
     Checked are its description, the hash of every file, and that its graphs are for such pictures and classes and read
     only files that have a hash. A bundle that a killed export left beside its place gets its name back.
@@ -112,7 +122,9 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
     Raises:
         Failure: a missing folder or file, a wrong hash, a later format, a damaged bundle.json or graph.
     """
-    folder = Path(path) if path is not None else PACKAGED
+    folder = packaged_models().get(str(path or PACKAGED), Path(path or PACKAGED))
+    if path is not None and Path(path).is_dir():
+        folder = Path(path)
     try:
         restore_folder(folder)
     except (OSError, ValueError) as error:
@@ -124,6 +136,11 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
         files = {name: _checked_file(folder, name, digest) for name, digest in variant.files.items()}
         _check_graph(folder / variant.graph, files[variant.graph], variant, bundle)
     return bundle
+
+
+def packaged_models() -> dict[str, Path]:
+    """The folders of the models that come with this package, by name."""
+    return {folder.name: folder for folder in sorted(MODELS.iterdir()) if (folder / "bundle.json").is_file()}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -167,6 +184,8 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             variants=take(tree, "variants", _variants),
             provenance=take(tree, "provenance", dict),
             fitted=take(tree, "fitted", _fitted, absent={}),
+            guidance_input=take(tree, "guidance_input", _interval, absent=None),
+            few_steps=take(tree, "few_steps", _flag, absent=False),
             evaluation=take(tree, "evaluation", dict, absent={}),
             speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records)), absent=()),
         )
@@ -205,6 +224,12 @@ def _interval(value: Any) -> tuple[float, float] | None:
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise ValueError("not an interval")
     return interval
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("neither true nor false")
+    return value
 
 
 def _shape(value: Any) -> tuple[int, int, int]:

@@ -78,22 +78,23 @@ def _ways(
     if not timed:
         reason = "without measuring what is fastest: %s rows of the network are done sooner"
         log.info(f"%s {reason}", ", ".join(plain[0]), rows)
-    ordered = fastest([s for s in timed if s.way in possible], precision != "auto", rows, batch)
+    evaluations = None if rows is None else rows / bundle.rows(1, 1)
+    ordered = fastest([s for s in timed if s.way in possible], precision != "auto", evaluations, batch)
     ways = [s.way for s in ordered]
     yield from [*ways, *(way for way in plain if way not in ways)]
 
 
-def fastest(timed: list[Speed], by_name: bool, rows: int | None, batch: int = MANY) -> list[Speed]:
+def fastest(timed: list[Speed], by_name: bool, evaluations: float | None, batch: int = MANY) -> list[Speed]:
     """The usable ones, the least expected time first; logs why the others are passed over.
 
     Args:
         by_name: the user named the precision, and so does not ask for float32's pictures.
     """
-    usable = sorted((s for s in timed if (s.right if by_name else s.certified)), key=lambda s: s.seconds(rows, batch))
+    usable = sorted((s for s in timed if (s.right if by_name else s.certified)), key=lambda s: s.seconds(evaluations, batch))
     for s in timed:
         if s not in usable:
             log.info("%s, %s passed over: %s", *s.way, s.verdict)
         elif s is not usable[0]:
-            own, least = (f"{speed.seconds(rows, batch):.3g} s" for speed in (s, usable[0]))
+            own, least = (f"{speed.seconds(evaluations, batch):.3g} s" for speed in (s, usable[0]))
             log.info("%s, %s passed over: %s expected, %s, %s %s", *s.way, own, *usable[0].way, least)
     return usable

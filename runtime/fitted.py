@@ -21,12 +21,13 @@ TERMS = 4  # x, x0, and the last two changes of x0
 class Fitted:
     """For N evaluations: `timesteps` (N + 1,) decreasing to 0, `coefficients` (N, 4) of x, x0, x0 - x0', x0' - x0''.
 
-    They are right only for the w `guidance` inside `interval` of sigma / alpha (None: at every noise level).
+    They are right only for the w `guidance` inside `interval` of sigma / alpha (None: at every noise level), or for
+    every w where `guidance` is None.
     """
 
     timesteps: tuple[float, ...]
     coefficients: tuple[tuple[float, ...], ...]
-    guidance: float
+    guidance: float | None = None
     interval: tuple[float, float] | None = None
 
     def sampler(self) -> Solve:
@@ -62,13 +63,13 @@ def parse_fitted(tree: Any) -> Fitted:
     fitted = Fitted(
         tuple(float(t) for t in tree["timesteps"]),
         tuple(tuple(float(c) for c in row) for row in tree["coefficients"]),
-        float(tree["guidance"]),
+        None if tree["guidance"] is None else float(tree["guidance"]),
         parse_interval(tree.get("interval")),
     )
     if len(fitted.timesteps) != len(fitted.coefficients) + 1 or fitted.timesteps[-1] != 0:
         raise ValueError("timesteps and coefficients do not belong together")
     if any(len(row) != TERMS for row in fitted.coefficients) or any(s >= t for t, s in pairwise(fitted.timesteps)):
         raise ValueError(f"expected falling timesteps and {TERMS} coefficients for each")
-    if not all(map(math.isfinite, (*fitted.timesteps, *chain(*fitted.coefficients), fitted.guidance))):
+    if not all(map(math.isfinite, (*fitted.timesteps, *chain(*fitted.coefficients), fitted.guidance or 0.0))):
         raise ValueError("expected finite numbers")
     return fitted

@@ -69,11 +69,6 @@ class Guidance:
         return set(self.weights) == {1.0}
 
 
-def network_rows(pictures: int, guided: int) -> int:
-    """The rows that the network computes for `pictures`, `guided` of which are guided: the graph runs these twice."""
-    return pictures + guided
-
-
 def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: int, weights: np.ndarray,
            guidance: Guidance) -> Predict:  # fmt: skip
     """Guided predictions for a batch of `labels` (B,) with `weights` (B,).

@@ -3,19 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .bundle import Model
+from .bundle import PACKAGED, Model
 from .errors import BadInput, named, whole_number
-from .guidance import Guidance, network_rows
+from .fitted import Fitted
+from .guidance import Guidance
 from .noise import keys
 from .request import Blend, Edit, Request, class_labels
 from .samplers import SAMPLERS, Solve, solver
 from .spacing import SPACINGS, timesteps_for
 
 FITTED, EXPLICIT, MOST_STEPS = "fitted", "explicit", 1_000_000
+OTHER_MODEL = f"take a model of many steps, as {PACKAGED}"
 
 
 class Course(NamedTuple):
@@ -77,7 +79,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """The most rows of the network that the pictures take."""
-        return self.steps * network_rows(len(self), len(self) if (self.weights != 1).any() else 0)
+        return self.steps * self.bundle.rows(len(self), len(self) if (self.weights != 1).any() else 0)
 
     def batch(self, most: int) -> int:
         """Pictures at a time on an engine that takes `most` rows: for rescaling, `guided` passes it two a picture."""
@@ -119,9 +121,22 @@ def resolve(bundle: Model, request: Request) -> Plan:
 def guidance_of(bundle: Model, request: Request) -> Guidance:
     """How a request's predictions are guided. Raises `BadInput`, naming the parameter."""
     defaults = bundle.defaults
+    if bundle.guidance_input:
+        _refuse_two_rows(bundle, request)
     weights = _weights(defaults.guidance if request.guidance is None else request.guidance)
     interval = defaults.interval if request.interval is None else _interval(request.interval)
     return Guidance(weights, interval, request.rescale, request.threshold)
+
+
+def _refuse_two_rows(bundle: Model, request: Request) -> None:
+    """Raises `BadInput` for what needs predictions without guidance beside the guided ones, and for a w out of range."""
+    for parameter, given in (("interval", request.interval is not None), ("rescale", request.rescale != 0)):
+        if given:
+            raise BadInput(f"{parameter}: guidance is inside the network of {bundle.name}; leave it out, or {OTHER_MODEL}")
+    assert bundle.guidance_input
+    lo, hi = bundle.guidance_input
+    if request.guidance is not None and (wrong := [w for w in _weights(request.guidance) if not lo <= w <= hi]):
+        raise BadInput(f"guidance: {bundle.name} was trained for {lo:g} .. {hi:g}, found {wrong[0]:g}; take one of these")
 
 
 def _weights(guidance: Any) -> tuple[float, ...]:
@@ -161,11 +176,13 @@ def _course(bundle: Model, request: Request, guidance: Guidance) -> Course:
     steps = whole_number("steps", steps, most=MOST_STEPS)
     plain = strength == 1 and request.eta == 0 and request.spacing is None and request.timesteps is None
     fitted = bundle.fitted.get(steps) if plain else None
+    if bundle.few_steps and (fitted is None or asked not in (None, FITTED)):
+        _refuse_many_steps(bundle, request, steps)
     if asked == FITTED and fitted is None:
         possible = ", ".join(map(str, sorted(bundle.fitted))) or "none"
         takes = f"fitted takes no spacing or strength, and `steps` of {possible} for this model"
         raise BadInput(f"sampler: {takes}, found {steps}; see cfgdiff fit-steps")
-    if fitted and (asked == FITTED or (asked is None and guidance == Guidance((fitted.guidance,), fitted.interval))):
+    if fitted and (asked == FITTED or (asked is None and _made_for(fitted, guidance))):
         return Course(FITTED, FITTED, steps, fitted.sampler(), np.array(fitted.timesteps))
     spacing = None if request.spacing is None else named("spacing", "spacing", str(request.spacing), SPACINGS)
     solve = solver(name, request.eta)
@@ -175,6 +192,25 @@ def _course(bundle: Model, request: Request, guidance: Guidance) -> Course:
         timesteps = np.append(start, timesteps[timesteps < start])
     spacing = EXPLICIT if request.timesteps is not None else spacing or SAMPLERS[name].spacing
     return Course(name, spacing, steps, solve, timesteps)
+
+
+def _made_for(fitted: Fitted, guidance: Guidance) -> bool:
+    return fitted.guidance is None or guidance == Guidance((fitted.guidance,), fitted.interval)
+
+
+def _refuse_many_steps(bundle: Model, request: Request, steps: int) -> NoReturn:
+    """Raises `BadInput` for the parameter by which a request asks a few-step model for other steps than it has."""
+    possible = ", ".join(map(str, sorted(bundle.fitted)))
+    asked = {
+        "edit.strength": (request.strength != 1, f"found {request.strength:g}"),
+        "sampler": (request.sampler not in (None, FITTED), f"found {request.sampler}"),
+        "eta": (request.eta != 0, f"found {request.eta:g}"),
+        "spacing": (request.spacing is not None, f"found {request.spacing}"),
+        "timesteps": (request.timesteps is not None, "found others"),
+    }
+    parameter, found = next(((name, text) for name, (wrong, text) in asked.items() if wrong), ("steps", f"found {steps}"))
+    trained = f"{bundle.name} was trained for its own steps, {possible} in number, from noise alone"
+    raise BadInput(f"{parameter}: {trained}; {found}; {OTHER_MODEL}")
 
 
 def _refuse_idle(bundle: Model, request: Request, guidance: Guidance, course: Course) -> None:

@@ -86,14 +86,14 @@ class Speed:
         distance = f"pictures {self.psnr_db:.1f} dB from float32's"
         return distance if self.certified else f"{distance}, limit {self.limit:.0f}"
 
-    def seconds(self, rows: int | None, batch: int) -> float:
-        """Expected for `rows` of the network, `batch` guided pictures at a time, with opening; None: for a large call
-        alone."""
-        if rows is None:
+    def seconds(self, evaluations: float | None, batch: int) -> float:
+        """Expected for as many evaluations of one guided picture, `batch` pictures at a time, with opening; None: for a
+        large call alone."""
+        if evaluations is None:
             return self.many
         batch = min(batch, MANY)
         call = self.one + (self.many - self.one) * (batch - 1) / (MANY - 1)
-        return self.opened + rows * call / (2 * batch)
+        return self.opened + evaluations * call / batch
 
 
 def speeds(
@@ -219,7 +219,9 @@ def _pictures(engine: Engine, bundle: Bundle, n: int, steps: int) -> np.ndarray:
 
 
 def _contradiction(engine: Engine, bundle: Bundle) -> str:
-    """Rows must not depend on each other, and guided ones are uncond + w (cond - uncond). Empty where that holds."""
+    """Rows must not depend on each other, and guided ones are uncond + w (cond - uncond), where the graph and not the
+    network guides. Empty where that holds.
+    """
     x, t, label, w = _call(bundle, 3)
     t = np.array([0.2, 0.5, 0.8], np.float32) * bundle.schedule.T
 
@@ -227,8 +229,10 @@ def _contradiction(engine: Engine, bundle: Bundle) -> str:
         return engine.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
 
     every = [0, 1, 2]
-    cond, uncond = ask(every, w[:0]), ask(every, 0 * w)
-    guided = uncond + w[:, None, None, None] * (cond - uncond)
+    cond, guided = ask(every, w[:0]), ask(every, w)
+    if not bundle.guidance_input:
+        uncond = ask(every, 0 * w)
+        guided = uncond + w[:, None, None, None] * (cond - uncond)
     answers = {
         "rows in another order": (ask([2, 1, 0], w), guided[::-1]),
         "rows with and without w": (ask(every, w[:2]), np.concatenate([guided[:2], cond[2:]])),

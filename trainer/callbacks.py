@@ -22,6 +22,7 @@ from .checkpoint import cannot_write, write_run_file
 from .engine_torch import TorchEngine
 from .run import Callback as Callback  # plugins import it from here
 from .run import Run
+from .steps import sampling_of
 
 
 class Timed(Callback):
@@ -140,10 +141,12 @@ class Preview(Timed):
 
     def act(self, run: Run) -> None:
         """Draws and writes it."""
-        defaults = Defaults("dpmpp-2m", self._steps, self._guidance, None)
-        bundle = Model(run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults)
+        known = sampling_of(run.config)
+        steps = max(known["fitted"]) if "fitted" in known else self._steps
+        defaults = Defaults("dpmpp-2m", steps, self._guidance, None)
+        bundle = Model(run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, **known)
         classes = run.data.class_names[:10]
-        engine = TorchEngine(run.predict, run.null_class)
+        engine = TorchEngine(run.predict, run.null_class, takes_w=bundle.guidance_input is not None)
         pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])
         if run.processes.main:
             file = run.out / "previews" / f"{run.pictures_seen:09d}.png"

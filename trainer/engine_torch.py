@@ -1,4 +1,4 @@
-"""An engine that runs a network in PyTorch, two passes for guided rows: for previews, and to compare exports with."""
+"""An engine that runs a network in PyTorch: for previews, and to compare exports with."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,14 @@ class TorchEngine(OpenedEngine):
 
     Args:
         predict: (x_t, t, label) -> the prediction, for (B, C, H, W) float32, (B,) float32 and (B,) int64 on the CPU.
+            It takes w (B,) as well where `takes_w`; else guided rows take two passes.
         null_class: the label K.
     """
 
     name, precision, max_batch = "pytorch", "float32", 4096
 
-    def __init__(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], null_class: int) -> None:
-        self._predict, self._null_class = predict, null_class
+    def __init__(self, predict: Callable[..., Tensor], null_class: int, takes_w: bool = False) -> None:
+        self._predict, self._null_class, self._takes_w = predict, null_class, takes_w
 
     @torch.no_grad()
     def predict(
@@ -29,6 +30,10 @@ class TorchEngine(OpenedEngine):
         """See `Engine.predict`; guided rows are uncond + w (cond - uncond) (Ho & Salimans 2022; w = 1 is unguided)."""
         self.check_open()
         x, t, label = (torch.from_numpy(a) for a in (sample, timestep, class_label))
+        if self._takes_w:
+            w = torch.cat([torch.from_numpy(guidance), torch.ones(len(x) - len(guidance))])
+            folded: np.ndarray = self._predict(x, t, label, w).numpy()
+            return folded
         prediction = self._predict(x, t, label)
         if g := len(guidance):
             uncond = self._predict(x[:g], t[:g], torch.full((g,), self._null_class))

@@ -19,7 +19,9 @@ class AlexNetFeatures(nn.Module):
         from torchvision.models import alexnet
 
         self.layers = alexnet(weights=None).features
-        self.layers.load_state_dict({name.removeprefix("features."): value for name, value in weights.items() if name.startswith("features.")})
+        self.layers.load_state_dict(
+            {n.removeprefix("features."): w for n, w in weights.items() if n.startswith("features.")}
+        )
         for layer in self.layers:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False
@@ -28,7 +30,12 @@ class AlexNetFeatures(nn.Module):
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1] -> five tensors (B, C, H', W') whose vectors of C have length 1."""
-        x, seen = F.interpolate((pictures - self.shift) / self.scale, size=(SIZE, SIZE), mode="bilinear", align_corners=False), []
+        x, seen = (
+            F.interpolate(
+                (pictures - self.shift) / self.scale, size=(SIZE, SIZE), mode="bilinear", align_corners=False
+            ),
+            [],
+        )
         for layer in self.layers:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
@@ -57,5 +64,7 @@ def feature_distance(path: str, pictures: Tensor, targets: Tensor) -> Tensor:
     network = _alexnet(path, str(pictures.device))
     with torch.no_grad():
         wanted = network(targets.clamp(-1, 1))
-    found = network(pictures + (pictures.clamp(-1, 1) - pictures).detach())  # seen as drawn, and pulled back from outside
+    found = network(
+        pictures + (pictures.clamp(-1, 1) - pictures).detach()
+    )  # seen as drawn, and pulled back from outside
     return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).sum()

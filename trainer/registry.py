@@ -43,7 +43,7 @@ BUILT_IN = {  # imported when used
     ("network", "guided-unet"): "guided:GuidedUNet",
     ("network", "unet"): "unet:UNet",
     ("objective", "augmented"): "augment:augmented_loss",
-    ("objective", "distilled-guidance"): "guided:distilled_guidance",
+    ("objective", "distilled-guidance"): "teacher:distilled_guidance",
     ("objective", "simple"): "objective:loss",
     ("objective", "trajectory"): "trajectory:trajectory",
     ("optimiser", "adamw"): "optim:adamw",

@@ -18,6 +18,7 @@ from .build import make_network
 from .checkpoint import find_checkpoint, read_checkpoint, tensors_under
 from .config import Config, make_config
 from .state import check_tensors, damaged, not_finite
+from .steps import sampling_of
 
 FLOATS = (1, 10)  # ONNX's element types float32 and float16
 SAME, CONSTANT = "same as", "constant"  # see `dropped_weights`
@@ -33,6 +34,11 @@ class LoadedModel:
     image_shape: tuple[int, int, int]
     schedule: Schedule
     provenance: dict[str, Any]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """See `steps.sampling_of`."""
+        return sampling_of(self.config)
 
 
 def load_model(path: Path) -> LoadedModel:

@@ -15,7 +15,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AlexNet's convolutions with drawn weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("features") / "alexnet.safetensors"
-    save_file({name: value for name, value in alexnet(weights=None).state_dict().items() if name.startswith("features.")}, path)
+    save_file(
+        {name: value for name, value in alexnet(weights=None).state_dict().items() if name.startswith("features.")},
+        path,
+    )
     return path
 
 
@@ -25,6 +28,7 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1, torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
 
 
+@pytest.mark.filterwarnings("ignore:The parameter 'pretrained':UserWarning", "ignore:Arguments other than:UserWarning")
 def test_it_is_lpips_where_all_channels_count_alike(drawn: Path, pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
     peer = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, verbose=False)
     peer.net.load_state_dict(_as_slices(features._alexnet(str(drawn), "cpu"), peer), strict=True)
@@ -41,7 +45,9 @@ def _as_slices(network: features.AlexNetFeatures, peer: lpips.LPIPS) -> dict[str
     return {name: own[".".join(name.split(".")[1:])] for name in peer.net.state_dict()}
 
 
-def test_it_is_zero_for_the_same_and_has_a_gradient_for_others(drawn: Path, pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_it_is_zero_for_the_same_and_has_a_gradient_for_others(
+    drawn: Path, pictures: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     a, b = pictures
     assert feature_distance(str(drawn), a, a).item() == 0
     a.requires_grad_(True)

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfgdiff.runtime.samplers import dpmpp_2m
+from cfgdiff.runtime.samplers import ddim, dpmpp_2m
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.trainer import trajectory
 from cfgdiff.trainer.config import ObjectiveConfig
 from cfgdiff.trainer.draws import Draws
-from cfgdiff.trainer.guided import Teacher
-from cfgdiff.trainer.trajectory import follow, student_timesteps
+from cfgdiff.trainer.steps import fitted_steps, student_timesteps
+from cfgdiff.trainer.teacher import Teacher
+from cfgdiff.trainer.trajectory import follow
 
 STD = 0.6  # of the data: every value is normal, so the best denoiser and the probability-flow ODE have closed forms
 SCHEDULE = Schedule(prediction="v")
@@ -25,7 +26,9 @@ class Gaussian(nn.Module):
     """The best v for data of deviation STD (Karras et al. 2022, B.3, in v)."""
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor, w: Tensor | None = None) -> Tensor:
-        alpha, sigma = (torch.from_numpy(f(t.numpy())).float()[:, None, None, None] for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+        alpha, sigma = (
+            torch.from_numpy(f(t.numpy())).float()[:, None, None, None] for f in (SCHEDULE.alpha, SCHEDULE.sigma)
+        )
         x0 = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * x
         return (alpha * x - x0) / sigma
 
@@ -114,3 +117,18 @@ def test_each_number_of_steps_has_its_turn(teacher: Teacher, monkeypatch: pytest
                               Draws(0, i, 2), teacher="given", steps=(1, 3), teacher_steps=6)  # fmt: skip
     one, three = (student_timesteps(n, 1000)[:-1].round(1).tolist() for n in (1, 3))
     assert seen == [*one, *three, *one]
+
+
+def test_fitted_steps_are_ddim_with_these_timesteps() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+
+    def predict(x: np.ndarray, t: float) -> np.ndarray:
+        return Gaussian()(torch.from_numpy(x).float(), torch.full((2,), t), torch.zeros(2)).numpy()
+
+    for n in (1, 3):
+        fitted = fitted_steps(SCHEDULE, n)
+        timesteps = np.array(fitted.timesteps)
+        expected = ddim(predict, x, timesteps, SCHEDULE, lambda step: x)
+        np.testing.assert_allclose(
+            fitted.sampler()(predict, x, timesteps, SCHEDULE, lambda step: x), expected, atol=1e-5
+        )
