@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.bundle import packaged_models
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.images import cropped, frames, load_picture, read_note
 from cfgdiff.runtime.notes import edit_note, is_number
@@ -33,6 +34,12 @@ def noted_strength(file: Path) -> float | None:
     original = read_note(file).get("from")
     strength = original.get("strength") if isinstance(original, dict) else None
     return strength if is_number(strength) else None
+
+
+def noted_model(file: Path) -> str | None:
+    """The packaged model that drew the picture in `file`, by its note; None where it was another."""
+    name = read_note(file).get("model")
+    return name if name in packaged_models() else None
 
 
 def check_original(noted: Any, edit: Edit | None) -> None:

@@ -111,6 +111,23 @@ def _measured(bundle: "Bundle", held_out: "PictureSet") -> dict[str, float]:
 @group.command(
     epilog="""\b
 Examples:
+  cfgdiff models
+  cfgdiff-run --model cifar10-small --class frog --n 16
+  cfgdiff info cifar10-turbo"""
+)
+def models() -> None:
+    """List the packaged models: size, default steps, rows of the network a picture, quality, and speed on this machine."""
+    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime.bundle import packaged_models
+
+    from .models import table
+
+    click.echo(table([load_bundle(folder) for folder in packaged_models().values()]))
+
+
+@group.command(
+    epilog="""\b
+Examples:
   cfgdiff ema runs/small --width 0.1
   cfgdiff ema runs/small --width 0.03,0.06,0.12 --data DATA"""
 )

@@ -1,7 +1,9 @@
 """`cfgdiff-run`: pictures from a bundle. Reads the flags, hands over to cfgdiff.runtime, reports."""
 
 import json
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,11 @@ from .errors import one_line, run_command
 from .flags import INTERVAL, MOST_STEPS, Count, FilePath, Numbers, log_to_stderr, typed_flags
 
 if TYPE_CHECKING:
-    from cfgdiff.runtime import Blend, Bundle, Request
+    from cfgdiff.runtime import Blend, Bundle, Plan, Request
 
     from .draw import Drawing
 
+log = logging.getLogger("cfgdiff")
 PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
 # The flags beside --remake: the note in the picture does not have these.
 REMAKE_TAKES = {
@@ -55,6 +58,8 @@ Examples:
   cfgdiff-run --class cat,dog --interpolate 1:2 --frames 9 --n 4 --out between.png
   cfgdiff-run --class horse --from deer.jpg --strength 0.6 --out horses
   cfgdiff-run --class ship --stream --n 2
+  cfgdiff-run --class frog --n 64 --steps 1 --out frogs
+  cfgdiff-run --model cifar10-small --class frog --steps 12 --sampler unipc
   cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2"""
 )
 @click.option("--class", "classes", multiple=True, metavar="NAME",
@@ -96,7 +101,8 @@ Examples:
               "An interrupted .tar is kept only where its run had --resume, too.")  # fmt: skip
 @click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from its note, and compare.")
 @click.option("--stream", is_flag=True, help="Show the first pictures in the terminal while they are denoised.")
-@click.option("--model", type=PATH, help="A bundle. Default: the packaged CIFAR-10 model.")
+@click.option("--model", type=PATH, help="A bundle, or a packaged model by its name (see cfgdiff models). Default: "
+              "cifar10-turbo; cifar10-small where a flag asks for what only many steps can do.")  # fmt: skip
 @click.option("--engine", default="auto", show_default=True, metavar="NAME",
               help="tensorrt, cuda, cpu, openvino; auto: the fastest.")  # fmt: skip
 @click.option("--precision", default="auto", show_default=True, metavar="NAME",
@@ -118,38 +124,58 @@ def command(
     from cfgdiff.runtime.outputs import check_place
 
     from .draw import Drawing, Target, draw, redraw
-    from .edit import noted_strength, read_edit
+    from .edit import noted_model, noted_strength, read_edit
     from .opening import Wanted, first_note
 
     log_to_stderr(verbose)
-    bundle = load_bundle(model)
     wanted = Wanted(*(flags.pop(name) for name in ("engine", "precision", "threads", "uncertified")))
     target = Target(out, flags.pop("kind"), resume=flags.pop("resume"), stream=flags.pop("stream"))
     source, strength, mask = (flags.pop(name) for name in ("source", "strength", "mask"))
     if list_classes:
+        bundle = load_bundle(model)
         click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
         return
     check_place(out, target.resume)
     if remake is not None and source is not None and strength is None:
         strength = noted_strength(remake)
-    edit = read_edit(bundle, source, strength, mask)
     if remake is not None:
+        bundle = load_bundle(model or noted_model(remake))
+        edit = read_edit(bundle, source, strength, mask)
         click.echo(redraw(remake, bundle, out, edit, partial(wanted.open_as_noted, bundle, "--remake")), err=True)
         return
-    request, columns = _request(bundle, **flags, edit=edit)
-    plan, noted = resolve(bundle, request), first_note(out, target.kind) if target.resume else None
-    opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(plan)
+
+    def planned(bundle: "Bundle") -> tuple["Plan", int | None]:
+        request, columns = _request(bundle, **flags, edit=read_edit(bundle, source, strength, mask))
+        return resolve(bundle, request), columns
+
+    plan, columns = planned(load_bundle(model)) if model else _on_packaged(planned)
+    noted = first_note(out, target.kind) if target.resume else None
+    opened = wanted.open_as_noted(plan.bundle, "--resume", *noted)[0] if noted else wanted.open(plan)
     drawing, loaded = Drawing(plan, opened), time.perf_counter()
     drawn = draw(drawing, replace(target, columns=columns))
     times = {"load": loaded - started, "first": drawn.first - started, "total": time.perf_counter() - started}
     click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)
 
 
+def _on_packaged(planned: "Callable[[Bundle], tuple[Plan, int | None]]") -> tuple["Plan", int | None]:
+    """A plan on the packaged model that takes the fewest rows, or on the one of many steps if that cannot do it."""
+    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime.bundle import TURBO
+    from cfgdiff.runtime.errors import BadInput
+
+    try:
+        return planned(load_bundle(TURBO))
+    except BadInput as error:
+        plan = planned(load_bundle())  # a mistake is one here, too
+        log.info("model %s passed over: %s", TURBO, error)
+        return plan
+
+
 def _report(drawing: "Drawing", seconds: dict[str, float]) -> str:
     """What --json prints."""
     plan, engine, w = drawing.plan, drawing.engine, drawing.plan.weights.tolist()
     return json.dumps({
-        "n": len(plan), "steps": plan.steps, "rows": engine.rows, "engine": engine.name, "precision": engine.precision,
+        "n": len(plan), "model": plan.bundle.name, "steps": plan.steps, "rows": engine.rows, "engine": engine.name, "precision": engine.precision,
         "sampler": plan.course.sampler, "spacing": plan.course.spacing, "guidance": w[0] if len(set(w)) == 1 else w,
         "seed": plan.request.seed, "seconds": {name: round(value, 4) for name, value in seconds.items()},
     })  # fmt: skip

@@ -1,5 +1,6 @@
 """`cfgdiff train`: reads the flags, hands over to cfgdiff.trainer, shows progress."""
 
+import json
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,12 +49,14 @@ Examples:
   cfgdiff train --resume runs/small --set train.pictures=2000000
   cfgdiff train --preset cifar10-small --init runs/small --data DATA --out runs/more
   cfgdiff train --preset smoke --plugin mine.py --set data.name=mine --data . --out runs/mine
+  cfgdiff train --preset cifar10-guided --teacher runs/small --data DATA --out runs/guided
+  cfgdiff train --preset cifar10-turbo --teacher runs/guided --data DATA --out runs/turbo
   torchrun --nproc-per-node 8 --no-python cfgdiff train --preset cifar10-paper --out runs/paper
 
 With --processes, and under torchrun, which adds several machines and restarts, every process trains on its share of
 train.batch; pictures, order and noise are those of one process."""
 )
-@click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-paper or smoke (see --list-presets).")
+@click.option("--preset", metavar="NAME", help="cifar10-small, cifar10-turbo or another of --list-presets.")
 @click.option(
     "--data",
     type=PATH,
@@ -68,6 +71,8 @@ train.batch; pictures, order and noise are those of one process."""
 @click.option("--out", type=PATH, help="Folder of the new run.")
 @click.option("--resume", "resumed", type=PATH, help="Continue this run, in its folder.")
 @click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
+@click.option("--teacher", type=PATH, help="The run, checkpoint or bundle that objectives of cifar10-turbo and "
+              "cifar10-guided learn from. Its weights are the start, too, unless --init names others.")  # fmt: skip
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats."
 )
@@ -120,6 +125,7 @@ class Flags:
     out: Path | None
     resumed: Path | None
     init: Path | None
+    teacher: Path | None
     overrides: tuple[str, ...]
     plugins: tuple[Path, ...]
     max_minutes: float | None
@@ -144,8 +150,8 @@ def _with_flags(error: "Failure") -> "Failure":
 def _check_together(flags: Flags) -> None:
     if (flags.resumed is None) == (flags.preset is None):
         raise click.UsageError("give --preset NAME for a new run, or --resume RUN to continue one (not both)")
-    if flags.resumed and (flags.out or flags.init):
-        raise click.UsageError("--resume continues a run in its own folder: drop --out and --init")
+    if flags.resumed and (flags.out or flags.init or flags.teacher):
+        raise click.UsageError("--resume continues a run in its own folder: drop --out, --init and --teacher")
     if flags.preset and not flags.out and not (flags.dry_run or flags.profile):
         raise click.UsageError("--out RUN is missing: the folder of the new run")
 
@@ -156,6 +162,9 @@ def _train(flags: Flags) -> None:
 
     load_plugins(flags.plugins)
     overrides = flags.overrides + (("data.options={skip_broken: true}",) if flags.skip_broken else ())
+    if flags.teacher is not None:
+        overrides += (f"objective.teacher={json.dumps(str(flags.teacher.absolute()))}",)
+        flags = replace(flags, init=flags.init or flags.teacher)
     flags, state = replace(flags, overrides=overrides), {} if flags.resumed is None else _state_of(flags.resumed)
     config = make_config(load_preset(str(flags.preset)) if flags.resumed is None else state["config"], overrides)
     for kind, name, options in config.parts:
@@ -301,5 +310,7 @@ def _profile(run: "Run") -> None:
 def _recorded_command(flags: Flags) -> str:
     """The command line for the provenance: the settings as typed, without the paths of this machine."""
     words = ["cfgdiff train", f"--preset {flags.preset}" if flags.preset else "--resume RUN"]
-    words += [f"--plugin {file.name}" for file in flags.plugins] + [f"--set {override}" for override in flags.overrides]
+    words += [f"--plugin {file.name}" for file in flags.plugins]
+    words += [f"--set {override}" for override in flags.overrides if not override.startswith("objective.teacher=")]
+    words += ["--teacher TEACHER"] if flags.teacher else []
     return " ".join([*words, f"--max-minutes {flags.max_minutes:g}"] if flags.max_minutes else words)

@@ -38,7 +38,9 @@ def from_bundle(path: Path | None, name: str, changes: dict[str, Any]) -> Source
 
 def checked_defaults(model: "LoadedModel", defaults: Defaults) -> Defaults:
     """Those of a bundle. Raises `BadInput`, naming the one that a network with w as an input, or of few steps, refuses."""
-    known = Model(model.config.network.name, model.class_names, model.image_shape, model.schedule, defaults, **model.sampling)
+    known = Model(
+        model.config.network.name, model.class_names, model.image_shape, model.schedule, defaults, **model.sampling
+    )
     sampler = None if known.few_steps else defaults.sampler
     resolve(known, Request([0], defaults.steps, defaults.guidance, sampler=sampler, interval=defaults.interval))
     return defaults
@@ -66,7 +68,10 @@ def from_checkpoint(model: "LoadedModel", name: str, defaults: Defaults) -> Sour
     def compare(engine: Engine, bundle: Bundle) -> dict[str, Any]:
         from .compare import draw
 
-        pictures = [draw(e, bundle, 16) for e in (engine, TorchEngine(model.network, null_class, bundle.guidance_input is not None))]
+        pictures = [
+            draw(e, bundle, 16)
+            for e in (engine, TorchEngine(model.network, null_class, bundle.guidance_input is not None))
+        ]
         measured: dict[str, Any] = {key: f"{value:.1e}" for key, value in errors.items()}
         return {"errors": measured | {"picture_psnr_db": round(psnr(*pictures), 1)}}
 

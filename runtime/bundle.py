@@ -22,7 +22,7 @@ MOST_STEPS, MOST_VALUES = 100_000, 2**26
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 """What reading a damaged entry of bundle.json raises."""
 MODELS = Path(__file__).parent / "models"
-PACKAGED = "cifar10-small"
+PACKAGED, TURBO = "cifar10-small", "cifar10-turbo"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def packaged_models() -> dict[str, Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        missing = "no bundle there (bundle.json is missing); expected a folder written by cfgdiff export"
+        names = ", ".join(packaged_models())
+        missing = f"no bundle there (bundle.json is missing); expected a folder written by cfgdiff export, or {names}"
         raise Failure(f"{file.parent}: {missing}")
     try:
         tree = json.loads(file.read_bytes())

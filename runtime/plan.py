@@ -132,11 +132,15 @@ def _refuse_two_rows(bundle: Model, request: Request) -> None:
     """Raises `BadInput` for what needs predictions without guidance beside the guided ones, and for a w out of range."""
     for parameter, given in (("interval", request.interval is not None), ("rescale", request.rescale != 0)):
         if given:
-            raise BadInput(f"{parameter}: guidance is inside the network of {bundle.name}; leave it out, or {OTHER_MODEL}")
+            raise BadInput(
+                f"{parameter}: guidance is inside the network of {bundle.name}; leave it out, or {OTHER_MODEL}"
+            )
     assert bundle.guidance_input
     lo, hi = bundle.guidance_input
     if request.guidance is not None and (wrong := [w for w in _weights(request.guidance) if not lo <= w <= hi]):
-        raise BadInput(f"guidance: {bundle.name} was trained for {lo:g} .. {hi:g}, found {wrong[0]:g}; take one of these")
+        raise BadInput(
+            f"guidance: {bundle.name} was trained for {lo:g} .. {hi:g}, found {wrong[0]:g}; take one of these"
+        )
 
 
 def _weights(guidance: Any) -> tuple[float, ...]:
@@ -208,7 +212,9 @@ def _refuse_many_steps(bundle: Model, request: Request, steps: int) -> NoReturn:
         "spacing": (request.spacing is not None, f"found {request.spacing}"),
         "timesteps": (request.timesteps is not None, "found others"),
     }
-    parameter, found = next(((name, text) for name, (wrong, text) in asked.items() if wrong), ("steps", f"found {steps}"))
+    parameter, found = next(
+        ((name, text) for name, (wrong, text) in asked.items() if wrong), ("steps", f"found {steps}")
+    )
     trained = f"{bundle.name} was trained for its own steps, {possible} in number, from noise alone"
     raise BadInput(f"{parameter}: {trained}; {found}; {OTHER_MODEL}")
 

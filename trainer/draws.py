@@ -12,7 +12,9 @@ from torch import Tensor
 class Draws:
     """Draws for the rows `first` .. `first + count - 1` of a batch of `total`; every call draws anew, in the same order on every part."""
 
-    def __init__(self, seed: int, step: int, total: int, first: int = 0, count: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, seed: int, step: int, total: int, first: int = 0, count: int | None = None, device: str = "cpu"
+    ) -> None:
         self.step = step
         self._key, self._calls, self._total, self._device = (seed, step), 0, total, device
         self._rows = slice(first, total if count is None else first + count)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfgdiff.runtime.errors import Failure
+
 SIZE = 64  # at 32x32, AlexNet's last three convolutions see one position
 # Of pictures in -1 .. 1: the scaling layer of LPIPS (Zhang et al. 2018), which is ImageNet's mean and deviation.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -48,11 +50,22 @@ def _alexnet(path: str, device: str) -> AlexNetFeatures:
     if path:
         from safetensors.torch import load_file
 
-        weights = load_file(path)
+        try:
+            weights = load_file(path)
+        except Exception as error:  # safetensors raises its own kinds
+            raise Failure(
+                f"features {path}: not readable as safetensors ({error}); give AlexNet's convolutions"
+            ) from None
     else:
         from torchvision.models import AlexNet_Weights
 
-        weights = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        try:
+            weights = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network, or a damaged download
+            remedy = "connect once, give them as objective.options={features: FILE}, or set feature_weight to 0"
+            raise Failure(
+                f"objective.options: torchvision's AlexNet weights cannot be fetched ({error}); {remedy}"
+            ) from None
     return AlexNetFeatures(weights).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 

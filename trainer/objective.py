@@ -117,11 +117,15 @@ class Loss(nn.Module):
     def forward(self, pictures: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) in [-1, 1], (B,) -> a scalar."""
         config = self._config
-        value: Tensor = self._objective(self.network, config.objective, config.schedule, pictures, labels, self._null_class, draws)
+        value: Tensor = self._objective(
+            self.network, config.objective, config.schedule, pictures, labels, self._null_class, draws
+        )
         return value
 
 
-def held_out_errors(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def held_out_errors(
+    predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The squared error on held-out pictures with their labels, at ln(sigma / alpha) ~ N(-0.5, 1.2), from a fixed seed.
 
     The levels are the quantiles of that distribution in a random order, one a picture, so that they add no variance.
@@ -160,7 +164,9 @@ def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.
     """
     paper = Schedule("linear", 1000, "eps")
     steps = np.arange(2, paper.T + 1)
-    shrink = (1 - paper.alpha_bar(steps - 1)) / (1 - paper.alpha_bar(steps))  # the posterior's variance (equation 7) over beta
+    shrink = (1 - paper.alpha_bar(steps - 1)) / (
+        1 - paper.alpha_bar(steps)
+    )  # the posterior's variance (equation 7) over beta
     ratio = paper.ratio(steps) / schedule.data_std
     bound = loss_weights(ObjectiveConfig(prediction="eps", schedule="linear", weighting="bound"), paper, steps)
     cumulative = np.cumsum(bound * _on_eps(schedule, schedule.t_of_ratio(ratio)))
@@ -187,5 +193,7 @@ def _errors_at(levels_of: Callable[[Tensor], np.ndarray], predict: Predict, sche
         part = slice(i, i + 128)
         x_t, target = noised(schedule, x0[part], t[part], eps[part])
         prediction = predict(x_t, torch.from_numpy(t[part]).float(), label[part])
-        errors.append(F.mse_loss(prediction.float().cpu(), target, reduction="none").double().mean(dim=(1, 2, 3)).numpy())
+        errors.append(
+            F.mse_loss(prediction.float().cpu(), target, reduction="none").double().mean(dim=(1, 2, 3)).numpy()
+        )
     return levels, np.concatenate(errors)

@@ -68,7 +68,9 @@ def load_teacher(
         Failure: nothing to read there, or a network for other classes or another noise schedule.
     """
     if not path:
-        raise BadSetting("objective.options: expected a teacher to learn from, found none; give --teacher PATH")
+        raise BadSetting(
+            "objective.teacher: expected a run, checkpoint or bundle to learn from, found none; give --teacher PATH"
+        )
     device, folder = next(student.parameters()).device, Path(path)
     if (folder / "bundle.json").is_file():
         bundle, (weights, _) = load_bundle(folder), initial_weights(folder)
@@ -103,10 +105,10 @@ def draw_guidance(draws: Draws, most: float, device: torch.device) -> Tensor:
 
 def distilled_guidance(
     network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor, null_class: int,
-    draws: Draws, *, teacher: str = "", interval: tuple[float, float] = INTERVAL, most: float = MOST_GUIDANCE,
+    draws: Draws, *, interval: tuple[float, float] = INTERVAL, most: float = MOST_GUIDANCE,
 ) -> Tensor:  # fmt: skip
     """Squared error to a teacher's guided prediction at a random w (Meng et al. 2023, equation 6)."""
-    guide = load_teacher(str(teacher), network, schedule, null_class, tuple(interval))
+    guide = load_teacher(config.teacher, network, schedule, null_class, tuple(interval))
     quantiles = draws.quantiles().clamp(1e-6, 1 - 1e-6)
     t = schedule.t_of_ratio(np.exp((config.mean + config.std * torch.special.ndtri(quantiles)).numpy()))
     x_t, _ = noised(schedule, pictures, t, draws.normal(pictures.shape[1:]).to(pictures.device))

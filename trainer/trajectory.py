@@ -51,12 +51,12 @@ def to_x0(schedule: Schedule, prediction: Tensor, x: Tensor, t: float) -> Tensor
 
 def trajectory(
     network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor, null_class: int,
-    draws: Draws, *, teacher: str = "", steps: tuple[int, ...] = STEPS, teacher_steps: int = 16,
+    draws: Draws, *, steps: tuple[int, ...] = STEPS, teacher_steps: int = 16,
     interval: tuple[float, float] = INTERVAL, most: float = MOST_GUIDANCE, features: str = "",
     feature_weight: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Mean distance of each of the network's steps to a teacher's state; a training step takes one number of steps."""
-    guide = load_teacher(str(teacher), network, schedule, null_class, tuple(interval))
+    guide = load_teacher(config.teacher, network, schedule, null_class, tuple(interval))
     count = steps[draws.step % len(steps)]
     parts = max(1, round(teacher_steps / count))
     fine = student_timesteps(count, schedule.T, parts)

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from .config import NetworkConfig
 
-SILU_GAIN = 1.68  # sqrt(1 / E[silu(z)^2]), z ~ N(0, 1): convolutions of this deviation times 1 / sqrt(fan-in) keep the variance
+SILU_GAIN = (
+    1.68  # sqrt(1 / E[silu(z)^2]), z ~ N(0, 1): convolutions of this deviation times 1 / sqrt(fan-in) keep the variance
+)
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
@@ -108,7 +110,9 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, 3 * self.heads, c // self.heads, h * w)
         q, k, v = qkv.chunk(3, dim=1)  # (B, heads, C / heads, H W) each
-        weights = torch.softmax((q * q.shape[2] ** -0.5).mT @ k, dim=-1)  # (B, heads, H W, H W); few positions: faster than fused on a CPU
+        weights = torch.softmax(
+            (q * q.shape[2] ** -0.5).mT @ k, dim=-1
+        )  # (B, heads, H W, H W); few positions: faster than fused on a CPU
         return x + self.out((v @ weights.mT).reshape(b, c, h, w))
 
 
@@ -167,7 +171,10 @@ class UNet(nn.Module):
                 channels = multiplier * config.channels
             if level:
                 size *= 2
-                wide, channels = channels, config.multipliers[level - 1] * config.channels if config.narrow_up else channels
+                wide, channels = (
+                    channels,
+                    config.multipliers[level - 1] * config.channels if config.narrow_up else channels,
+                )
                 self.up.append(stage(wide, channels, "up", late=config.narrow_up))
         self.norm, self.head = make_norm(config.norm, channels), conv(channels, inputs, zero=True)
 
