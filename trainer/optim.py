@@ -71,7 +71,9 @@ class Muon(torch.optim.Optimizer):
         ahead = torch._foreach_lerp(grads, averages, momentum)
         nesterov = torch.stack([gathered(g) for g in ahead]).flatten(2)  # (K, M, N)
         scale = max(1.0, nesterov.shape[1] / nesterov.shape[2]) ** 0.5
-        updates = [cut_like(update.reshape(shape), p) for p, update in zip(params, orthogonalise(nesterov), strict=True)]
+        updates = [
+            cut_like(update.reshape(shape), p) for p, update in zip(params, orthogonalise(nesterov), strict=True)
+        ]
         torch._foreach_mul_(local(params), 1 - lr * weight_decay)
         torch._foreach_add_(local(params), local(updates), alpha=-lr * scale)
 
