@@ -182,7 +182,7 @@ def _load_cuda() -> None:
     import onnxruntime as ort
 
     if CUDA not in ort.get_available_providers() or not hasattr(ort, "preload_dlls"):
-        raise Failure(f"expected onnxruntime-gpu 1.21 or later, found {package} {ort.__version__}; {TO_GPU}")
+        raise Failure(f"expected onnxruntime-gpu 1.22 or later, found {package} {ort.__version__}; {TO_GPU}")
     with redirect_stdout(sys.stderr):  # it prints the names of missing libraries
         ort.preload_dlls()
 

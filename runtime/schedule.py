@@ -95,7 +95,7 @@ class Schedule:
         return np.clip(self.T * (angle * 2 / np.pi * (1 + OFFSET) - OFFSET), 0, self.T)
 
     def noised(self, x0: Any, eps: Any, t: Any) -> Any:
-        """x_t = alpha x0 + sigma eps, the forward process (DDPM, equation 4): arrays of NumPy or tensors of PyTorch, (B, C, H, W).
+        """x_t = alpha x0 + sigma eps, the forward process (DDPM, equation 4): arrays or tensors, (B, C, H, W).
 
         Args:
             x0: clean pictures, divided by `data_std`.

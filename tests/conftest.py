@@ -28,10 +28,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 class FakeCpu:
-    """A machine without a GPU, whose engines answer by a formula and take the time that the test says, on a clock of their own.
+    """A machine without a GPU, whose engines answer by a formula and take the time a test sets, on a fake clock.
 
     Attributes:
-        kinds: {(engine, precision): {opened, call, row: seconds; noise: relative error; mixed: share of the batch in each row; fails}}.
+        kinds: {(engine, precision): {opened, call, row: seconds; noise: relative error; mixed: share of the batch in
+            each row; fails}}.
         opened: what was opened, in order.
     """
 
@@ -48,11 +49,15 @@ class FakeCpu:
                 raise Failure(kind["fails"])
             self.now += kind["opened"]
             self.opened.append((name, precision))
-            return SimpleNamespace(name=name, precision=precision, max_batch=4096, predict=partial(self.predict, kind), close=lambda: None)
+            return SimpleNamespace(
+                name=name, precision=precision, max_batch=4096, predict=partial(self.predict, kind), close=lambda: None
+            )
 
         return open_fake
 
-    def predict(self, kind: dict[str, Any], x: np.ndarray, t: np.ndarray, label: np.ndarray, w: np.ndarray) -> np.ndarray:
+    def predict(
+        self, kind: dict[str, Any], x: np.ndarray, t: np.ndarray, label: np.ndarray, w: np.ndarray
+    ) -> np.ndarray:
         self.now += kind["call"] + kind["row"] * (len(x) + len(w))
         uncond, share = 0.5 * np.sin(x), (0.1 * label).astype(np.float32).reshape(-1, 1, 1, 1)
         answer = uncond + share
@@ -124,7 +129,7 @@ def edited(copied: Path) -> Callable[[Callable[[dict], None]], Path]:
 
 @pytest.fixture
 def write_cifar() -> Callable[..., np.ndarray]:
-    """A function (root, n) that writes a CIFAR-10 of 5 n random pictures and n for tests; gives its training pictures (5 n, 3, 32, 32)."""
+    """A function (root, n) that writes a CIFAR-10 of random pictures; returns those for training, (5 n, 3, 32, 32)."""
 
     def write(root: Path, n: int = 6) -> np.ndarray:
         folder = root / "cifar-10-batches-py"
@@ -132,7 +137,9 @@ def write_cifar() -> Callable[..., np.ndarray]:
         rng, parts = np.random.default_rng(0), []
         for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
             parts.append(rng.integers(0, 256, (n, 3072), dtype=np.uint8))
-            (folder / name).write_bytes(pickle.dumps({b"data": parts[-1], b"labels": [i % 10 for i in range(n)]}, protocol=2))
+            (folder / name).write_bytes(
+                pickle.dumps({b"data": parts[-1], b"labels": [i % 10 for i in range(n)]}, protocol=2)
+            )
         names = b"airplane automobile bird cat deer dog frog horse ship truck".split()
         (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
         return np.concatenate(parts[:5]).reshape(-1, 3, 32, 32)
@@ -148,7 +155,9 @@ def model() -> object:
     from cfgdiff.trainer.unet import UNet
     from cfgdiff.trainer.weights import LoadedModel
 
-    config = make_config({"network": {"channels": 16, "multipliers": [1, 2], "attention": [4], "head_channels": 16, "patch": 2}})
+    config = make_config(
+        {"network": {"channels": 16, "multipliers": [1, 2], "attention": [4], "head_channels": 16, "patch": 2}}
+    )
     torch.manual_seed(0)
     network = UNet(config.network, (3, 16, 16), 3)
     for p in network.parameters():
@@ -196,7 +205,8 @@ def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     safetensors = pytest.importorskip("safetensors.numpy", reason="needs the train extra: pip install 'cfgdiff[train]'")
     rng, tensors = np.random.default_rng(0), {}
     for layer, (shape, *_) in LAYERS.items():
-        tensors[f"{layer}.weight"] = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        gain = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        tensors[f"{layer}.weight"] = rng.standard_normal(shape, np.float32) * gain
         tensors[f"{layer}.bias"] = rng.standard_normal(shape[0], np.float32) * np.float32(0.1)
     path = tmp_path_factory.mktemp("alexnet") / "drawn.safetensors"
     safetensors.save_file(tensors, path)
@@ -210,5 +220,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The README's commands, by far the longest file, go first: files are shared out in order, and the last one is waited for."""
+    """The README's commands go first: they take longest, and files are handed to the processes in order."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")

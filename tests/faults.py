@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-CHANGING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}  # os.replace is a rename
+# os.replace is a rename
+CHANGING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 
 
 class _Torn:
@@ -42,7 +43,8 @@ class _Torn:
 def kill_before(k: int, below: Path) -> None:
     """From now on, this process ends by SIGKILL before its k-th operation on files in the folder `below`, from 1 on.
 
-    Counted are opening for writing, writing (half has arrived then), fsync, renaming, removing, and making folders and links. It cannot be
+    Counted are opening for writing, writing (half has arrived then), fsync, renaming, removing, and making folders and
+    links. It cannot be
     taken back: call it in a process of its own, as `outcome` does.
     """
     count, folder = 0, os.fsencode(below)
@@ -79,7 +81,7 @@ def kill_before(k: int, below: Path) -> None:
 
 
 def outcome(work: Callable[[], object], k: int | None = None, below: Path = Path("/")) -> bool:
-    """Do `work` in a forked process, killed before its k-th operation on files `below` if k is given. Whether it came to its end."""
+    """Do `work` in a forked process, killed before its k-th operation on files `below` (if k); whether it ended."""
     child = os.fork()
     if child == 0:
         try:
@@ -98,8 +100,11 @@ def outcome(work: Callable[[], object], k: int | None = None, below: Path = Path
     return True
 
 
-def every_kill(start: Callable[[], object], work: Callable[[], object], below: Path, check: Callable[[int], object], every: int = 1) -> int:
-    """For k = 1, 1 + `every`, ...: `start`, `work` killed before its k-th operation on files `below`, `check`; until it comes to its end.
+def every_kill(
+    start: Callable[[], object], work: Callable[[], object], below: Path, check: Callable[[int], object], every: int = 1
+) -> int:
+    """For k = 1, 1 + `every`, ...: `start`, `work` killed before its k-th operation on files `below`, `check`; until it
+    ends.
 
     Returns:
         how many kills there were.

@@ -33,7 +33,9 @@ def test_every_file_of_data_is_in_the_wheel() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for name, folder in setuptools["package-dir"].items():
         held = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-        listed = {path for pattern in setuptools["package-data"].get(name, []) for path in (ROOT / folder).glob(pattern)}
+        listed = {
+            path for pattern in setuptools["package-data"].get(name, []) for path in (ROOT / folder).glob(pattern)
+        }
         assert held == listed, name
 
 
@@ -96,7 +98,9 @@ main(standalone_mode=False)"""
 
 @pytest.mark.parametrize("code", ["import cfgdiff.runtime", RUN])
 def test_the_runtime_never_loads_torch(code: str, tmp_path: Path) -> None:
-    check = f"{code}\nimport sys\nassert not [m for m in sys.modules if m.split('.')[0] in ('torch', 'onnx', 'pydantic')]"
+    check = (
+        f"{code}\nimport sys\nassert not [m for m in sys.modules if m.split('.')[0] in ('torch', 'onnx', 'pydantic')]"
+    )
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 

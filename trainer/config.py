@@ -38,9 +38,7 @@ class NetworkConfig(_Part):
     """Widths and depths of the U-Net."""
 
     name: str = "unet"
-    norm: Literal["group", "affine"] = (
-        "group"  # group normalisation (ADM), or none: the modulation's scale and shift alone
-    )
+    norm: Literal["group", "affine"] = "group"  # group normalisation (ADM), or the modulation's scale and shift alone
     channels: int = Field(64, ge=8, le=4096, multiple_of=4)
     multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 2), min_length=1, max_length=10)
     blocks: int = Field(1, ge=1, le=64)  # residual blocks a level going down; one more going up
@@ -48,7 +46,7 @@ class NetworkConfig(_Part):
     head_channels: int = Field(64, ge=1, le=4096)
     dropout: float = Field(0.0, ge=0, lt=1)
     patch: int = Field(1, ge=1, le=64)  # pixel-unshuffle factor of the stem
-    narrow_up: bool = False  # going up, take the next level's width and convolve before upsampling: a quarter less work than ADM's way
+    narrow_up: bool = False  # going up, convolve at the next level's width before upsampling: a quarter less work
 
 
 class ObjectiveConfig(_Part):
@@ -70,7 +68,8 @@ class ObjectiveConfig(_Part):
     def _bound_needs_steps(self) -> "ObjectiveConfig":
         if self.weighting == "bound" and self.timesteps != "uniform":
             raise ValueError(
-                f"objective.weighting=bound is defined on the steps 1 .. T, found {self.timesteps}: set objective.timesteps=uniform"
+                f"objective.weighting=bound is defined on the steps 1 .. T, found {self.timesteps}: "
+                "set objective.timesteps=uniform"
             )
         return self
 
@@ -85,9 +84,7 @@ class OptimiserConfig(_Part):
     muon_lr: float = Field(0.02, gt=0)
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     warmup_steps: int = Field(100, ge=0, le=LARGEST)
-    decay_share: float = Field(
-        0.3, ge=0, lt=1
-    )  # the last share of the pictures, over which the rate falls linearly to 0
+    decay_share: float = Field(0.3, ge=0, lt=1)  # over this last share of the pictures the rate falls linearly to 0
 
 
 class TrainConfig(_Section):
@@ -97,17 +94,12 @@ class TrainConfig(_Section):
     batch: int = Field(128, ge=1, le=2**20)
     image_size: int = Field(32, ge=8, le=4096)  # for folders of pictures
     flip: bool = True
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = (
-        "auto"  # of the products; auto is bfloat16 where the device has it
-    )
-    accumulate: int = Field(
-        1, ge=1, le=2**20
-    )  # parts that a process cuts its rows into, one after the other, to save memory
+    # precision of the products; auto is bfloat16 where the device has it
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    accumulate: int = Field(1, ge=1, le=2**20)  # parts of a process's rows, computed one after the other to save memory
     clip: float | None = Field(None, gt=0)  # largest norm of all gradients together
-    shard: bool = False  # with several processes: FSDP2, each holds its share of weights, averages and optimiser, for large networks
-    compile: bool = (
-        False  # torch.compile: a sixth faster on a CPU with bfloat16, after 40 seconds of compiling; not tried on a GPU
-    )
+    shard: bool = False  # for large networks: FSDP2, each process holds its share of weights, averages and optimiser
+    compile: bool = False  # torch.compile: a sixth faster on a CPU with bfloat16 after 40 seconds, by a half on a GPU
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_seconds: float = Field(60.0, gt=0)
@@ -117,13 +109,14 @@ class TrainConfig(_Section):
     def _sharded_is_not_scaled(self) -> "TrainConfig":
         if self.shard and (self.precision == "float16" or self.accumulate > 1):
             raise ValueError(
-                "train.shard goes without float16 and train.accumulate: set train.precision=bfloat16, train.accumulate=1"
+                "train.shard goes without float16 and train.accumulate: "
+                "set train.precision=bfloat16, train.accumulate=1"
             )
         return self
 
 
 class Config(_Section):
-    """A whole run. `schedule` is the noise schedule that it implies; `callbacks` maps names to options, or to null for none of it."""
+    """A run. `schedule` is the noise schedule it implies; `callbacks` maps names to options, or to null for none."""
 
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
@@ -150,7 +143,7 @@ class Config(_Section):
 
     @property
     def parts(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """(kind, name, options) of every part that is looked up in the registry; the data set only where it is named."""
+        """(kind, name, options) of every part that is looked up in the registry; the data set only if named."""
         sections: list[tuple[str, Any]] = [
             ("network", self.network),
             ("objective", self.objective),
@@ -170,11 +163,8 @@ class Config(_Section):
 
 def preset_names() -> list[str]:
     """The presets that come with the package."""
-    return sorted(
-        p.name.removesuffix(".yaml")
-        for p in (resources.files(__package__) / "presets").iterdir()
-        if p.name.endswith(".yaml")
-    )
+    files = [file.name for file in (resources.files(__package__) / "presets").iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -212,13 +202,8 @@ def make_config(tree: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config
 def _parse(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ):  # dates and numbers that are none, deep nesting
+    # impossible dates, numbers that are none, deep nesting
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError, OverflowError):
         raise BadSetting(f"{key}={text!r:.60}: the value is not readable as YAML") from None
 
 

@@ -1,7 +1,7 @@
 """The random numbers of a step. A picture's numbers depend on the seed, the step and its place in the batch alone.
 
-So a batch may be cut into parts, on one device or over many processes, and is trained on with the same noise. A GPU draws
-normal numbers itself, others than a CPU would: one picture at a time, the CPU would take longer over them than the GPU over the network.
+So a batch divided into parts, on one device or over many processes, gets the same noise. A GPU draws normal numbers
+itself, different from a CPU's: drawing them on the CPU, one picture at a time, would take longer than the network.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Draws:
-    """Draws for the rows `first` .. `first + count - 1` of a batch of `total`; every call draws anew, in the same order on every part."""
+    """Draws for rows `first` .. `first + count - 1` of a batch of `total`, the same for any division into parts."""
 
     def __init__(
         self, seed: int, step: int, total: int, first: int = 0, count: int | None = None, device: str = "cpu"

@@ -1,4 +1,4 @@
-"""The loss of one step: noise a batch, drop some labels, compare the prediction. It knows nothing of optimisers or files."""
+"""The loss of a step: noise a batch, drop labels, compare the prediction. It knows nothing of optimisers or files."""
 
 import math
 from collections.abc import Callable
@@ -21,9 +21,9 @@ TEST_PICTURES = 1024
 def sample_timesteps(config: ObjectiveConfig, schedule: Schedule, draws: Draws) -> np.ndarray:
     """(B,) float64 t, 0 .. T.
 
-    uniform: 1 .. T (DDPM). continuous: anywhere between. lognormal: ln(sigma / alpha) is normal (EDM, table 1). logit-normal: ln of
-    t / (T - t) is (Esser et al. 2024). All are stratified, one t from each B-th of the distribution (Kingma et al.
-    2021, I.1), so that the loss varies less.
+    uniform: 1 .. T (DDPM). continuous: anywhere between. lognormal: ln(sigma / alpha) is normal (EDM, table 1).
+    logit-normal: ln of t / (T - t) is (Esser et al. 2024). All are stratified, one t from each B-th of the distribution
+    (Kingma et al. 2021, I.1), so that the loss varies less.
     """
     quantiles = draws.quantiles().clamp(1e-9, 1 - 1e-9)
     if config.timesteps == "uniform":
@@ -71,7 +71,8 @@ def _on_eps(schedule: Schedule, t: np.ndarray) -> np.ndarray:
 
 
 class LearnedWeight(nn.Module):
-    """u(t), the logarithm of the loss that is expected at t: a cosine series. Training on loss / e^u + u weights all t alike.
+    """u(t), the logarithm of the loss that is expected at t: a cosine series. Training on loss / e^u + u makes all t
+    count alike.
 
     After EDM2 (Karras et al. 2024), where u is a small network. It is a part of the network that only training uses.
     """
@@ -88,7 +89,7 @@ class LearnedWeight(nn.Module):
 
 def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
          null_class: int, draws: Draws) -> Tensor:  # fmt: skip
-    """The weighted mean squared error of one noised batch, a scalar; L_simple (DDPM, equation 14) unless weighted otherwise.
+    """The weighted mean squared error of one noised batch, a scalar; by default L_simple (DDPM, equation 14).
 
     Args:
         pictures: (B, C, H, W) float32 in [-1, 1].
@@ -153,20 +154,20 @@ def held_out_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, la
 
 
 def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
-    """The rate of DDPM's variational bound in bits a dimension, to be held against published ones: 1.78 for CIFAR-10 (Ho et al. 2020, 4.3).
+    """The rate of DDPM's variational bound in bits per dimension; published for CIFAR-10: 1.78 (Ho et al. 2020, 4.3).
 
-    L_1 + .. + L_{T-1} (equations 5, 8 and 12) of that paper's linear schedule, T = 1000 and variance beta_t, whatever the network was
-    trained on: it sees a step as a noise level. Steps are drawn, one a picture, in proportion to the weights that the sum gives
-    the network's squared errors: it is their mean times the weights' sum, plus what no network changes.
+    L_1 + .. + L_{T-1} (equations 5, 8 and 12) of that paper's linear schedule, T = 1000 and variance beta_t, whatever
+    the network was trained on: it sees a step as a noise level. Steps are drawn, one per picture, in proportion to the
+    weights that the sum gives the network's squared errors. The rate is their mean times the sum of the weights, plus a
+    constant that does not depend on the network.
 
     Args:
         predict, pictures, labels: as for `held_out_errors`.
     """
     paper = Schedule("linear", 1000, "eps")
     steps = np.arange(2, paper.T + 1)
-    shrink = (1 - paper.alpha_bar(steps - 1)) / (
-        1 - paper.alpha_bar(steps)
-    )  # the posterior's variance (equation 7) over beta
+    # the posterior's variance (equation 7) over beta
+    shrink = (1 - paper.alpha_bar(steps - 1)) / (1 - paper.alpha_bar(steps))
     ratio = paper.ratio(steps) / schedule.data_std
     bound = loss_weights(ObjectiveConfig(prediction="eps", schedule="linear", weighting="bound"), paper, steps)
     cumulative = np.cumsum(bound * _on_eps(schedule, schedule.t_of_ratio(ratio)))

@@ -1,13 +1,14 @@
-"""The U-Net with the ADM improvements (Dhariwal & Nichol 2021). It knows nothing of noise schedules, losses or guidance.
+"""The U-Net with the ADM improvements (Dhariwal & Nichol 2021). It knows no noise schedule, loss or guidance.
 
-The timestep embedding plus the class embedding modulates every residual block: it becomes a scale and a shift of each channel between
-the block's two convolutions. Resolution changes happen inside residual blocks, attention has heads of a fixed width. Optionally the
-picture is pixel-unshuffled first, so that the network runs at a fraction of the resolution.
+The timestep embedding plus the class embedding modulates every residual block: it becomes a scale and a shift of each
+channel between the block's two convolutions. Resolution changes happen inside residual blocks, attention has heads of a
+fixed width. Optionally the picture is pixel-unshuffled first, so that the network runs at a fraction of the resolution.
 
-`norm` says what stands before each activation. `group` is ADM's group normalisation; with the modulation it is AdaGN. `affine` is no
-normalisation at all: the modulation alone scales and shifts. It trains because residual branches start at zero and convolutions start
-with the variance that SiLU keeps (Zhang et al. 2019; Brock et al. 2021). Engines and bfloat16
-training gain most of the time that is not spent in convolutions: a normalisation reads every activation twice and fuses with nothing.
+`norm` names the layer before each activation. `group` is ADM's group normalisation; with the modulation it is AdaGN.
+With `affine` nothing is normalised: the modulation alone scales and shifts. It trains because residual branches start
+at zero and convolutions start with the variance that SiLU keeps (Zhang et al. 2019; Brock et al. 2021). Engines and
+bfloat16 training save most of the time outside of convolutions: a normalisation reads every activation twice and fuses
+with nothing.
 """
 
 import math
@@ -18,13 +19,12 @@ from torch.nn import functional as F
 
 from .config import NetworkConfig
 
-SILU_GAIN = (
-    1.68  # sqrt(1 / E[silu(z)^2]), z ~ N(0, 1): convolutions of this deviation times 1 / sqrt(fan-in) keep the variance
-)
+# sqrt(1 / E[silu(z)^2]), z ~ N(0, 1): convolutions of this deviation times 1 / sqrt(fan-in) keep the variance
+SILU_GAIN = 1.68
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """What stands before an activation: group normalisation in up to 32 groups of at least 4 channels, or nothing (`affine`)."""
+    """The layer before an activation: group normalisation, up to 32 groups of 4 or more channels, or none (affine)."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels) if norm == "group" else nn.Identity()
 
 
@@ -39,7 +39,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.C
 
 
 def skip_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 1x1 convolution that starts orthogonal: it keeps the variance, so that the deep blocks get their share of the gradient."""
+    """A 1x1 convolution that starts orthogonal: it keeps the variance, so deep blocks get enough of the gradient."""
     layer = conv(inputs, outputs, 1)
     nn.init.orthogonal_(layer.weight)
     return layer
@@ -54,19 +54,26 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """ADM's residual block: norm, SiLU, (up or down), conv, norm, modulation, SiLU, dropout, conv; with a skip of the right shape.
+    """ADM's residual block: norm, SiLU, (up or down), conv, norm, modulation, SiLU, dropout, conv; and a skip.
 
     Args:
         inputs, outputs: channels.
         embedding: E, the width of what it is conditioned on.
         config: its `norm` and `dropout`.
         resample: none, up or down.
-        late: resample after the first convolution and the skip's, which then work on fewer positions where the block goes up.
+        late: resample after the first convolution and the skip's, which then work on fewer positions if the block
+            goes up.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, embedding: int, config: NetworkConfig, resample: str = "none", late: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        config: NetworkConfig,
+        resample: str = "none",
+        late: bool = False,
+    ) -> None:
         super().__init__()
         self.resample, self.late = resample, late
         self.norm_in, self.conv_in = make_norm(config.norm, inputs), conv(inputs, outputs)
@@ -110,9 +117,8 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, 3 * self.heads, c // self.heads, h * w)
         q, k, v = qkv.chunk(3, dim=1)  # (B, heads, C / heads, H W) each
-        weights = torch.softmax(
-            (q * q.shape[2] ** -0.5).mT @ k, dim=-1
-        )  # (B, heads, H W, H W); few positions: faster than fused on a CPU
+        # (B, heads, H W, H W); with few positions faster than fused attention on a CPU
+        weights = torch.softmax((q * q.shape[2] ** -0.5).mT @ k, dim=-1)
         return x + self.out((v @ weights.mT).reshape(b, c, h, w))
 
 
@@ -171,10 +177,9 @@ class UNet(nn.Module):
                 channels = multiplier * config.channels
             if level:
                 size *= 2
-                wide, channels = (
-                    channels,
-                    config.multipliers[level - 1] * config.channels if config.narrow_up else channels,
-                )
+                wide = channels
+                if config.narrow_up:
+                    channels = config.multipliers[level - 1] * config.channels
                 self.up.append(stage(wide, channels, "up", late=config.narrow_up))
         self.norm, self.head = make_norm(config.norm, channels), conv(channels, inputs, zero=True)
 

@@ -17,7 +17,7 @@ from cfgdiff.runtime.images import encoded, read_note
 
 
 class Fast:
-    """Answers with something that depends on the picture and, in its last bits, on the size of the batch, as real engines do."""
+    """Predicts by a formula; the last bits depend on the batch size, as those of real engines do."""
 
     name, precision, max_batch = "fast", "float32", 64
 

@@ -19,16 +19,53 @@ def call(*args: object) -> "subprocess.CompletedProcess[str]":
 
 
 def test_fitted_steps_are_stored_and_then_taken(copied: Path, tmp_path: Path) -> None:
-    result = call("fit-steps", copied, "--steps", "2,3", "--n", 8, "--teacher-steps", 8, "--guidance", 1, "--guidance-interval", "0.1,9")
+    result = call(
+        "fit-steps",
+        copied,
+        "--steps",
+        "2,3",
+        "--n",
+        8,
+        "--teacher-steps",
+        8,
+        "--guidance",
+        1,
+        "--guidance-interval",
+        "0.1,9",
+    )
     assert result.returncode == 0, result.stderr
-    errors = {int(line.split()[0]): [float(part.strip(",")) for part in line.split()[2:]] for line in result.stdout.splitlines()[1:]}
+    errors = {
+        int(line.split()[0]): [float(part.strip(",")) for part in line.split()[2:]]
+        for line in result.stdout.splitlines()[1:]
+    }
     assert all(fitted < plain / 2 for fitted, plain in errors.values()) and list(errors) == [2, 3]
     stored = json.loads((copied / "bundle.json").read_text())["fitted"]
     assert stored["2"]["guidance"] == 1 and stored["2"]["interval"] == [0.1, 9] and len(stored["3"]["timesteps"]) == 4
-    run = [sys.executable, "-c", "from cfgdiff.cli.run import main; main()", "--class", "cat", "--n", "2", "--json", "--model", str(copied)]
+    run = [
+        sys.executable,
+        "-c",
+        "from cfgdiff.cli.run import main; main()",
+        "--class",
+        "cat",
+        "--n",
+        "2",
+        "--json",
+        "--model",
+        str(copied),
+    ]
     for guidance, sampler in (("1", "fitted"), ("2", "dpmpp-2m")):
         done = subprocess.run(
-            [*run, "--steps", "3", "--guidance", guidance, "--guidance-interval", "0.1,9", "--out", str(tmp_path / "a.png")],
+            [
+                *run,
+                "--steps",
+                "3",
+                "--guidance",
+                guidance,
+                "--guidance-interval",
+                "0.1,9",
+                "--out",
+                str(tmp_path / "a.png"),
+            ],
             capture_output=True,
             text=True,
         )

@@ -15,7 +15,9 @@ from cfgdiff.cli.flags import Count, FilePath, Numbers, typed_flags
 @click.option("--count", type=Count(least=2, most=9))
 @click.option("--file", type=FilePath())
 @click.option("--quiet", "-q", is_flag=True)
-def command(pair: tuple[float, float] | None, whole: tuple[int, ...], count: int | None, file: Path | None, quiet: bool) -> None:
+def command(
+    pair: tuple[float, float] | None, whole: tuple[int, ...], count: int | None, file: Path | None, quiet: bool
+) -> None:
     click.echo(f"{pair} {whole} {sorted(typed_flags(click.get_current_context()).items())}")
 
 

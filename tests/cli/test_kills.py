@@ -1,4 +1,4 @@
-"""cfgdiff-run and eval killed before every operation on a file: nothing is lost or half-written, and the next call cleans up."""
+"""cfgdiff-run and eval killed before every operation on a file: nothing is lost, and the next call cleans up."""
 
 import subprocess
 import sys
@@ -78,7 +78,9 @@ def kills(tmp_path: Path, name: str, *flags: str) -> int:
         ("data.tar", [*JOB, "--resume"], 15),
     ],
 )
-def test_killed_anywhere_nothing_is_lost_and_the_next_call_cleans_up(tmp_path: Path, name: str, flags: list[str], least: int) -> None:
+def test_killed_anywhere_nothing_is_lost_and_the_next_call_cleans_up(
+    tmp_path: Path, name: str, flags: list[str], least: int
+) -> None:
     assert kills(tmp_path, name, *flags) >= least
 
 
@@ -130,8 +132,9 @@ def check(k):
         assert Path(name).name.startswith(".") or data == whole[name], f"kill {k}: {name} is half-written"
     assert faults.outcome(measure)
     assert samples() == whole, f"kill {k}: left {sorted(samples().keys() ^ whole.keys())}"
-    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "report.json", "samples"], f"kill {k}: {os.listdir(folder)}"
-    assert json.loads((folder / "report.json").read_text())["n"] == 32 and (folder / "report.html").read_text().endswith("</html>")
+    assert sorted(os.listdir(folder)) == ["report.html", "report.json", "samples"], f"kill {k}: {os.listdir(folder)}"
+    assert json.loads((folder / "report.json").read_text())["n"] == 32
+    assert (folder / "report.html").read_text().endswith("</html>")
 
 print(faults.every_kill(start, measure, folder.parent, check))
 """

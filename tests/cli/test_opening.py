@@ -40,9 +40,8 @@ def test_where_the_noted_engine_cannot_be_had_another_takes_its_precision(packag
     found = names(ANY.open_as_noted(packaged, "--remake", "cuda", "float32"))
     assert found[:2] == ("cpu", "float32") and "no engine 'cuda'" in found[2]
     fake_cpu.kinds["openvino", "bfloat16"] = {"fails": "OpenVINO is not installed"}
-    message = (
-        r"^--remake: was drawn by openvino, bfloat16, and no engine here computes in bfloat16 \(OpenVINO is not installed\); --precision"
-    )
+    message = r"^--remake: was drawn by openvino, bfloat16, and no engine here computes in bfloat16 "
+    message += r"\(OpenVINO is not installed\); --precision"
     with pytest.raises(Failure, match=message):
         ANY.open_as_noted(packaged, "--remake", "openvino", "bfloat16")
     found = names(Wanted("auto", "float32", None, False).open_as_noted(packaged, "--remake", "tensorrt", "bfloat16"))
@@ -82,12 +81,18 @@ def test_pictures_are_remade_and_resumed_by_what_drew_them(tmp_path: Path) -> No
     assert "the same pixels (openvino, bfloat16; 0001.png was drawn by openvino, bfloat16)" in result.stderr
     picture.unlink()
     result = call(OTHER, *args, "--resume")
-    assert result.returncode == 0 and picture.is_file() and "(openvino, bfloat16), 2 were there" in result.stderr, result.stderr
-    for more, words in (([], "no engine here computes in bfloat16 (OpenVINO is not installed; "), (["--resume"], "--resume: was drawn by")):
+    assert result.returncode == 0 and picture.is_file() and "(openvino, bfloat16), 2 were there" in result.stderr, (
+        result.stderr
+    )
+    for more, words in (
+        ([], "no engine here computes in bfloat16 (OpenVINO is not installed; "),
+        (["--resume"], "--resume: was drawn by"),
+    ):
         result = call(NO_OPENVINO, *(args if more else ["--remake", picture, "--out", again]), *more)
         assert result.returncode == 1 and words in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
     result = call(NO_OPENVINO, "--remake", picture, "--out", again, "--precision", "float32")
     assert (
         result.returncode == 0
-        and "(cpu, float32; 0001.png was drawn by openvino, bfloat16, which is not available here: OpenVINO is not" in result.stderr
+        and "(cpu, float32; 0001.png was drawn by openvino, bfloat16, which is not available here: OpenVINO is not"
+        in result.stderr
     )

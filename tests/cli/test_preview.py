@@ -20,7 +20,9 @@ def test_every_pixel_is_in_its_place() -> None:
         np.testing.assert_array_equal(cells[:, :, 0], PICTURES[:, 2 * y])
         np.testing.assert_array_equal(cells[:, :, 1], PICTURES[:, 2 * y + 1])
     grey = half_blocks(PICTURES[..., :1])
-    np.testing.assert_array_equal(np.array(CELL.findall(grey[0]), int).reshape(3, 5, 2, 3)[:, :, 1], PICTURES[:, 1, :, :1].repeat(3, -1))
+    np.testing.assert_array_equal(
+        np.array(CELL.findall(grey[0]), int).reshape(3, 5, 2, 3)[:, :, 1], PICTURES[:, 1, :, :1].repeat(3, -1)
+    )
 
 
 def test_it_redraws_in_place_as_many_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,16 @@ def test_lines_come_now_and_then(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_bar_is_for_terminals(terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = np.zeros((38, 3, 8, 8), np.uint8)
-    data = PictureSet("night", ["dark"], pictures, np.zeros(38, np.int64), pictures[:1], np.zeros(1, np.int64), ("all is dark",))
+    data = PictureSet(
+        "night", ["dark"], pictures, np.zeros(38, np.int64), pictures[:1], np.zeros(1, np.int64), ("all is dark",)
+    )
     network = {"channels": 8, "multipliers": [1], "attention": [], "head_channels": 8, "patch": 2}
-    run = new_run(make_config({"network": network, "train": {"pictures": 8, "batch": 4, "image_size": 8}}), data, tmp_path / "run", "train")
+    run = new_run(
+        make_config({"network": network, "train": {"pictures": 8, "batch": 4, "image_size": 8}}),
+        data,
+        tmp_path / "run",
+        "train",
+    )
     shown = io.StringIO()
     monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", shown)
@@ -42,5 +49,8 @@ def test_a_bar_is_for_terminals(terminal: bool, tmp_path: Path, monkeypatch: pyt
     text = shown.getvalue()
     assert ("%|" in text) == ("\r" in text) == terminal
     assert ("4 of 8 pictures, loss" in text) == (not terminal)
-    assert "night: all is dark\n38 pictures in 1 class, 1 more held out; " in text and "done: 8 pictures, test loss" in text
+    assert (
+        "night: all is dark\n38 pictures in 1 class, 1 more held out; " in text
+        and "done: 8 pictures, test loss" in text
+    )
     assert progress.SECONDS >= 30, "a log of a day must stay readable"

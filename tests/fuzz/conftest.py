@@ -1,4 +1,4 @@
-"""Seeded mutations of what users hand in, and a judge: whatever it was, there is an answer or one line, soon and in little memory."""
+"""Seeded mutations of user input, and a judge: each gets an answer or a one-line error, soon and in little memory."""
 
 import copy
 import json
@@ -19,9 +19,8 @@ from cfgdiff.runtime.errors import Failure
 SECONDS, ROOM = 20, 6 << 30  # a case may take, and bytes of address space it may add
 DEEP = "@deep@"  # stands for lists in lists, deeper than any parser goes
 HOSTILE = [
-    None, True, -1, 0, 1, 2.5, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**400, 1e308, float("inf"), float("nan"), "", "frog",
-    "a\0b", "../x", "/dev/zero",
-    "x" * 5000, "\ud800", "nan", "{}", [], {}, [1, 2], {"a": 1}, [[]], DEEP,
+    None, True, -1, 0, 1, 2.5, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**400, 1e308, float("inf"), float("nan"), "",
+    "frog", "a\0b", "../x", "/dev/zero", "x" * 5000, "\ud800", "nan", "{}", [], {}, [1, 2], {"a": 1}, [[]], DEEP,
 ]  # fmt: skip
 
 
@@ -138,7 +137,7 @@ def _limits() -> Iterator[None]:
 
 @pytest.fixture
 def judged(pytestconfig: pytest.Config) -> Callable[[str, Callable[[Mutator], object]], Verdict]:
-    """A function (kind, try_case) that runs all cases of a kind. Fails the test with the numbers of those that broke a promise."""
+    """A function (kind, try_case) that runs all cases of a kind and fails with the numbers of the wrong ones."""
 
     def judge(kind: str, try_case: Callable[[Mutator], object]) -> Verdict:
         found, first, n = Verdict(), pytestconfig.getoption("--fuzz-from"), pytestconfig.getoption("--fuzz-n")
@@ -156,13 +155,19 @@ def judged(pytestconfig: pytest.Config) -> Callable[[str, Callable[[Mutator], ob
                 except BaseException as error:
                     if isinstance(error, KeyboardInterrupt):
                         raise
-                    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if "fuzz" not in frame.f_code.co_filename]
+                    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+                    frames = [frame for frame in frames if "fuzz" not in frame.f_code.co_filename]
                     inside = [f for f in frames if str(f.f_globals.get("__name__")).startswith("cfgdiff")]
-                    where = f"{inside[-1].f_globals['__name__']}.{inside[-1].f_code.co_name}" if inside else "the harness"
-                    found.wrong.append(f"case {case}: {type(error).__name__} in {where}: {str(error).splitlines()[:1]!r:.160}")
+                    where = (
+                        f"{inside[-1].f_globals['__name__']}.{inside[-1].f_code.co_name}" if inside else "the harness"
+                    )
+                    found.wrong.append(
+                        f"case {case}: {type(error).__name__} in {where}: {str(error).splitlines()[:1]!r:.160}"
+                    )
                 finally:
                     signal.alarm(0)
-        print(f"{kind}: {n} cases, {found.answers} answers, {found.failures} refused in one line, {len(found.wrong)} wrong")
+        counts = f"{found.answers} answers, {found.failures} refused in one line, {len(found.wrong)} wrong"
+        print(f"{kind}: {n} cases, {counts}")
         if found.wrong:
             pytest.fail(f"{len(found.wrong)} of {n} cases of {kind}, as\n" + "\n".join(found.wrong[:12]), pytrace=False)
         return found

@@ -1,4 +1,4 @@
-"""Bundles, checkpoints, notes, pickles, arrays and command lines as nobody means them: an answer, or one line that says what is wrong.
+"""Bundles, checkpoints, notes, pickles, arrays and command lines that nobody means: an answer or a one-line error.
 
 `--fuzz-n 20000` runs more cases than the 500 of each kind in every run, `--fuzz-from 1234 --fuzz-n 1` that case again.
 """
@@ -70,15 +70,22 @@ def test_checkpoints(judged: Judge, model: Any, tmp_path: Path) -> None:
         elif kind == 1:
             name = mutator.choice(sorted(weights))
             array = mutator.array(weights[name].numpy())
-            changed = {} if array.dtype.kind in "US" else {name: torch.from_numpy(np.array(array).astype(array.dtype.newbyteorder("=")))}
-            data = save({key: value.contiguous() for key, value in ({k: v for k, v in weights.items() if k != name} | changed).items()})
+            changed = (
+                {}
+                if array.dtype.kind in "US"
+                else {name: torch.from_numpy(np.array(array).astype(array.dtype.newbyteorder("=")))}
+            )
+            others = {key: value for key, value in weights.items() if key != name}
+            data = save({key: value.contiguous() for key, value in (others | changed).items()})
         else:
             text = mutator.text(state)
         (tmp_path / "state.json").write_bytes(text)
         (tmp_path / "tensors.safetensors").write_bytes(data)
         network = load_model(tmp_path).network
         with torch.no_grad():
-            answer = network(torch.zeros(1, *model.image_shape), torch.full((1,), 500.0), torch.zeros(1, dtype=torch.int64))
+            answer = network(
+                torch.zeros(1, *model.image_shape), torch.full((1,), 500.0), torch.zeros(1, dtype=torch.int64)
+            )
         assert answer.shape == (1, *model.image_shape) and all(torch.isfinite(p).all() for p in network.parameters())
 
     judged("checkpoints", load)
@@ -87,15 +94,18 @@ def test_checkpoints(judged: Judge, model: Any, tmp_path: Path) -> None:
 def test_notes(judged: Judge, small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cfgdiff.cli.run import main
 
-    main(["--model", str(small_bundle.path), "--class", "a", "--n", "2", "--steps", "2", "--engine", "cpu", "--precision", "float32",
-          "--guidance-interval", "0.2,9", "--threads", "1", "--out", str(tmp_path / "made")], standalone_mode=False)  # fmt: skip
+    words = f"--model {small_bundle.path} --class a --n 2 --steps 2 --engine cpu --precision float32 --threads 1"
+    words += f" --guidance-interval 0.2,9 --out {tmp_path / 'made'}"
+    main(words.split(), standalone_mode=False)
     with Image.open(tmp_path / "made" / "0001.png") as image:
         note, pixels = json.loads(image.text["cfgdiff"]), image.copy()
 
     def remake(mutator: Any) -> None:
         info = PngImagePlugin.PngInfo()
         text = mutator.text(note).decode("latin1").replace("\0", "?")
-        info.add_text("cfgdiff", mutator.choice(["5", "null", "NaN", "[]", '"a"']) if mutator.below(20) == 0 else text[:200_000])
+        info.add_text(
+            "cfgdiff", mutator.choice(["5", "null", "NaN", "[]", '"a"']) if mutator.below(20) == 0 else text[:200_000]
+        )
         pixels.save(tmp_path / "hostile.png", pnginfo=info)
         if mutator.below(10) == 0:
             (tmp_path / "hostile.png").write_bytes(mutator.data((tmp_path / "hostile.png").read_bytes()))
@@ -149,9 +159,13 @@ def test_pickles(judged: Judge, write_cifar: Callable[..., Any], tmp_path: Path)
                 np.array(3),
                 [[1], [2, 3]],
             ]
-            data = pickle.dumps({k: v for k, v in tree.items() if k != key} | {key: mutator.choice(hostile)}, protocol=2)
+            data = pickle.dumps(
+                {k: v for k, v in tree.items() if k != key} | {key: mutator.choice(hostile)}, protocol=2
+            )
         else:
-            data = pickle.dumps(mutator.choice([[], None, 5, list(tree), {"data": 1}, os.getcwd, b"", {b"data": {}}]), protocol=2)
+            data = pickle.dumps(
+                mutator.choice([[], None, 5, list(tree), {"data": 1}, os.getcwd, b"", {b"data": {}}]), protocol=2
+            )
         (root / name).write_bytes(data)
         try:
             found = cifar10(tmp_path, 32)
@@ -171,7 +185,11 @@ def test_arrays(judged: Judge, tmp_path: Path) -> None:
     from cfgdiff.trainer.readers import npz
 
     rng = np.random.default_rng(0)
-    arrays = {"pictures": rng.integers(0, 256, (40, 16, 16, 3), np.uint8), "labels": np.arange(40) % 2, "class_names": np.array(["a", "b"])}
+    arrays = {
+        "pictures": rng.integers(0, 256, (40, 16, 16, 3), np.uint8),
+        "labels": np.arange(40) % 2,
+        "class_names": np.array(["a", "b"]),
+    }
     file = tmp_path / "arrays.npz"
 
     def read(mutator: Any) -> None:
@@ -181,19 +199,24 @@ def test_arrays(judged: Judge, tmp_path: Path) -> None:
         if kind < 2:
             file.write_bytes(mutator.data(file.read_bytes()))
         found = npz(file, 16)
-        assert found.pictures.dtype == np.uint8 and found.pictures.shape[1:] == (3, 16, 16) and len(found.pictures) == len(found.labels)
+        assert (
+            found.pictures.dtype == np.uint8
+            and found.pictures.shape[1:] == (3, 16, 16)
+            and len(found.pictures) == len(found.labels)
+        )
         assert found.labels.min() >= 0 and found.labels.max() < len(found.class_names)
 
     judged("arrays", read)
 
 
 FLAGS = (
-    "class n steps sampler spacing timesteps eta guidance guidance-interval guidance-rescale threshold seed interpolate frames from "
-    "strength mask batch out format resume remake stream model engine precision uncertified threads json list-classes verbose"
+    "class n steps sampler spacing timesteps eta guidance guidance-interval guidance-rescale threshold seed "
+    "interpolate frames from strength mask batch out format resume remake stream model engine precision uncertified "
+    "threads json list-classes verbose"
 )
 PLAIN = (
-    "0 1 2 3 -1 1.5 nan inf 1e400 a b all a,b a,nope , 0.1,5 5,0.1 1:2 1:2:3 --n /nowhere/x x.png x.gif x.npz x.tar x.zip x.jpg . ddim "
-    "DDIM heun fitted karras 999,500 500,999"
+    "0 1 2 3 -1 1.5 nan inf 1e400 a b all a,b a,nope , 0.1,5 5,0.1 1:2 1:2:3 --n /nowhere/x x.png x.gif x.npz x.tar "
+    "x.zip x.jpg . ddim DDIM heun fitted karras 999,500 500,999"
 )
 WORDS = ["", " ", "a\nb", "\udcff", str(2**63), str(2**64), *PLAIN.split()]
 SWITCHES = {"--resume", "--stream", "--uncertified", "--json", "--list-classes", "--verbose"}
@@ -209,7 +232,7 @@ def test_command_lines(judged: Judge, small_bundle: Bundle, tmp_path: Path, monk
         shutil.rmtree(tmp_path / "here", ignore_errors=True)
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
-        words = ["--model", str(small_bundle.path), "--engine", "cpu", "--threads", "1", "--steps", "2", "--class", "a", "--n", "2"]
+        words = f"--model {small_bundle.path} --engine cpu --threads 1 --steps 2 --class a --n 2".split()
         for _ in range(1 + mutator.below(3)):
             flag = f"--{mutator.choice(FLAGS.split())}"
             words += [flag] if flag in SWITCHES else [flag, mutator.choice([*WORDS, str(picture)])]
@@ -227,4 +250,6 @@ def _command(main: Callable[..., None], words: list[str]) -> None:
     except SystemExit as end:
         if end.code not in (0, None):
             assert end.code in (1, 2), f"exit code {end.code}"
-            raise (BadInput if end.code == 2 else Failure)(" ".join(words).replace("\n", " ").encode(errors="replace").decode()) from None
+            raise (BadInput if end.code == 2 else Failure)(
+                " ".join(words).replace("\n", " ").encode(errors="replace").decode()
+            ) from None

@@ -223,7 +223,7 @@ def silent(gpu: StandIn, patch: pytest.MonkeyPatch) -> None:
     [
         (without, r"^expected onnxruntime-gpu 1\.21 or later, found onnxruntime\S* 1\.21\.0; "
                   r"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu\[cuda,cudnn\]'$"),
-        (old, "expected onnxruntime-gpu 1.21 or later"),
+        (old, "expected onnxruntime-gpu 1.22 or later"),
         (silent, "it took the CPU instead .*NVIDIA's driver and CUDA's libraries: pip uninstall"),
     ],
 )  # fmt: skip

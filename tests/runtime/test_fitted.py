@@ -54,7 +54,11 @@ def test_with_the_coefficients_of_a_sampler_it_is_that_sampler(name: str, order:
 )
 def test_what_is_not_as_it_must_be_is_refused(wrong: dict) -> None:
     right = {"timesteps": [9, 0], "coefficients": [[1, 0, 0, 0]], "guidance": 2}
-    assert parse_fitted(right) == parse_fitted(right | {"interval": None}) == Fitted((9.0, 0.0), ((1.0, 0.0, 0.0, 0.0),), 2.0)
+    assert (
+        parse_fitted(right)
+        == parse_fitted(right | {"interval": None})
+        == Fitted((9.0, 0.0), ((1.0, 0.0, 0.0, 0.0),), 2.0)
+    )
     assert parse_fitted(right | {"interval": [0.5, 3]}).interval == (0.5, 3.0)
     with pytest.raises((ValueError, TypeError)):
         parse_fitted(right | wrong)

@@ -95,7 +95,8 @@ def test_an_answer_that_is_not_finite_fails_and_names_the_evaluation(value: floa
 
         def close(self) -> None: ...
 
-    expected = r"^damaged, float16: the network's prediction at t = 400\.5 is not finite: weights [^\n]* or float16 overflows [^\n]*$"
+    expected = r"^damaged, float16: the network's prediction at t = 400\.5 is not finite: "
+    expected += r"weights [^\n]* or float16 overflows [^\n]*$"
     with pytest.raises(Failure, match=expected), np.errstate(invalid="ignore"):
         guided(Damaged(), Schedule(), LABELS, 10, WEIGHTS, Guidance((1.0,), rescale=rescale))(X, T)
 

@@ -11,7 +11,18 @@ from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from cfgdiff.runtime.errors import BadInput, Failure
-from cfgdiff.runtime.images import cropped, encoded, frames, grid, load_picture, psnr, read_note, read_rgb, save_png, to_images
+from cfgdiff.runtime.images import (
+    cropped,
+    encoded,
+    frames,
+    grid,
+    load_picture,
+    psnr,
+    read_note,
+    read_rgb,
+    save_png,
+    to_images,
+)
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
@@ -62,13 +73,19 @@ def test_a_picture_without_a_note_says_so(tmp_path: Path) -> None:
     save_png(tmp_path / "a.png", PICTURES[0])
     (tmp_path / "b.webp").write_bytes(encoded(PICTURES[0], "webp"))
     (tmp_path / "c.png").write_text("nonsense")
-    for name, expected in (("a.png", "has no note"), ("b.webp", "has no note"), ("c.png", "cannot be read"), ("d.png", "No such file")):
+    for name, expected in (
+        ("a.png", "has no note"),
+        ("b.webp", "has no note"),
+        ("c.png", "cannot be read"),
+        ("d.png", "No such file"),
+    ):
         with pytest.raises(Failure, match=expected):
             read_note(tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"), [(text, kind) for text in ("5", "null", "NaN", "[]", "{", "[" * 50_000, "") for kind in ("png", "webp")]
+    ("text", "kind"),
+    [(text, kind) for text in ("5", "null", "NaN", "[]", "{", "[" * 50_000, "") for kind in ("png", "webp")],
 )
 def test_a_note_that_is_none_says_so(tmp_path: Path, text: str, kind: str) -> None:
     info, exif = PngInfo(), Image.Exif()
@@ -93,8 +110,10 @@ def test_bombs_pipes_and_ruins_are_one_line(tmp_path: Path, monkeypatch: pytest.
     os.mkfifo(tmp_path / "pipe.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name, expected in (
-        ("text.png", "Decompressed data too large"), ("chunk.png", ""), ("short.png", ""), ("warned.png", "decompression bomb"),
-        ("refused.png", "decompression bomb"), ("pipe.png", "no regular file"), ("", "no regular file"), ("x.png", "No such file"),
+        ("text.png", "Decompressed data too large"), ("chunk.png", ""), ("short.png", ""),
+        ("warned.png", "decompression bomb"),
+        ("refused.png", "decompression bomb"), ("pipe.png", "no regular file"), ("", "no regular file"),
+        ("x.png", "No such file"),
     ):  # fmt: skip
         with pytest.raises(Failure, match=rf"^--from {name}: cannot be read as a picture \(.*{expected}") as caught:
             load_picture(tmp_path / name, f"--from {name}")
@@ -104,7 +123,11 @@ def test_bombs_pipes_and_ruins_are_one_line(tmp_path: Path, monkeypatch: pytest.
 def test_frames_are_counted(tmp_path: Path) -> None:
     first, second = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
     for name, count in (("a.gif", 2), ("a.tif", 2), ("a.png", 2), ("a.mpo", 1), ("one.gif", 1)):
-        first.save(tmp_path / name, save_all=not name.startswith("one"), **({} if name == "one.gif" else {"append_images": [second]}))
+        first.save(
+            tmp_path / name,
+            save_all=not name.startswith("one"),
+            **({} if name == "one.gif" else {"append_images": [second]}),
+        )
         image = load_picture(tmp_path / name, name)
         assert frames(image) == count and np.asarray(read_rgb(image, name))[0, 0].tolist()[0] >= 250  # the first
 
@@ -146,7 +169,11 @@ def test_every_mode_keeps_its_brightness(image: Image.Image, kind: str) -> None:
     opened = stored(image, kind)
     found = read_rgb(opened, "p")
     assert found.mode == ("L" if opened.mode[0] in "1LIF" else "RGB")
-    wanted = np.asarray(image.convert("RGB" if found.mode == "RGB" else "L")) if image.mode[0] in "1CP" else np.asarray(image)
+    wanted = (
+        np.asarray(image.convert("RGB" if found.mode == "RGB" else "L"))
+        if image.mode[0] in "1CP"
+        else np.asarray(image)
+    )
     if image.mode[0] in "IF":
         wanted = RAMP
     np.testing.assert_array_equal(np.asarray(found), wanted)
@@ -155,7 +182,17 @@ def test_every_mode_keeps_its_brightness(image: Image.Image, kind: str) -> None:
 def test_sixteen_bits_may_be_twelve() -> None:
     values = [0, 1365, 2730, 4095]
     packed = bytes.fromhex("".join(f"{value:03x}" for value in values))
-    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}  # width .. bytes of the strip, at 8
+    tags = {
+        256: 4,
+        257: 1,
+        258: 12,
+        259: 1,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: 1,
+        279: len(packed),
+    }  # width .. bytes of the strip, at 8
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     file = struct.pack("<2sHI", b"II", 42, 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
     with Image.open(io.BytesIO(file)) as image:
@@ -210,7 +247,9 @@ def test_a_mode_without_a_way_to_rgb_is_refused_by_name(monkeypatch: pytest.Monk
 
     image = Image.new("LAB", (2, 2))
     monkeypatch.setattr(Image.Image, "convert", convert)
-    with pytest.raises(Failure, match=r"^a\.tif: cannot be read as RGB \(conversion from LAB to RGB not supported\); convert it"):
+    with pytest.raises(
+        Failure, match=r"^a\.tif: cannot be read as RGB \(conversion from LAB to RGB not supported\); convert it"
+    ):
         read_rgb(image, "a.tif")
 
 

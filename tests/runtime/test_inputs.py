@@ -21,10 +21,16 @@ def test_good_inputs_come_back_by_name() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sample": np.zeros((2, 3, 4, 5), np.float32)}, r"Expected float32 \(2, 3, 4, 4\), got float32 \(2, 3, 4, 5\) for input: sample"),
+        (
+            {"sample": np.zeros((2, 3, 4, 5), np.float32)},
+            r"Expected float32 \(2, 3, 4, 4\), got float32 \(2, 3, 4, 5\) for input: sample",
+        ),
         ({"timestep": np.zeros(2)}, r"Expected float32 \(2,\), got float64 \(2,\) for input: timestep"),
         ({"class_label": np.zeros(2, np.int32)}, r"Expected int64 \(2,\), got int32 \(2,\) for input: class_label"),
-        ({"guidance": np.ones((1, 1), np.float32)}, r"Expected float32 \(1,\), got float32 \(1, 1\) for input: guidance"),
+        (
+            {"guidance": np.ones((1, 1), np.float32)},
+            r"Expected float32 \(1,\), got float32 \(1, 1\) for input: guidance",
+        ),
         ({"guidance": np.ones(3, np.float32)}, "Expected at most 2 rows of guidance, got 3"),
     ],
 )

@@ -66,7 +66,11 @@ def test_mean_variance_and_tails_are_those_of_normals() -> None:
 
 def test_seed_index_and_step_each_give_other_noise() -> None:
     base = normals(1, np.array([1]), 1, SHAPE).ravel()
-    for other in (normals(2, np.array([1]), 1, SHAPE), normals(1, np.array([2]), 1, SHAPE), normals(1, np.array([1]), 2, SHAPE)):
+    for other in (
+        normals(2, np.array([1]), 1, SHAPE),
+        normals(1, np.array([2]), 1, SHAPE),
+        normals(1, np.array([1]), 2, SHAPE),
+    ):
         assert abs(np.corrcoef(base, other.ravel())[0, 1]) < 5 / base.size**0.5
 
 

@@ -35,7 +35,8 @@ def same(a: Plan, b: Plan) -> bool:
 @pytest.mark.parametrize("blend", [None, Blend(8, ["dog", "dog", "cat"], [0.0, 0.5, 1.0])])
 def test_a_note_and_back(packaged: Bundle, blend: Blend | None) -> None:
     request = Request(
-        ["cat", "ship", "dog"], 7, [1.0, 2.0, 3.0], 5, "ddim", spacing="karras", eta=0.5, interval=(0.1, 9.0), rescale=0.3,
+        ["cat", "ship", "dog"], 7, [1.0, 2.0, 3.0], 5, "ddim", spacing="karras", eta=0.5, interval=(0.1, 9.0),
+        rescale=0.3,
         threshold=0.99, blend=blend, edit=EDIT,
     )  # fmt: skip
     plan = resolve(packaged, request)

@@ -82,7 +82,8 @@ def test_one_picture_is_itself_with_its_note_and_several_are_a_grid(tmp_path: Pa
 
 def test_a_file_that_cannot_be_written_is_refused_and_a_dot_in_a_folder_is_not(tmp_path: Path) -> None:
     for name, suffix in (("a.zip", ".zip"), ("a.tar.gz", ".gz"), ("a.bmp", ".bmp"), ("a.TIFF", ".tiff")):
-        expected = rf"^[^ ]*{name}: cannot write a {suffix} file; expected the name of a folder, or one ending in \.png, .*\.tar$"
+        expected = rf"^[^ ]*{name}: cannot write a {suffix} file; "
+        expected += r"expected the name of a folder, or one ending in \.png, .*\.tar$"
         with pytest.raises(BadInput, match=expected), output(tmp_path / name, LABELS, note):
             pass
     assert not list(tmp_path.iterdir())
@@ -139,8 +140,14 @@ except Failure as error:
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path, name: str) -> None:
     result = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / name)], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"{tmp_path / name}") and "cannot be written" in result.stdout and len(result.stdout.splitlines()) == 1
-    assert "File too large" in result.stdout and not [p for p in tmp_path.rglob("*") if p.name != "folder" and p.parent.name != "folder"]
+    assert (
+        result.stdout.startswith(f"{tmp_path / name}")
+        and "cannot be written" in result.stdout
+        and len(result.stdout.splitlines()) == 1
+    )
+    assert "File too large" in result.stdout and not [
+        p for p in tmp_path.rglob("*") if p.name != "folder" and p.parent.name != "folder"
+    ]
     assert not list(tmp_path.rglob(".*"))
 
 

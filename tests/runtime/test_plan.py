@@ -38,7 +38,8 @@ def test_fitted_steps_are_the_default_where_they_are_right(bundle: Bundle) -> No
 @pytest.mark.parametrize(
     "settings",
     [
-        {"steps": 3}, {"guidance": 2.0}, {"guidance": [3.0, 2.0]}, {"sampler": "dpmpp-2m"}, {"spacing": "uniform"}, {"timesteps": [9, 1]},
+        {"steps": 3}, {"guidance": 2.0}, {"guidance": [3.0, 2.0]}, {"sampler": "dpmpp-2m"}, {"spacing": "uniform"},
+        {"timesteps": [9, 1]},
         {"interval": (0.1, 3.0)}, {"rescale": 0.5}, {"threshold": 0.99}, {"strength": 0.5},
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Each sampler against the closed form of a Gaussian and against diffusers' schedulers on the same predictions and noise."""
+"""Each sampler against a Gaussian's closed form and diffusers' schedulers on the same predictions and noise."""
 
 from itertools import pairwise
 from typing import Any
@@ -29,7 +29,7 @@ def exact(schedule: Schedule) -> Any:
 
 
 def ode_error(name: str, levels: np.ndarray, prediction: str) -> float:
-    """Largest distance to the exact x0 at the last of the levels of sigma / alpha, on the exact solution of the probability-flow ODE."""
+    """Largest distance to the exact x0 after levels of sigma / alpha, from an exact start (probability-flow ODE)."""
     schedule, predict = Schedule(prediction=prediction), exact(Schedule(prediction=prediction))
     standard = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
     ts = schedule.t_of_ratio(levels).tolist()
@@ -66,8 +66,9 @@ def test_the_noisy_samplers_draw_from_the_distribution(name: str, eta: float, st
     """And not by the ODE, whose pictures correlate with the latent at 1."""
     schedule, rng = Schedule(prediction="eps"), np.random.default_rng(5)
     x = rng.standard_normal((500, 1, 4, 4), np.float32)
-    found = solver(name, eta)(exact(schedule), x, timesteps_for(name, steps, schedule), schedule,
-                                    lambda step: rng.standard_normal(x.shape, np.float32)).astype(np.float64)  # fmt: skip
+    timesteps = timesteps_for(name, steps, schedule)
+    found = solver(name, eta)(exact(schedule), x, timesteps, schedule, lambda step: rng.standard_normal(x.shape, "f4"))
+    found = found.astype(np.float64)
     assert found.mean() == pytest.approx(MEAN, abs=5 * STD / found.size**0.5)
     assert found.std() == pytest.approx(STD, rel=0.03)
     assert abs(np.corrcoef(found.ravel(), x.ravel())[0, 1]) < most
@@ -193,7 +194,8 @@ PEERS = {
 def test_agrees_with_diffusers(name: str, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """dpmpp-3m has its peer in UniPC without the corrector, UniP-3, the same formula.
 
-    That of DPMSolverMultistepScheduler at order 3 takes half of the second derivative, as the authors' code does, and is of order 2.
+    That of DPMSolverMultistepScheduler at order 3 takes half of the second derivative, as the authors' code does, and
+    is of order 2.
     """
     steps, schedule = 50, Schedule(prediction="v")
     ours = solver(name, eta)(answer, LATENT, np.linspace(1000, 0, steps + 1), schedule, noise)
@@ -236,7 +238,7 @@ def test_euler_and_its_ancestral_form_agree_with_diffusers(
 
 @pytest.mark.filterwarnings("ignore")
 def test_heun_agrees_with_diffusers() -> None:
-    """The peer's x is z = x / alpha, and its timesteps stand there twice, too. From t = 950, as its float32 is not enough near T."""
+    """The peer's x is z = x / alpha, and it repeats its timesteps. From t = 950: its float32 is too coarse near T."""
     schedule, levels = Schedule(prediction="v"), np.linspace(950, 0, 51)[:-1]
     timesteps = timesteps_for("heun", 99, schedule, timesteps=levels.tolist())
     ours = SAMPLERS["heun"].solve(answer, LATENT, timesteps, schedule, noise)
@@ -253,7 +255,7 @@ def test_heun_agrees_with_diffusers() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_ipndm_agrees_with_diffusers() -> None:
-    """The peer keeps a schedule of its own, into which ours is put (its betas are sigma), and has no special last step: ours is Euler's."""
+    """The peer gets our schedule for its own (its betas are sigma). It has no special last step; ours is Euler's."""
     steps, schedule = 50, Schedule(prediction="v")
     timesteps = np.linspace(950, 0, steps + 1)
     ours = SAMPLERS["ipndm"].solve(answer, LATENT, timesteps, schedule, noise)

@@ -55,7 +55,9 @@ def test_the_forward_process_is_the_same_for_arrays_and_tensors(prediction: str)
     t = np.array([333.3, 900.0])
     x_t, target = schedule.noised(x0, eps, t), schedule.target(x0, eps, t)
     for row, alpha_bar in enumerate(schedule.alpha_bar(t)):
-        np.testing.assert_allclose(x_t[row], math.sqrt(alpha_bar) * x0[row] + math.sqrt(1 - alpha_bar) * eps[row], rtol=1e-12)
+        np.testing.assert_allclose(
+            x_t[row], math.sqrt(alpha_bar) * x0[row] + math.sqrt(1 - alpha_bar) * eps[row], rtol=1e-12
+        )
         np.testing.assert_array_equal(schedule.noised(x0[row], eps[row], t[row]), x_t[row])
         np.testing.assert_allclose(schedule.to_x0(target[row], x_t[row], t[row]), x0[row], atol=1e-9)
     for found, expected in ((schedule.noised, x_t), (schedule.target, target)):

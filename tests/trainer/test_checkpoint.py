@@ -26,7 +26,8 @@ from cfgdiff.trainer.weights import load_model
 
 STATE = {
     "config": {}, "class_names": ["cat"], "image_shape": [3, 32, 32], "data_set": "cats", "command": "cfgdiff train",
-    "step": 8, "pictures_seen": 64, "hours": 0.5, "test_loss": None, "initialised_from": None, "decaying": False, "scaler": {},
+    "step": 8, "pictures_seen": 64, "hours": 0.5, "test_loss": None, "initialised_from": None, "decaying": False,
+    "scaler": {},
 }  # fmt: skip
 
 

@@ -17,9 +17,11 @@ def test_every_preset_is_valid(name: str) -> None:
 
 
 PAPER = {  # the project report, with ADM's widths for CIFAR-10 (Dhariwal & Nichol 2021; Nichol & Dhariwal 2021)
-    "T": 1000, "schedule": "cosine", "prediction": "eps", "timesteps": "uniform", "weighting": "simple", "data_std": 1.0,
+    "T": 1000, "schedule": "cosine", "prediction": "eps", "timesteps": "uniform", "weighting": "simple",
+    "data_std": 1.0,
     "label_dropout": 0.1, "optimiser": "adamw", "lr": 3e-4, "weight_decay": 0.0, "batch": 14, "iterations": 1_000_000,
-    "channels": {32: 128, 16: 256, 8: 256, 4: 256}, "blocks a level": 3, "attention": {16, 8, 4}, "head_channels": 64, "dropout": 0.1,
+    "channels": {32: 128, 16: 256, 8: 256, 4: 256}, "blocks a level": 3, "attention": {16, 8, 4},
+    "head_channels": 64, "dropout": 0.1,
     "classes": 11, "image": (3, 32, 32),
 }  # fmt: skip
 
@@ -28,9 +30,11 @@ def test_the_paper_preset_states_the_paper() -> None:
     config = make_config(load_preset("cifar10-paper"))
     objective, optimiser = config.objective, config.optimiser
     found = {
-        "T": config.schedule.T, "schedule": config.schedule.kind, "prediction": objective.prediction, "timesteps": objective.timesteps,
+        "T": config.schedule.T, "schedule": config.schedule.kind, "prediction": objective.prediction,
+        "timesteps": objective.timesteps,
         "weighting": objective.weighting, "data_std": objective.data_std, "label_dropout": objective.label_dropout,
-        "optimiser": optimiser.name, "lr": optimiser.lr, "weight_decay": optimiser.weight_decay, "batch": config.train.batch,
+        "optimiser": optimiser.name, "lr": optimiser.lr, "weight_decay": optimiser.weight_decay,
+        "batch": config.train.batch,
         "iterations": config.train.pictures / config.train.batch,
     }  # fmt: skip
     assert found == {key: PAPER[key] for key in found}
@@ -78,19 +82,24 @@ def test_overrides_reach_their_key() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.batch=x", "train.batch"), ("train.batches=3", "did you mean 'batch'"), ("nonsense", "section.key=value"),
+        ("train.batch=x", "train.batch"), ("train.batches=3", "did you mean 'batch'"),
+        ("nonsense", "section.key=value"),
         ("train.batch=0", "train.batch"), ("trains.batch=3", "did you mean 'train'"), ("train.batch=[", "YAML"),
         ("train.image_size=30", "multiple of"),
         ("train.image_size=65", r"^train.image_size must be a multiple of 4 for this network, found 65$"),
-        ("objective.weighting=bound", r"^objective.weighting=bound is defined on the steps 1 .. T, found lognormal: set objective"),
+        ("objective.weighting=bound",
+         r"^objective.weighting=bound is defined on the steps 1 .. T, found lognormal: set objective"),
         ("train.batch=1\n2", r"^'train.batch=1\\n2': expected section.key=value on one line"),
         ("train.batch=2001-99-99", r"^train.batch='2001-99-99': the value is not readable as YAML"),
-        ("train.batch=" + "[" * 5000, "not readable as YAML"), ("train.batch=" + "9" * 5000, r"train\.batch.*(YAML|less than or equal)"),
+        ("train.batch=" + "[" * 5000, "not readable as YAML"),
+        ("train.batch=" + "9" * 5000, r"train\.batch.*(YAML|less than or equal)"),
         ("train.seed=" + "9" * 40, "train.seed: Input should be less than"),
         ("train.pictures=" + "9" * 400, "train.pictures: Input should be"),
         ("network.channels=" + "4" * 30, "network.channels"), ("train.image_size=" + "4" * 30, "train.image_size"),
-        ("network.multipliers=[0]", r"network\.multipliers\.0"), ("optimiser.lr=.inf", "optimiser.lr: Input should be a finite number"),
-        ("callbacks.ema=3", r"callbacks\.ema: Input should be a valid dictionary"), ("train.=3", "train.: Extra inputs"),
+        ("network.multipliers=[0]", r"network\.multipliers\.0"),
+        ("optimiser.lr=.inf", "optimiser.lr: Input should be a finite number"),
+        ("callbacks.ema=3", r"callbacks\.ema: Input should be a valid dictionary"),
+        ("train.=3", "train.: Extra inputs"),
         (".=3", r"^config: Extra inputs|^: Extra inputs"), ("train.batch=&a [*a]", "train.batch"),
     ],
 )  # fmt: skip

@@ -123,7 +123,9 @@ def test_auto_is_a_process_for_each_gpu_or_core(
 
 def test_a_number_that_cannot_be_is_refused() -> None:
     assert how_many(4, 64, 1, 0, 2) == 4, "more than cores is the user's choice"
-    with pytest.raises(BadInput, match=r"^processes: expected at most one for each GPU, of which there are 2; found 4$"):
+    with pytest.raises(
+        BadInput, match=r"^processes: expected at most one for each GPU, of which there are 2; found 4$"
+    ):
         how_many(4, 64, 1, 2, 16)
     with pytest.raises(BadInput, match=r"train.batch=64: must be a multiple of 3 process\(es\)"):
         how_many(3, 64, 1, 0, 2)

@@ -97,7 +97,7 @@ def test_min_snr_is_what_its_authors_write_for_each_prediction() -> None:
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_the_bound_is_the_divergence_of_two_gaussians(prediction: str, kind: str) -> None:
-    """KL(q(x_s | x_t, x0) || p(x_s | x_t)) at equal variance beta is |difference of means|^2 / (2 beta) (DDPM, equations 7 and 8)."""
+    """KL(q(x_s | x_t, x0) || p(x_s | x_t)) at variance beta: |difference of means|^2 / (2 beta) (DDPM, (7) and (8))."""
     schedule, error = Schedule(kind, prediction=prediction), 0.01
     for t in (2.0, 300.0, 999.0):
         bar, before = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(t - 1))
@@ -157,8 +157,9 @@ def test_a_network_that_answers_zero_has_the_loss_of_its_target() -> None:
     ("kind", "prediction", "data_std"), [("cosine", "v", 0.5), ("linear", "eps", 1.0), ("cosine", "x0", 0.5)]
 )
 def test_the_rate_is_that_of_a_gaussian_in_closed_form(kind: str, prediction: str, data_std: float) -> None:
-    """Pictures of independent normal values and their exact denoiser, against the sum over DDPM's 1000 steps of the divergences of
-    two normal distributions: the posterior (equation 7), and the same with the estimate in x0's place and the variance beta."""
+    """Pictures of independent normal values and their exact denoiser, against the sum over DDPM's 1000 steps of the
+    divergences of two normal distributions: the posterior (equation 7), and the same with the estimate in x0's place
+    and the variance beta."""
     std, schedule = 0.3, Schedule(kind, prediction=prediction, data_std=data_std)
     pictures = np.clip(np.random.default_rng(0).normal(127.5, 127.5 * std, (1024, 3, 8, 8)).round(), 0, 255).astype(
         np.uint8
