@@ -26,14 +26,31 @@ Examples:
   cfgdiff bench exported/mine --checkpoint runs/mine --threads 8"""
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: minutes on two cores.")
-@click.option("--out", type=PATH, metavar="DIR", help="Where bench.json, bench.md and bench.png go. Default: bench-NAME.")
-@click.option("--steps", type=POSITIVE, help="Evaluations of ddim that the loops are compared at. Default: 10, or 5 with --quick.")
+@click.option(
+    "--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: minutes on two cores."
+)
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="Where bench.json, bench.md and bench.png go. Default: bench-NAME."
+)
+@click.option(
+    "--steps", type=POSITIVE, help="Evaluations of ddim that the loops are compared at. Default: 10, or 5 with --quick."
+)
 @click.option("--rounds", type=POSITIVE, help="Turns of each case that are measured. Default: 7, or 5 with --quick.")
 @click.option("--threads", type=POSITIVE, help="CPU threads of all of them. Default: the processor's cores.")
-@click.option("--checkpoint", type=PATH, metavar="RUN", help="The bundle's network in PyTorch. Default: the preset that the bundle names.")
+@click.option(
+    "--checkpoint",
+    type=PATH,
+    metavar="RUN",
+    help="The bundle's network in PyTorch. Default: the preset that the bundle names.",
+)
 def bench(
-    bundle: Path | None, quick: bool, out: Path | None, steps: int | None, rounds: int | None, threads: int | None, checkpoint: Path | None
+    bundle: Path | None,
+    quick: bool,
+    out: Path | None,
+    steps: int | None,
+    rounds: int | None,
+    threads: int | None,
+    checkpoint: Path | None,
 ) -> None:
     """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in the same run.
 
@@ -49,12 +66,21 @@ def bench(
     from cfgdiff.runtime.files import write_whole
 
     model, threads = load_bundle(bundle), threads or os.cpu_count() or 1
-    steps, rounds, folder = steps or (5 if quick else 10), rounds or (5 if quick else 7), out or Path(f"bench-{model.name}")
+    steps, rounds, folder = (
+        steps or (5 if quick else 10),
+        rounds or (5 if quick else 7),
+        out or Path(f"bench-{model.name}"),
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Failure(f"--out: {folder} cannot be made ({error.strerror}); choose another place") from None
-    told = {"model": model.name, "command": shlex.join(["cfgdiff", *sys.argv[1:]]), "machine": describe(), "threads": threads}
+    told = {
+        "model": model.name,
+        "command": shlex.join(["cfgdiff", *sys.argv[1:]]),
+        "machine": describe(),
+        "threads": threads,
+    }
     found = told | _measure(model, quick, steps, rounds, threads, checkpoint)
     text = markdown(found)
     write_whole(folder / "bench.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -63,7 +89,9 @@ def bench(
     click.echo(text)
 
 
-def _measure(model: "Bundle", quick: bool, steps: int, rounds: int, threads: int, checkpoint: Path | None) -> dict[str, Any]:
+def _measure(
+    model: "Bundle", quick: bool, steps: int, rounds: int, threads: int, checkpoint: Path | None
+) -> dict[str, Any]:
     """All figures, by the name of their table."""
     from cfgdiff.benchmarks import bench as parts
     from cfgdiff.benchmarks.latency import open_all
@@ -86,13 +114,17 @@ def _measure(model: "Bundle", quick: bool, steps: int, rounds: int, threads: int
         user = f"{chosen.name} {chosen.precision}"
         engines.setdefault(user, chosen)  # a TensorRT engine has its file's name there
         draws = parts.all_draws(engines, model, steps, threads, checkpoint, not quick, found["skipped"])
-        found["peers"] = parts.peer_rows(draws, [1], 2 * rounds) + parts.peer_rows(draws, [64] if quick else [8, 64], rounds)
+        found["peers"] = parts.peer_rows(draws, [1], 2 * rounds) + parts.peer_rows(
+            draws, [64] if quick else [8, 64], rounds
+        )
         found["lead"] = parts.lead_rows(found["peers"], f"cfgdiff, {user}", [1, 64])
         _tell("the paper's way")
         found["paper"] = parts.papers_way(chosen, model, 64, 4, 2)
         _tell("calls of the network")  # a machine may have been slower a few minutes ago
         found["peaks"] = {kind: max(value, peak(kind, threads)) for kind, value in peaks.items()}
-        found["engines"] = parts.engine_rows(engines, model, [1, 8, 64] if quick else [1, 2, 8, 64, 256], rounds, found["peaks"])
+        found["engines"] = parts.engine_rows(
+            engines, model, [1, 8, 64] if quick else [1, 2, 8, 64, 256], rounds, found["peaks"]
+        )
         found["operators"] = operators(model.path / model.variants["float32"].graph, model, 64, threads)
         _tell("besides the network")
         found["outside"] = outside_rows(chosen, model, [1, 64], rounds)

@@ -45,31 +45,72 @@ Examples:
 Without --data, or where no weights for features are available, nothing is compared: samples, interpolations and class accuracy only.""",
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--data", type=PATH, metavar="DIR", help="Real pictures, as CIFAR-10 unpacked or whatever cfgdiff train takes.")
-@click.option("--n", type=click.IntRange(min=32), help=f"Samples. Default: {FULL}, or {QUICK} with --quick.")
-@click.option("--quick", is_flag=True, help=f"{QUICK} samples, and {QUICK_SWEEP} for each setting of the sweep: minutes on two cores.")
-@click.option("--repeats", default=1, show_default=True, type=POSITIVE, help="Measure n samples as often, for a mean and a deviation.")
 @click.option(
-    "--out", type=PATH, metavar="DIR", help="Where samples and the report go; what is there is not drawn again. Default: eval-NAME."
+    "--data", type=PATH, metavar="DIR", help="Real pictures, as CIFAR-10 unpacked or whatever cfgdiff train takes."
 )
-@click.option("--features", default="auto", show_default=True, type=click.Choice(KINDS), help="What distances are measured in.")
+@click.option("--n", type=click.IntRange(min=32), help=f"Samples. Default: {FULL}, or {QUICK} with --quick.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"{QUICK} samples, and {QUICK_SWEEP} for each setting of the sweep: minutes on two cores.",
+)
+@click.option(
+    "--repeats",
+    default=1,
+    show_default=True,
+    type=POSITIVE,
+    help="Measure n samples as often, for a mean and a deviation.",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    help="Where samples and the report go; what is there is not drawn again. Default: eval-NAME.",
+)
+@click.option(
+    "--features", default="auto", show_default=True, type=click.Choice(KINDS), help="What distances are measured in."
+)
 @click.option("--alexnet", type=PATH, metavar="FILE", envvar="CFGDIFF_ALEXNET", show_envvar=True,
               help="AlexNet's convolutions as safetensors, under torchvision's names. Default: fetched once by torchvision.")  # fmt: skip
 @click.option("--classifier", type=PATH, metavar="FILE",
               help="From python -m cfgdiff.benchmarks.classifier. Default for CIFAR-10: the one that comes with this.")  # fmt: skip
-@click.option("--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations.")
 @click.option(
-    "--best", default=8, show_default=True, type=click.IntRange(min=0), metavar="K", help="Show the K best samples of each class."
+    "--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations."
 )
-@click.option("--shard", callback=_shard, metavar="K/M", help="Draw one of M shares of the samples and stop; the last call goes without.")
+@click.option(
+    "--best",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Show the K best samples of each class.",
+)
+@click.option(
+    "--shard",
+    callback=_shard,
+    metavar="K/M",
+    help="Draw one of M shares of the samples and stop; the last call goes without.",
+)
 @click.option("--guidance", type=float, help="Guidance w. Default: the model's.")
-@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="As for cfgdiff-run. Default: the model's.")
+@click.option(
+    "--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="As for cfgdiff-run. Default: the model's."
+)
 @click.option("--steps", type=POSITIVE, help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", help="As for cfgdiff-run. Default: the model's.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Picture i depends on it, i and its class alone.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Picture i depends on it, i and its class alone.",
+)
 @click.option("--engine", default="auto", show_default=True, help="As for cfgdiff-run.")
 @click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
-@click.option("--store", is_flag=True, help="Put the figures and what the sweep chose as defaults into the bundle and its model card.")
+@click.option(
+    "--store",
+    is_flag=True,
+    help="Put the figures and what the sweep chose as defaults into the bundle and its model card.",
+)
 def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None, features: str,
              alexnet: Path | None, classifier: Path | None, sweep: bool, best: int, shard: tuple[int, int] | None, guidance: float | None,
              interval: tuple[float, float] | None, steps: int | None, sampler: str | None, seed: int, engine: str, threads: int | None,
@@ -106,14 +147,18 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
         if shard is not None:
             draw(sampling, settings, n * repeats, stage, f"shard {shard[0]} of {shard[1]}", shard)
             left = len(sampling.missing(settings, n * repeats))
-            click.echo(f"{sampling.place(settings)}: {f'{left} blocks are not yet' if left else 'all blocks are'} there")
+            click.echo(
+                f"{sampling.place(settings)}: {f'{left} blocks are not yet' if left else 'all blocks are'} there"
+            )
             return
         for note in notes:
             click.echo(note, err=True)
         swept = sweep * (QUICK_SWEEP if quick else SWEEP)
         result, real = find_all(sampling, settings, n, repeats, pictures, weights, swept, threads, stage, notes)
         result.seconds = seconds
-        page = write_report(folder, result, found, interpolations(opened, found, found.class_names[:5]), judge, real, best)
+        page = write_report(
+            folder, result, found, interpolations(opened, found, found.class_names[:5]), judge, real, best
+        )
         if store:
             store_evaluation(found, result.summary())
             if (found.path / "README.md").is_file():
@@ -132,7 +177,9 @@ def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:
     from cfgdiff.runtime.errors import Failure
 
     if shard is not None:
-        raise click.UsageError("--store: is for the last call, that makes the report, found --shard; leave one of them out")
+        raise click.UsageError(
+            "--store: is for the last call, that makes the report, found --shard; leave one of them out"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Failure(f"--store: {folder} cannot be written; give a copy of the bundle")
 
@@ -141,7 +188,9 @@ def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:
 def _stage(seconds: dict[str, float], label: str, length: int) -> Iterator[Callable[[int], object]]:
     """A progress bar on standard error where that is a terminal; the time of the stage is kept in `seconds`."""
     started = time.perf_counter()
-    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty() or not length) as bar:
+    with click.progressbar(
+        length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty() or not length
+    ) as bar:
         yield bar.update
     name = label.split(",")[0]
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started

@@ -144,20 +144,22 @@ def command(
         click.echo(redraw(remake, bundle, out, edit, partial(wanted.open_as_noted, bundle, "--remake")), err=True)
         return
 
-    def planned(bundle: "Bundle") -> tuple["Plan", int | None]:
+    def planned(bundle: "Bundle") -> tuple["Bundle", "Plan", int | None]:
         request, columns = _request(bundle, **flags, edit=read_edit(bundle, source, strength, mask))
-        return resolve(bundle, request), columns
+        return bundle, resolve(bundle, request), columns
 
-    plan, columns = planned(load_bundle(model)) if model else _on_packaged(planned)
+    bundle, plan, columns = planned(load_bundle(model)) if model else _on_packaged(planned)
     noted = first_note(out, target.kind) if target.resume else None
-    opened = wanted.open_as_noted(plan.bundle, "--resume", *noted)[0] if noted else wanted.open(plan)
+    opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(plan)
     drawing, loaded = Drawing(plan, opened), time.perf_counter()
     drawn = draw(drawing, replace(target, columns=columns))
     times = {"load": loaded - started, "first": drawn.first - started, "total": time.perf_counter() - started}
     click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)
 
 
-def _on_packaged(planned: "Callable[[Bundle], tuple[Plan, int | None]]") -> tuple["Plan", int | None]:
+def _on_packaged(
+    planned: "Callable[[Bundle], tuple[Bundle, Plan, int | None]]",
+) -> tuple["Bundle", "Plan", int | None]:
     """A plan on the packaged model that takes the fewest rows, or on the one of many steps if that cannot do it."""
     from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.bundle import TURBO

@@ -65,7 +65,9 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
     paths, fits = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
     for n in evaluations:
         fitted, x = fit(predict, bundle, teacher, guidance, paths[n], known)
-        drawn = SAMPLERS["dpmpp-2m"].solve(predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise)
+        drawn = SAMPLERS["dpmpp-2m"].solve(
+            predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise
+        )
         errors = (float(np.square(picture[pictures:] - teacher.states[-1][pictures:]).mean()) for picture in (x, drawn))
         fits[n] = Fit(fitted, *errors)
     return fits

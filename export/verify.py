@@ -85,7 +85,8 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
         normals(0, np.arange(B), 0, bundle.image_shape),
         np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T,
     )
-    label, every_w = np.arange(B) % classes, np.linspace(*(bundle.guidance_input or (-1, 9)), B, dtype=np.float32)
+    lo, hi = bundle.guidance_input or (-1.0, 9.0)
+    label, every_w = np.arange(B) % classes, np.linspace(lo, hi, B, dtype=np.float32)
     w = every_w[:G]
 
     def ask(rows: np.ndarray, w: np.ndarray, label: np.ndarray = label) -> np.ndarray:

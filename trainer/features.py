@@ -16,6 +16,9 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 class AlexNetFeatures(nn.Module):
     """AlexNet's five convolutions, after each ReLU, divided by their length over the channels, as LPIPS compares them."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
         from torchvision.models import alexnet
