@@ -15,6 +15,7 @@ import numpy as np
 from cfgdiff.runtime import Bundle, Edit, Engine, Plan, resolve, sample
 from cfgdiff.runtime.archives import Tar
 from cfgdiff.runtime.bundle import Model
+from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.generate import Watch, to_uint8
@@ -26,34 +27,30 @@ from .edit import check_original
 from .preview import Preview
 
 
-class CountingEngine:
-    """An engine that counts the rows of the network that it computes."""
+class CountingEngine(WrappedEngine):
+    """Counts the rows of the network that the engine inside computes."""
 
     def __init__(self, engine: Engine, bundle: Model) -> None:
-        self.engine, self.rows, self._bundle = engine, 0, bundle
-        self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
+        super().__init__(engine)
+        self.rows, self._bundle = 0, bundle
 
     def predict(
         self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
     ) -> np.ndarray:
         """See `Engine.predict`."""
         self.rows += self._bundle.rows(len(sample), len(guidance))
-        return self.engine.predict(sample, timestep, class_label, guidance)
-
-    def close(self) -> None:
-        """Close the engine inside."""
-        self.engine.close()
+        return super().predict(sample, timestep, class_label, guidance)
 
 
 class Drawing:
     """A plan and the engine that draws it."""
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
-        self.plan, self.engine = plan, CountingEngine(engine, plan.bundle)
+    def __init__(self, bundle: Bundle, plan: Plan, engine: Engine) -> None:
+        self.bundle, self.plan, self.engine = bundle, plan, CountingEngine(engine, bundle)
 
     def note(self, i: int) -> dict[str, Any]:
         """The note of picture i."""
-        return note_of(self.plan, i) | model_note(self.plan.bundle, self.engine)
+        return note_of(self.plan, i) | model_note(self.bundle, self.engine)
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Edit | None,
         raise Failure(f"{file}: {made}, found {bundle.name} ({digest[:12]}…); give --model")
     engine, remark = opened(note["engine"], note["precision"])
     try:
-        drawing = Drawing(resolve(bundle, request), engine)
+        drawing = Drawing(bundle, resolve(bundle, request), engine)
         ((_, pictures),) = sample(drawing.engine, drawing.plan)
     except BadInput as error:
         raise Failure(f"{file}: its note cannot be drawn ({error}); is it as cfgdiff-run wrote it?") from None

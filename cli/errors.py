@@ -15,8 +15,9 @@ import click
 # The parameters of commands for those of the library that have another name.
 ALIASES = {
     "edit.picture": "source", "edit.strength": "strength", "edit.mask": "mask", "blend": "interpolate",
-    "blend.seed": "interpolate", "blend.shares": "interpolate", "note": "remake",
+    "blend.seed": "interpolate", "blend.shares": "interpolate", "note": "remake", "width": "widths",
 }  # fmt: skip
+QUOTED = "`([a-z_.]+)`"
 
 
 def with_flags(text: str, context: click.Context) -> str:
@@ -28,15 +29,15 @@ def with_flags(text: str, context: click.Context) -> str:
     options = [option for option in context.command.params if isinstance(option, click.Option)]
     flags = {str(option.name): max(option.opts, key=len) for option in options}
     flags |= {parameter: flags[name] for parameter, name in ALIASES.items() if name in flags}
+
+    def replaced(pattern: str) -> str:
+        return re.sub(pattern, lambda match: flags.get(match[match.lastindex or 0], match[0]), text)
+
     for name, flag in flags.items():
         path = context.params.get(name)
         if isinstance(path, Path) and text.startswith(f"{path}: "):
-            return f"{flag} {text}"
-
-    def flag_of(match: re.Match[str]) -> str:
-        return flags.get(match[1] or match[2], match[0])
-
-    return re.sub(r"^([a-z_.]+)(?=: )|`([a-z_.]+)`", flag_of, text)
+            return f"{flag} {replaced(QUOTED)}"
+    return replaced(rf"^([a-z_.]+)(?=: )|{QUOTED}")
 
 
 def run_command(command: click.Command) -> Callable[[], None]:

@@ -138,7 +138,6 @@ Examples:
 @plugin_option
 def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[Path, ...]) -> None:
     """Average a run's weights with another width, from its snapshots; writes RUN/ema-WIDTH, for cfgdiff export."""
-    from cfgdiff.runtime.errors import BadInput
     from cfgdiff.trainer.data import load_held_out
     from cfgdiff.trainer.objective import held_out_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
@@ -146,11 +145,8 @@ def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[
     from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
-    try:
-        for value in widths:
-            gamma_of_width(value)
-    except BadInput as error:
-        raise BadInput(f"--{error}") from None
+    for value in widths:
+        gamma_of_width(value)
     held_out = None
     if data is not None:
         trained = load_model(run)

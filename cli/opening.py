@@ -17,10 +17,10 @@ class Wanted:
     threads: int | None
     uncertified: bool
 
-    def open(self, plan: Plan) -> Engine:
+    def open(self, bundle: Bundle, plan: Plan) -> Engine:
         """For all pictures of a plan. Raises `Failure` or `BadInput`."""
         batch = min(len(plan), plan.request.batch)
-        return open_engine(plan.bundle, self.engine, self.precision, self.threads, self.uncertified, plan.rows, batch)
+        return open_engine(bundle, self.engine, self.precision, self.threads, self.uncertified, plan.rows, batch)
 
     def open_as_noted(self, bundle: Bundle, flag: str, engine: str, precision: str) -> tuple[Engine, str]:
         """The engine that drew a picture, by its note, unless the flags name another.

@@ -150,8 +150,8 @@ def command(
 
     bundle, plan, columns = planned(load_bundle(model)) if model else _on_packaged(planned)
     noted = first_note(out, target.kind) if target.resume else None
-    opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(plan)
-    drawing, loaded = Drawing(plan, opened), time.perf_counter()
+    opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(bundle, plan)
+    drawing, loaded = Drawing(bundle, plan, opened), time.perf_counter()
     drawn = draw(drawing, replace(target, columns=columns))
     times = {"load": loaded - started, "first": drawn.first - started, "total": time.perf_counter() - started}
     click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)

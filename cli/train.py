@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cfgdiff.runtime.errors import Failure
     from cfgdiff.trainer.config import Config
     from cfgdiff.trainer.data import PictureSet
     from cfgdiff.trainer.distributed import Processes
@@ -107,12 +106,13 @@ def train(**flags: Any) -> None:
     """Train a class-conditional diffusion model with classifier-free guidance."""
     given = Flags(**flags)
     _check_together(given)
-    from cfgdiff.runtime.errors import Failure
+    from cfgdiff.runtime.errors import BadInput
+    from cfgdiff.trainer.config import BadSetting
 
     try:
         _train(given)
-    except Failure as error:
-        raise _with_flags(error) from None
+    except BadSetting as error:
+        raise BadInput(f"--set {error}") from None
 
 
 @dataclass(frozen=True)
@@ -133,18 +133,6 @@ class Flags:
     processes: int | None  # None for auto
     dry_run: bool
     profile: bool
-
-
-def _with_flags(error: "Failure") -> "Failure":
-    """An error of the trainer, which names parameters and settings, with the flags that a user knows them by."""
-    from cfgdiff.runtime.errors import BadInput
-    from cfgdiff.trainer.config import BadSetting
-
-    message = str(error).replace("the option skip_broken", "--skip-broken")
-    if isinstance(error, BadSetting):
-        return BadInput(f"--set {message}")
-    named = isinstance(error, BadInput) and message.startswith(("preset:", "processes:"))
-    return type(error)(f"--{message}" if named else message)
 
 
 def _check_together(flags: Flags) -> None:

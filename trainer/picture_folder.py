@@ -155,7 +155,7 @@ def _decode(path: Path, layout: Layout, image_size: int, skip_broken: bool) -> P
     broken = [reason for reason, _ in decoded if isinstance(reason, str)]
     named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
     if broken and not skip_broken:
-        remedy = "replace or remove what is broken, or leave it out with the option skip_broken"
+        remedy = "replace or remove what is broken, or leave it out with `skip_broken`"
         raise Failure(f"{path}: cannot read {named}; {remedy}")
     notes = [f"{counted(len(broken), 'picture')} that cannot be read, left out: {named}"] if broken else []
     notes += _traits(path, [(file, traits) for (file, _), (_, traits) in zip(files, decoded, strict=True)])

@@ -29,7 +29,7 @@ Width = Annotated[float, Field(ge=0.005, le=WIDEST)]
 def gamma_of_width(width: float) -> float:
     """The gamma of a width: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). Raises `BadInput`."""
     if not 0.005 <= width <= WIDEST:
-        raise BadInput(f"width {width}: expected 0.005 .. {WIDEST} of the run's length")
+        raise BadInput(f"width: expected 0.005 .. {WIDEST} of the run's length, found {width}")
     roots = np.roots([1.0, 7.0, 16.0 - width**-2, 12.0 - width**-2])
     return float(roots.real.max())
 

@@ -36,7 +36,7 @@ class Fast:
 
 def drawing(bundle: Bundle, n: int, batch: int = 8, engine: Any = None, **settings: Any) -> Drawing:
     request = Request(["cat", "dog"] * (n // 2), **{"steps": 2, "seed": 1, "sampler": "ddim"} | settings, batch=batch)
-    return Drawing(resolve(bundle, request), engine or Fast())
+    return Drawing(bundle, resolve(bundle, request), engine or Fast())
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -138,7 +138,7 @@ def test_a_picture_is_made_again(packaged: Bundle, tmp_path: Path, kind: str) ->
 )
 def test_a_single_picture_is_itself_and_made_again(packaged: Bundle, tmp_path: Path, name: str, said: str) -> None:
     one = Request(["cat"], 2, seed=2**64 - 1, sampler="ddim", indices=[5])
-    draw(Drawing(resolve(packaged, one), Fast()), Target(tmp_path / name))
+    draw(Drawing(packaged, resolve(packaged, one), Fast()), Target(tmp_path / name))
     with Image.open(tmp_path / name) as image:
         assert image.size == (32, 32)
     assert read_note(tmp_path / name)["seed"] == 2**64 - 1

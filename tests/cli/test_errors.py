@@ -59,6 +59,7 @@ def drawing(**flags: object) -> None:
         ("edit.picture: expected uint8", "--from: expected uint8"),
         ("verbose: expected nothing", "--verbose: expected nothing"),
         ("a/b.png: cannot be written", "--out a/b.png: cannot be written"),
+        ("a/b.png: damaged, or leave out `sampler`", "--out a/b.png: damaged, or leave out --sampler"),
         ("a/b.png/x: is damaged", "a/b.png/x: is damaged"),
         ("data/bundle: has no interval: why", "data/bundle: has no interval: why"),
         ("sampler is text, found at place: 3", "sampler is text, found at place: 3"),

@@ -116,7 +116,7 @@ def test_train_export_info_run(pictures: Path, tmp_path: Path) -> None:
         ),
         (["info", "B"], 1, "no bundle there"),
         (["ema", "R", "--width", "0.1"], 1, "no checkpoint there"),
-        (["ema", "R", "--width", "0.5"], 2, "--width 0.5: expected 0.005 .. 0.28"),
+        (["ema", "R", "--width", "0.5"], 2, "--width: expected 0.005 .. 0.28 of the run's length, found 0.5"),
         (["info", "--data", "D"], 1, "no such file or folder"),
         (["info", "--grid", "seen.png"], 2, "--grid: is about a data set, found no --data"),
         (["info", "--data", "D", "--grid", "seen.jpg"], 2, "--grid seen.jpg: expected a name that ends in .png"),

@@ -21,7 +21,7 @@ def names(found: tuple[Any, str]) -> tuple[str, str, str]:
 def test_rows_are_counted_with_guidance(packaged: Bundle, fake_cpu: Any) -> None:
     for n, w, expected in ((1, 4.0, "cpu"), (42, 4.0, "openvino"), (41, 1.0, "cpu"), (84, 1.0, "openvino")):
         fake_cpu.opened.clear()
-        opened = ANY.open(resolve(packaged, Request([0] * n, 6, w)))
+        opened = ANY.open(packaged, resolve(packaged, Request([0] * n, 6, w)))
         assert opened.name == expected, (n, w)
         if n == 1:
             assert fake_cpu.opened == [("cpu", "float32")]  # 12 rows: nothing was measured

@@ -15,7 +15,7 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
 
-from cfgdiff.cli.train import train
+from cfgdiff.cli.main import train  # as the shell has it: its errors name flags
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.trainer.checkpoint import find_checkpoint
 from cfgdiff.trainer.weights import load_model
@@ -48,7 +48,7 @@ def test_dry_run_knows_the_names_of_parts() -> None:
         (["--out", "run", "--processes", "3", "--data", "cifar10"], "--processes: expected at most one for each GPU"),
         (
             ["--out", "run", "--data", "DATA"],
-            r"DATA: cannot read DATA.cat.1\.png .*, or leave it out with --skip-broken",
+            r"--data DATA: cannot read DATA.cat.1\.png .*, or leave it out with --skip-broken",
         ),
     ],
 )

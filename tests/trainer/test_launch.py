@@ -152,7 +152,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(reach: str, picture_folder: Pa
     assert line.endswith("cfgdiff train --resume run --processes 2")
     left = read_checkpoint(tmp_path / "run")[0]["pictures_seen"]
     assert not list((tmp_path / "run").rglob("*.partial"))
-    more = [*shlex.split(line)[5:], "--set", f"train.pictures={left + 16}"]
+    more = [*shlex.split(line)[4:], "--set", f"train.pictures={left + 16}"]
     resumed = subprocess.run(
         [sys.executable, "-c", CODE, *more], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )

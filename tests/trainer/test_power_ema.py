@@ -28,7 +28,7 @@ def test_the_profile_has_the_width(width: float) -> None:
 
 @pytest.mark.parametrize("width", [0.0, 0.3, float("nan")])
 def test_widths_that_no_profile_has(width: float) -> None:
-    with pytest.raises(BadInput, match=r"^width .*: expected 0.005 .. 0.28"):
+    with pytest.raises(BadInput, match=r"^width: expected 0.005 .. 0.28 .*, found "):
         gamma_of_width(width)
 
 

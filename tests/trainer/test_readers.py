@@ -142,7 +142,7 @@ def test_broken_pictures_are_named_or_skipped(picture_folder: Path) -> None:
     whole = load_data(picture_folder, 16)
     for i in range(5):
         (picture_folder / "red" / f"bad{i}.png").write_bytes(b"no picture")
-    with pytest.raises(Failure, match=r"bad0.png .*bad1.png .*bad2.png .* and 2 more; .*option skip_broken"):
+    with pytest.raises(Failure, match=r"bad0.png .*bad1.png .*bad2.png .* and 2 more; .*with `skip_broken`"):
         load_data(picture_folder, 16)
     rest = load_data(picture_folder, 16, options={"skip_broken": True})
     np.testing.assert_array_equal(rest.pictures, whole.pictures)
