@@ -1,7 +1,5 @@
 """A small classifier, trained here: whether pictures show what they were asked to show, and a space of features of their own.
 
-    python -m cfgdiff.benchmarks.classifier DATA --out classifier.onnx
-
 The network is a chain of 3x3 convolutions in pairs, as in the speed runs on CIFAR-10 (Page 2019, Jordan 2024): a first layer that starts by
 whitening 2x2 patches, batch normalisation, GELU, the maximum over all positions, one linear layer. The optimisers are those of
 `cfgdiff train`. What is written is an ONNX graph that needs no PyTorch: pictures (B, C, H, W) float32 in -1 .. 1 -> logits (B, K) and
@@ -11,25 +9,18 @@ features (B, F), with the classes and the accuracy on held-out pictures in its m
 import copy
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-import click
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from cfgdiff.export.edit import store_half
-from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.files import write_whole
 from cfgdiff.trainer.config import OptimiserConfig
-from cfgdiff.trainer.data import PictureSet, batch_indices, load_data
+from cfgdiff.trainer.data import PictureSet, batch_indices
 from cfgdiff.trainer.optim import make_optimisers, rate_factor, set_rate
-
-from . import run
 
 WIDTHS = (32, 96, 192)
 OPTIMISER = OptimiserConfig(name="muon", lr=6e-3, beta2=0.95, muon_lr=0.1, muon_momentum=0.85, warmup_steps=100, decay_share=0.9)
@@ -140,29 +131,3 @@ def build(network: Classifier, size: int, metadata: Mapping[str, object]) -> onn
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
     return model
-
-
-@click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The ONNX file to write.")
-@click.option("--size", default=32, show_default=True, type=click.IntRange(min=8), help="Side of the pictures, for folders of pictures.")
-@click.option("--epochs", default=10.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Times through the pictures.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-def command(data: Path, out: Path, size: int, epochs: float, seed: int) -> None:
-    """Train a small classifier on DATA (as CIFAR-10 unpacked, or whatever cfgdiff train takes) for cfgdiff eval --classifier."""
-    if not out.resolve().parent.is_dir():
-        raise Failure(f"--out: {out.resolve().parent} is not a folder; make it first")
-    pictures = load_data(data, size)
-    total = round(epochs * len(pictures.pictures))
-    with click.progressbar(length=total, label="training", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        network = train(pictures, epochs, seed, bar.update)
-    held_out = accuracy(network, pictures.test_pictures, pictures.test_labels) if len(pictures.test_labels) else None
-    metadata = {"class_names": pictures.class_names, "accuracy": held_out, "data": pictures.name, "epochs": epochs, "seed": seed}
-    write_whole(out, build(network, pictures.pictures.shape[2], metadata).SerializeToString(deterministic=True))
-    click.echo(
-        f"{out}: {'no held-out pictures' if held_out is None else f'{held_out:.2%} of {len(pictures.test_labels)} held-out pictures'}"
-    )
-
-
-if __name__ == "__main__":
-    run(command)

@@ -48,7 +48,7 @@ class Extractor:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network of `python -m cfgdiff.benchmarks.classifier`.
+    """A network of `cfgdiff classifier train`.
 
     Attributes:
         class_names: K of them.
@@ -84,7 +84,7 @@ def open_classifier(path: Path, threads: int | None = None) -> Classifier:
     except Exception as error:  # onnxruntime has no common base class for its errors
         raise Failure(
             f"--classifier: {path}: not readable as a classifier ({str(error).splitlines()[0]}); "
-            "train one with python -m cfgdiff.benchmarks.classifier DATA --out FILE"
+            "train one with cfgdiff classifier train DATA --out FILE"
         ) from None
 
     def classify(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ def find_classifier(bundle: Bundle, path: Path | None, threads: int | None = Non
         )
     return (
         None,
-        "No class accuracy: no classifier of these classes; train one with python -m cfgdiff.benchmarks.classifier DATA --out FILE.",
+        "No class accuracy: no classifier of these classes; train one with cfgdiff classifier train DATA --out FILE.",
     )
 
 

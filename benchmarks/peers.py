@@ -14,6 +14,7 @@ from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.generate import to_uint8
 from cfgdiff.runtime.noise import normals
+from cfgdiff.runtime.wrapped import Wrapped
 
 from .evaluate import EVERYWHERE
 
@@ -39,19 +40,12 @@ def two_passes(engine: Engine, bundle: Bundle, steps: int) -> Draw:
     w, null_class = np.float32(bundle.defaults.guidance), len(bundle.class_names)
     none = np.zeros(0, np.float32)
 
-    class Outside:
-        name, precision, max_batch = engine.name, engine.precision, engine.max_batch
+    def outside(sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+        cond = engine.predict(sample, timestep, class_label, none)
+        uncond = engine.predict(sample, timestep, np.full_like(class_label, null_class), none)
+        return uncond + w * (cond - uncond)
 
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-            """See `Engine.predict`, all rows guided."""
-            cond = engine.predict(sample, timestep, class_label, none)
-            uncond = engine.predict(sample, timestep, np.full_like(class_label, null_class), none)
-            return uncond + w * (cond - uncond)
-
-        def close(self) -> None:
-            """It is the other's to close."""
-
-    return ours(Outside(), bundle, steps)
+    return ours(Wrapped(engine, outside), bundle, steps)
 
 
 def diffusers_loops(network: "nn.Module", bundle: Bundle, steps: int, compiled: bool) -> dict[str, Draw]:

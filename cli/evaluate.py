@@ -1,7 +1,6 @@
 """`cfgdiff eval`: how good is this model, and does it copy its training data?"""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .flags import INTERVAL, log_to_stderr
+from .flags import INTERVAL, log_to_stderr, progress_bar
 from .train import PATH
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ Without --data, or where no weights for features are available, nothing is compa
 @click.option("--alexnet", type=PATH, metavar="FILE", envvar="CFGDIFF_ALEXNET", show_envvar=True,
               help="AlexNet's convolutions as safetensors, under torchvision's names. Default: fetched once by torchvision.")  # fmt: skip
 @click.option("--classifier", type=PATH, metavar="FILE",
-              help="From python -m cfgdiff.benchmarks.classifier. Default for CIFAR-10: the one that comes with this.")  # fmt: skip
+              help="From cfgdiff classifier train. Default for CIFAR-10: the one that comes with this.")  # fmt: skip
 @click.option("--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations.")
 @click.option(
     "--best", default=8, show_default=True, type=click.IntRange(min=0), metavar="K", help="Show the K best samples of each class."
@@ -140,8 +139,8 @@ def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:
 def _stage(seconds: dict[str, float], label: str, length: int) -> Iterator[Callable[[int], object]]:
     """A progress bar on standard error where that is a terminal; the time of the stage is kept in `seconds`."""
     started = time.perf_counter()
-    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty() or not length) as bar:
-        yield bar.update
+    with progress_bar(label, length) as watch:
+        yield watch
     name = label.split(",")[0]
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 

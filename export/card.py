@@ -11,6 +11,7 @@ from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.images import grid, save_png
 from cfgdiff.runtime.sidecar import engines_beside
 
+from .markdown import table
 from .recipe import inputs, recipe
 
 SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
@@ -53,7 +54,7 @@ def _card(bundle: Bundle) -> str:
         *_graph(bundle),
         "", "Against float32 on ONNX Runtime, from the same noise (prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",
-        *_table(["graph", "MB", *FOUND, "certificate"], [
+        table(["graph", "MB", *FOUND, "certificate"], [
             [v.graph, _megabytes(bundle, v.graph), *_of_graph(v)] for v in bundle.variants.values()
         ]),
     ]  # fmt: skip
@@ -62,7 +63,7 @@ def _card(bundle: Bundle) -> str:
             [e.path.name, _megabytes(bundle, e.path.name), f"{e.key.module} {e.key.version}", "+".join(e.key.sm),
              "-".join(map(str, (e.key.profile[0], e.key.profile[2]))), *_found(e.certificate), _verdict(e.certificate)] for e in engines
         ]  # fmt: skip
-        lines += ["", *_table(["TensorRT engine", "MB", "module", "SM", "batch", *FOUND, "certificate"], rows)]
+        lines += ["", table(["TensorRT engine", "MB", "module", "SM", "batch", *FOUND, "certificate"], rows)]
     return "\n".join(lines)
 
 
@@ -124,9 +125,3 @@ def _megabytes(bundle: Bundle, file: str) -> str:
 
 def _inline(value: Any) -> str:
     return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [heads, ["-" * width for width in widths], *rows]
-    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]

@@ -1,4 +1,4 @@
-"""Every engine is called at what it takes, and a peer that draws other pictures is not timed."""
+"""A peer that draws other pictures is not timed, and the fastest is the reference."""
 
 import time
 from typing import Any
@@ -9,21 +9,9 @@ import pytest
 pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
 
 from cfgdiff.benchmarks import bench
-from cfgdiff.benchmarks.bench import engine_rows, lead_rows, papers_way, peer_rows
+from cfgdiff.benchmarks.bench import lead_rows, papers_way, peer_rows
 from cfgdiff.benchmarks.peers import Draw
 from cfgdiff.runtime import Bundle
-
-
-def test_every_engine_is_called_at_what_it_takes(small_bundle: Bundle, sleeper: Any) -> None:
-    small, large = sleeper(), sleeper()
-    large.max_batch = 8
-    rows = engine_rows({"small": small, "large": large}, small_bundle, [2, 8], 2, {"float32": 1e9})
-    assert [(row["engine"], row["B"], row["G"]) for row in rows] == [
-        ("small", 2, 0), ("large", 2, 0), ("small", 2, 2), ("large", 2, 2), ("large", 8, 0), ("large", 8, 8),
-    ]  # fmt: skip
-    assert small.calls == [(2, 0)] * 3 + [(2, 2)] * 3
-    for row in rows:
-        assert row["of peak"] == pytest.approx(row["gflops"]) and row["ms"] >= row["B"] + row["G"]
 
 
 def drawer(seconds: float = 0.0, level: int = 0) -> Draw:

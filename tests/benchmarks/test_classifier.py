@@ -10,8 +10,9 @@ pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff
 
 import torch
 
-from cfgdiff.benchmarks.classifier import Classifier, accuracy, augmented, build, command, to_float, train
+from cfgdiff.benchmarks.classifier import Classifier, accuracy, augmented, build, to_float, train
 from cfgdiff.benchmarks.features import PACKAGED, open_classifier
+from cfgdiff.cli.classifier import classifier as group
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.data import PictureSet
 
@@ -28,7 +29,9 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_it_learns_and_is_written_as_it_is(tmp_path: Path) -> None:
     pictures, labels = coloured(1200, 0)
     np.savez(tmp_path / "data.npz", pictures=pictures.transpose(0, 2, 3, 1), labels=labels)
-    made = CliRunner().invoke(command, [str(tmp_path / "data.npz"), "--out", str(tmp_path / "c.onnx"), "--size", "16", "--epochs", "8"])
+    made = CliRunner().invoke(
+        group, ["train", str(tmp_path / "data.npz"), "--out", str(tmp_path / "c.onnx"), "--size", "16", "--epochs", "8"]
+    )
     assert made.exit_code == 0 and "held-out pictures" in made.output, made.output
     found = open_classifier(tmp_path / "c.onnx", 1)
     assert found.image_shape == (3, 16, 16) and len(found.class_names) == 3 and found.accuracy is not None

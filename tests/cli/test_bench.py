@@ -12,6 +12,7 @@ from click.testing import CliRunner
 pytest.importorskip("matplotlib", reason="needs the train extra: pip install 'cfgdiff[train]'")
 
 from cfgdiff.cli.bench import bench
+from cfgdiff.cli.main import group
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import Failure
 
@@ -50,3 +51,14 @@ def test_mistakes_are_said_before_the_work(tmp_path: Path) -> None:
         with pytest.raises(Failure, match=message):
             raise made.exception
     assert CliRunner().invoke(bench, ["--rounds", "0"]).exit_code == 2
+
+
+def test_a_subcommand_is_called_by_its_name_and_anything_else_is_a_bundle() -> None:
+    shown = CliRunner().invoke(bench, ["--help"]).output
+    assert "[BUNDLE] | COMMAND [ARGS]..." in shown and all(f"\n  {name} " in shown for name in ("calls", "gpu", "samplers", "training"))
+    result = CliRunner().invoke(group, ["bench", "samplers", "--help"])
+    assert result.exit_code == 0 and "bench samplers [OPTIONS] [BUNDLE]\n" in result.output and "--teacher-steps" in result.output
+    for args in (["sampler", "--quick"], ["--quick", "./samplers"]):
+        with pytest.raises(Failure, match=r"sampler.*no bundle there"):
+            CliRunner().invoke(bench, args, catch_exceptions=False)
+    assert CliRunner().invoke(bench, ["a", "b"]).exit_code == 2
