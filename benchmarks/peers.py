@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.generate import to_uint8
 from cfgdiff.runtime.noise import normals
-from cfgdiff.runtime.wrapped import Wrapped
 
 from .evaluate import EVERYWHERE
 
@@ -36,16 +36,18 @@ def ours(engine: Engine, bundle: Bundle, steps: int) -> Draw:
 
 
 def two_passes(engine: Engine, bundle: Bundle, steps: int) -> Draw:
-    """The same engine asked twice a step, once with the null class, and combined outside."""
+    """The same engine called twice a step, once with the null class, and the guidance computed outside."""
     w, null_class = np.float32(bundle.defaults.guidance), len(bundle.class_names)
     none = np.zeros(0, np.float32)
 
-    def outside(sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
-        cond = engine.predict(sample, timestep, class_label, none)
-        uncond = engine.predict(sample, timestep, np.full_like(class_label, null_class), none)
-        return uncond + w * (cond - uncond)
+    class TwoPasses(WrappedEngine):
+        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+            """See `Engine.predict`, all rows guided."""
+            cond = super().predict(sample, timestep, class_label, none)
+            uncond = super().predict(sample, timestep, np.full_like(class_label, null_class), none)
+            return uncond + w * (cond - uncond)
 
-    return ours(Wrapped(engine, outside), bundle, steps)
+    return ours(TwoPasses(engine), bundle, steps)
 
 
 def diffusers_loops(network: "nn.Module", bundle: Bundle, steps: int, compiled: bool) -> dict[str, Draw]:

@@ -62,6 +62,24 @@ class OpenedEngine(Engine):
         self.close()
 
 
+class WrappedEngine(OpenedEngine):
+    """An engine around another one. It passes everything on; a subclass overrides `predict` to count, record or change calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
+
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
+        """See `Engine.predict`."""
+        return self.engine.predict(sample, timestep, class_label, guidance)
+
+    def close(self) -> None:
+        """Close the engine inside."""
+        self.engine.close()
+
+
 def _tensorrt(bundle: Bundle, precision: str, threads: int | None, uncertified: bool) -> OpenedEngine:
     from .engine_tensorrt import TensorRTEngine
 
