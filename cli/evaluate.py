@@ -15,10 +15,11 @@ from .flags import INTERVAL, log_to_stderr, progress_bar
 from .train import PATH
 
 if TYPE_CHECKING:
-    from cfgdiff.runtime import Bundle
+    from cfgdiff.benchmarks.subject import Subject
+    from cfgdiff.runtime import Bundle, Engine
     from cfgdiff.trainer.data import PictureSet
 
-QUICK, QUICK_SWEEP, SWEEP, FULL = 2048, 512, 2048, 50_000
+QUICK, QUICK_SWEEP, QUICK_CAS, SWEEP, FULL = 2048, 512, 5000, 2048, 50_000
 KINDS = ("auto", "inception", "alexnet", "classifier")
 POSITIVE = click.IntRange(min=1)
 
@@ -57,6 +58,8 @@ Without --data, or where no weights for features are available, nothing is compa
 @click.option("--classifier", type=PATH, metavar="FILE",
               help="From cfgdiff classifier train. Default for CIFAR-10: the one that comes with this.")  # fmt: skip
 @click.option("--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations.")
+@click.option("--cas", is_flag=True, help="Also train a classifier on samples and test it on real pictures: the classification accuracy "
+              f"score, on {FULL} samples, {QUICK_CAS} with --quick, or --n. Takes minutes; needs the train extra.")  # fmt: skip
 @click.option(
     "--best", default=8, show_default=True, type=click.IntRange(min=0), metavar="K", help="Show the K best samples of each class."
 )
@@ -70,9 +73,8 @@ Without --data, or where no weights for features are available, nothing is compa
 @click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
 @click.option("--store", is_flag=True, help="Put the figures and what the sweep chose as defaults into the bundle and its model card.")
 def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None, features: str,
-             alexnet: Path | None, classifier: Path | None, sweep: bool, best: int, shard: tuple[int, int] | None, guidance: float | None,
-             interval: tuple[float, float] | None, steps: int | None, sampler: str | None, seed: int, engine: str, threads: int | None,
-             store: bool) -> None:  # fmt: skip
+             alexnet: Path | None, classifier: Path | None, sweep: bool, cas: bool, best: int, shard: tuple[int, int] | None, engine: str,
+             threads: int | None, store: bool, **settings: Any) -> None:  # fmt: skip
     """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training data.
 
     One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training pictures in LPIPS,
@@ -80,43 +82,56 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     cannot be fetched, AlexNet's or the classifier's take their place, and the report says so.
     """
     from cfgdiff.benchmarks.blocks import Sampling, Settings
-    from cfgdiff.benchmarks.evaluate import draw
-    from cfgdiff.benchmarks.evaluate import evaluate as find_all
+    from cfgdiff.benchmarks.evaluate import evaluate as measure
     from cfgdiff.benchmarks.features import choose_judges
     from cfgdiff.benchmarks.figures import interpolations
     from cfgdiff.benchmarks.report import write_report
-    from cfgdiff.export.card import write_card
-    from cfgdiff.export.description import store_evaluation
+    from cfgdiff.benchmarks.subject import Subject
     from cfgdiff.runtime import load_bundle, open_engine
 
     log_to_stderr()
-    found = load_bundle(bundle)
+    model = load_bundle(bundle)
     if store:
-        _check_store(found.path, shard)
-    for name in ("jinja2",) if data is None else ("jinja2", "matplotlib", "torch_fidelity"):
-        import_module(name)  # what is missing is told before the work
-    pictures = None if data is None else _real(data, found)
-    judge, extractor, weights, notes = choose_judges(found, features, alexnet, classifier, threads)
-    settings, seconds, folder = Settings(guidance, steps, sampler, interval, seed), dict[str, float](), out or Path(f"eval-{found.name}")
-    n = n or (QUICK if quick else FULL)
-    with closing(open_engine(found, engine, threads=threads)) as opened:
-        sampling, stage = Sampling(folder / "samples", found, opened, extractor, judge), partial(_stage, seconds)
+        _check_store(model.path, shard)
+    if cas and data is None:
+        raise click.UsageError("--cas: tests a classifier on real pictures, found no --data")
+    for name in ("jinja2", *(data is not None) * ("matplotlib", "torch_fidelity"), *cas * ("torch", "onnx")):
+        import_module(name)  # a missing package shows before the work
+    pictures = None if data is None else _real(data, model)
+    judge, extractor, weights, notes = choose_judges(model, features, alexnet, classifier, threads)
+    seconds, folder = dict[str, float](), out or Path(f"eval-{model.name}")
+    samples, trained_on = n or (QUICK if quick else FULL), n or (QUICK_CAS if quick else FULL)
+    with closing(open_engine(model, engine, threads=threads)) as opened:
+        sampling = Sampling(folder / "samples", model, opened, extractor, judge)
+        subject = Subject(sampling, Settings(**settings), samples, partial(_stage, seconds), repeats, pictures, cas * trained_on, threads)
         if shard is not None:
-            draw(sampling, settings, n * repeats, stage, f"shard {shard[0]} of {shard[1]}", shard)
-            left = len(sampling.missing(settings, n * repeats))
-            click.echo(f"{sampling.place(settings)}: {f'{left} blocks are not yet' if left else 'all blocks are'} there")
+            _draw_shard(subject, shard)
             return
         for note in notes:
             click.echo(note, err=True)
-        swept = sweep * (QUICK_SWEEP if quick else SWEEP)
-        result, real = find_all(sampling, settings, n, repeats, pictures, weights, swept, threads, stage, notes)
+        result = measure(subject, weights, sweep * (QUICK_SWEEP if quick else SWEEP), notes)
         result.seconds = seconds
-        page = write_report(folder, result, found, interpolations(opened, found, found.class_names[:5]), judge, real, best)
+        page = write_report(folder, result, interpolations(opened, model, model.class_names[:5]), best)
         if store:
-            store_evaluation(found, result.summary())
-            if (found.path / "README.md").is_file():
-                write_card(load_bundle(found.path), opened)
+            _store(model, result.summary(), opened)
     click.echo(f"{page}: {_headline(result.summary())}")
+
+
+def _draw_shard(subject: "Subject", shard: tuple[int, int]) -> None:
+    subject.fill(subject.settings, subject.total, f"shard {shard[0]} of {shard[1]}", shard)
+    left = len(subject.sampling.missing(subject.settings, subject.total))
+    place = subject.sampling.place(subject.settings)
+    click.echo(f"{place}: {f'{left} blocks are not yet' if left else 'all blocks are'} there")
+
+
+def _store(model: "Bundle", summary: dict[str, Any], engine: "Engine") -> None:
+    from cfgdiff.export.card import write_card
+    from cfgdiff.export.description import store_evaluation
+    from cfgdiff.runtime import load_bundle
+
+    store_evaluation(model, summary)
+    if (model.path / "README.md").is_file():
+        write_card(load_bundle(model.path), engine)
 
 
 def _real(data: Path, bundle: "Bundle") -> "PictureSet":
@@ -146,9 +161,11 @@ def _stage(seconds: dict[str, float], label: str, length: int) -> Iterator[Calla
 
 
 def _headline(summary: dict[str, Any]) -> str:
-    parts = []
-    if "quality" in summary:
-        parts.append(f"{summary['called']['frechet']} {summary['quality']['frechet']['mean']:.2f}")
+    parts, quality = [], summary.get("quality", {})
+    if "frechet" in quality:
+        parts.append(f"{summary['called']['frechet']} {quality['frechet']['mean']:.2f}")
+    if "cas" in quality:
+        parts.append(f"classification accuracy score {quality['cas']['mean']:.1%}")
     if "class accuracy" in summary:
         parts.append(f"class accuracy {summary['class accuracy']:.1%}")
     if "nearest" in summary:

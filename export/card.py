@@ -74,7 +74,7 @@ def _evaluated(found: dict[str, Any]) -> list[str]:
     used, lines = found["protocol"], []
     for key, name in found.get("called", {}).items():
         real = found.get("held-out pictures", {}).get(key)
-        lines.append(f"- {name}: {found['quality'][key]['mean']:.4g}" + ("" if real is None else f" (held-out pictures: {real:.4g})"))
+        lines.append(f"- {name}: {found['quality'][key]['mean']:.4g}" + ("" if real is None else f" (real pictures: {real:.4g})"))
     if "class accuracy" in found:
         lines.append(f"- class accuracy: {found['class accuracy']:.1%}, by a classifier")
     if "nearest" in found:

@@ -69,9 +69,7 @@ class WrappedEngine(OpenedEngine):
         self.engine = engine
         self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
 
-    def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
         """See `Engine.predict`."""
         return self.engine.predict(sample, timestep, class_label, guidance)
 

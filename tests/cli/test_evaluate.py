@@ -74,10 +74,13 @@ def check_page(file: Path) -> Page:
 def test_a_whole_report_of_the_packaged_model(packaged: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data.npz", 32, packaged.class_names)
     out = tmp_path / "out"
-    args = ["--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", out, "--no-sweep", "--repeats", "2", *FAST]
+    args = ["--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", out, "--no-sweep", "--repeats", "2", "--cas", *FAST]
     made = call(*args)
     assert made.returncode == 0, made.stderr
-    assert re.search(r"report\.html: Fréchet distance \d+\.\d+, class accuracy \d+\.\d%, \d+ copies in 100$", made.stdout.strip())
+    assert re.search(
+        r"report\.html: Fréchet distance \d+\.\d+, classification accuracy score \d+\.\d%, class accuracy \d+\.\d%, \d+ copies in 100$",
+        made.stdout.strip(),
+    )
     page = check_page(tmp_path / "out" / "report.html")
     assert page.tags.count("svg") == 1
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -86,6 +89,7 @@ def test_a_whole_report_of_the_packaged_model(packaged: Bundle, drawn_weights: P
     assert tree["n"] == 64 and tree["quality"]["frechet"]["of"] == 2 and tree["quality"]["frechet"]["deviation"] > 0
     assert tree["nearest"]["samples"]["n"] == 100 and tree["held-out pictures"]["frechet"] < tree["quality"]["frechet"]["mean"]
     assert np.array(tree["confusion"]).sum() == 128
+    assert {"cas", "cas_both"} <= set(tree["quality"]) and "<td>classification accuracy score, N = 64</td>" in text
     blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples").rglob("block-*.npz")}
     assert len(blocks) == 1
     again = call(*args)
@@ -121,7 +125,7 @@ main()"""
     assert stored.evaluation["quality"] == tree["quality"]
     from cfgdiff.export.card import card
 
-    assert f"- Fréchet distance: {tree['quality']['frechet']['mean']:.4g} (held-out pictures: " in card(stored)
+    assert f"- Fréchet distance: {tree['quality']['frechet']['mean']:.4g} (real pictures: " in card(stored)
 
 
 def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
@@ -171,11 +175,11 @@ def test_without_any_features_there_are_samples_interpolations_and_class_accurac
     assert again.exit_code == 0 and "class accuracy" in again.stdout, again.exception
 
 
-@pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity"])
+@pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity", "torch"])
 def test_a_missing_package_is_told_before_the_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.chdir(tmp_path)
-    made = CliRunner().invoke(evaluate, ["--data", "absent"])
+    made = CliRunner().invoke(evaluate, ["--data", "absent", "--cas"])
     assert isinstance(made.exception, ModuleNotFoundError) and name in str(made.exception)  # run_command makes it a line
     assert not list(tmp_path.iterdir())
 
@@ -203,6 +207,7 @@ def write_classifier(path: Path, bundle: Bundle) -> Path:
         (["--classifier", "absent"], 1, "--classifier: absent: not readable as a classifier"),
         (["--features", "inception"], 1, "--features inception: its weights cannot be fetched (no network)"),
         (["--sampler", "dimm"], 2, "--sampler"),
+        (["--cas"], 2, "--cas: tests a classifier on real pictures, found no --data"),
     ],
 )
 def test_mistakes_are_said_before_the_work(
