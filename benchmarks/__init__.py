@@ -1,1 +1,2 @@
-"""Speed and quality, measured against peers and references; `cfgdiff bench`, `cfgdiff eval` and `cfgdiff classifier` show them."""
+"""Speed and quality, measured against peers and references; `cfgdiff bench`, `cfgdiff eval` and `cfgdiff classifier`
+show them."""

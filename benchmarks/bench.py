@@ -1,7 +1,8 @@
-"""All that `cfgdiff bench` measures: a bundle against what people would use instead, in the same run, and against the machine's limit.
+"""All that `cfgdiff bench` measures: a bundle against what people would use instead, in the same run, and against the
+machine's limit.
 
-Every figure is the median of rounds in which the cases take turns after one unmeasured turn each (timing.py), with the least and the
-largest beside it. Ratios are medians of the ratios within rounds.
+Every figure is the median of rounds in which the cases take turns after one unmeasured turn each (timing.py), with the
+least and the largest beside it. Ratios are medians of the ratios within rounds.
 """
 
 from collections.abc import Callable
@@ -68,7 +69,8 @@ def measure(model: Bundle, quick: bool, steps: int, rounds: int, threads: int, c
 
 
 def peer_rows(draws: dict[str, Draw], batches: list[int], rounds: int) -> list[dict[str, Any]]:
-    """A row for every loop and number of pictures, with its ratio to the fastest of diffusers' loops there; the first loop is ours.
+    """A row for every loop and number of pictures, with its ratio to the fastest of diffusers' loops there; the first
+    loop is ours.
 
     Raises:
         Failure: a peer draws other pictures than ours, so its time would say nothing.
@@ -79,19 +81,24 @@ def peer_rows(draws: dict[str, Draw], batches: list[int], rounds: int) -> list[d
         for name, pictures in zip(list(draws)[1:], others, strict=True):
             apart = float((np.abs(pictures - reference) > TOLERANCE).mean())
             if apart > 1e-3 and not any(low in name for low in LOW):
-                raise Failure(f"{name}: {apart:.1%} of its pixels differ from ours by more than {TOLERANCE} grey levels")
+                raise Failure(
+                    f"{name}: {apart:.1%} of its pixels differ from ours by more than {TOLERANCE} grey levels"
+                )
         cases = interleaved({name: partial(draw, n) for name, draw in draws.items()}, rounds, n, warm=True)
-        fastest = min((case for case in cases.values() if case.name.startswith(PEER)), key=lambda case: case.median, default=None)
+        fastest = min(
+            (case for case in cases.values() if case.name.startswith(PEER)), key=lambda case: case.median, default=None
+        )
         for name, case in cases.items():
-            rows.append({"loop": name, "B": n, "pictures/s": n / case.median, "ms": 1e3 * case.median, "spread": case.spread,
-                         "fastest of diffusers": case is fastest,
+            rows.append({"loop": name, "B": n, "pictures/s": n / case.median, "ms": 1e3 * case.median,
+                         "spread": case.spread, "fastest of diffusers": case is fastest,
                          "times diffusers' fastest": case.times(fastest) if fastest else None,
                          "ratios": case.ratios(fastest) if fastest else None})  # fmt: skip
     return rows
 
 
 def lead_rows(rows: list[dict[str, Any]], loop: str, batches: list[int]) -> list[dict[str, Any]]:
-    """For each B, `loop` of `peer_rows`, which is what a user gets, beside the fastest of diffusers' loops (None where there is none)."""
+    """For each B, `loop` of `peer_rows`, which is what a user gets, beside the fastest of diffusers' loops (None where
+    there is none)."""
     lead = []
     for n in batches:
         own = next(row for row in rows if row["B"] == n and row["loop"] == loop)
@@ -99,13 +106,15 @@ def lead_rows(rows: list[dict[str, Any]], loop: str, batches: list[int]) -> list
         lead.append({"B": n, "loop": loop, "pictures/s": own["pictures/s"], "diffusers": peer["loop"] if peer else None,
                       "diffusers, pictures/s": peer["pictures/s"] if peer else None,
                       "times diffusers' fastest": own["times diffusers' fastest"], "ratios": own["ratios"],
-                      "compiled loops timed": any(row["loop"].startswith(f"{PEER}compiled") for row in rows)})  # fmt: skip
+                      "compiled loops timed": any(row["loop"].startswith(f"{PEER}compiled") for row in rows),
+                      })  # fmt: skip
     return lead
 
 
-def all_draws(engines: dict[str, Engine], bundle: Bundle, steps: int, threads: int, checkpoint: Path | None, compiled: bool,
-              skipped: list[str]) -> dict[str, Draw]:  # fmt: skip
-    """Our loop on every engine, the two-pass loop on the first, and diffusers' loops where they run; reasons are appended to `skipped`."""
+def all_draws(engines: dict[str, Engine], bundle: Bundle, steps: int, threads: int, checkpoint: Path | None,
+              compiled: bool, skipped: list[str]) -> dict[str, Draw]:  # fmt: skip
+    """Our loop on every engine, the two-pass loop on the first, and diffusers' loops where they run; reasons are
+    appended to `skipped`."""
     draws = {f"cfgdiff, {name}": ours(engine, bundle, steps) for name, engine in engines.items()}
     first = next(iter(engines))
     draws[f"two passes a step, {first}"] = two_passes(engines[first], bundle, steps)
@@ -121,19 +130,22 @@ def all_draws(engines: dict[str, Engine], bundle: Bundle, steps: int, threads: i
     if not any("bfloat16" in name for name in peers):
         skipped.append("diffusers' loops in bfloat16: no instructions for it here")
     if not compiled:
-        skipped.append("diffusers' compiled loops, which may be faster than its others: they take minutes to compile; leave out --quick")
+        skipped.append("diffusers' compiled loops, which may be faster but take minutes to compile; leave out --quick")
     return draws | peers
 
 
 def papers_way(engine: Engine, bundle: Bundle, n: int, measured: int, rounds: int) -> dict[str, Any]:
-    """n pictures at the defaults, and in the paper's 1000 steps of Algorithm 2, extrapolated from `measured` of them."""
+    """n pictures at the defaults, and in the paper's 1000 steps of Algorithm 2, extrapolated from `measured` of
+    them."""
     classes = [i % len(bundle.class_names) for i in range(n)]
     few = np.linspace(PAPER_STEPS, 0, PAPER_STEPS + 1)[:measured].tolist()
 
     def drawn(**settings: Any) -> Callable[[], object]:
         return lambda: [None for _ in generate(engine, bundle, classes, batch=n, **settings)]
 
-    cases = interleaved({"defaults": drawn(), "paper": drawn(sampler="ddpm", timesteps=few, interval=EVERYWHERE)}, rounds, n)
+    cases = interleaved(
+        {"defaults": drawn(), "paper": drawn(sampler="ddpm", timesteps=few, interval=EVERYWHERE)}, rounds, n
+    )
     paper = Case("paper", n, [seconds * PAPER_STEPS / measured for seconds in cases["paper"].seconds])
     return {"n": n, "defaults, s": cases["defaults"].median, "paper's way, s": paper.median, "measured steps": measured,
             "times": cases["defaults"].times(paper)}  # fmt: skip

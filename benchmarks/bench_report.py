@@ -11,25 +11,27 @@ from .scaling import USUAL, bound
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """What a user gets beside diffusers' fastest loop; then every figure, with the command, the machine, and what was left out."""
+    """What a user gets beside diffusers' fastest loop; then every figure, with the command, the machine, and what was
+    left out."""
     machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if value)
+    operators = ", ".join(f"{row['operator']} {row['share']:.0%}" for row in report["operators"][:8])
     parts = [
         "\n".join(f"* {_lead(row)}" for row in report["lead"]),
         f"`{report['command']}`",
         "\n".join([f"{machine}; {report['threads']} threads.", "",
                    "Medians of rounds in which the cases take turns; in brackets the least and the largest.",
                    *(f"Left out: {reason}." for reason in report["skipped"]),
-                   *(f"Matrix product, {kind}: {value / 1e9:.0f} GFLOP/s." for kind, value in report["peaks"].items())]),
+                   *(f"Matrix product, {kind}: {peak / 1e9:.0f} GFLOP/s." for kind, peak in report["peaks"].items())]),
         f"## The same pictures, {report['steps']} evaluations of ddim", _peers(report["peers"]),
         "## Against the paper's way", _paper(report["paper"]),
         "## From the shell",
         table(["call", "s", "ms, least .. largest", "peak MB"],
               [[row["call"], f"{row['s']:.2f}", row["spread"], f"{row['MB']:.0f}"] for row in report["shell"]]),
         "## One call of the network", call_table(report["engines"]),
-        "Where it goes, guided, B = 64: " + ", ".join(f"{row['operator']} {row['share']:.0%}" for row in report["operators"][:8]) + ".",
+        f"Where it goes, guided, B = 64: {operators}.",
         "## Besides the network",
         table(["pictures at a time", "share of the time", "least", "largest"],
-              [[row["B"], *(f"{row[key]:.1%}" for key in ("outside", "least", "largest"))] for row in report["outside"]]),
+              [[row["B"], *(f"{row[k]:.1%}" for k in ("outside", "least", "largest"))] for row in report["outside"]]),
         *_scaling(report["scaling"]),
     ]  # fmt: skip
     return "\n\n".join([f"# {report['model']}: latency", *parts]) + "\n"
@@ -46,8 +48,8 @@ def _scaling(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     best = max(row["of peak"] or 0.0 for row in rows if row["varied"] != "size")
-    cells = [[row["varied"], row["value"], f"{row['ms']:.2f}", share(row), bound(row, best if row["varied"] != "size" else 0)]
-             for row in rows]  # fmt: skip
+    cells = [[row["varied"], row["value"], f"{row['ms']:.2f}", share(row),
+              bound(row, best if row["varied"] != "size" else 0)] for row in rows]  # fmt: skip
     usual = ", ".join(f"{name} {value}" for name, value in USUAL.items())
     explained = f"Milliseconds a picture and evaluation, guided; {usual}, of which one is changed."
     return ["## Scaling", explained, table(["changed", "to", "ms", "of the matrix product", "bound by"], cells)]
@@ -56,7 +58,8 @@ def _scaling(rows: list[dict[str, Any]]) -> list[str]:
 def _paper(paper: dict[str, Any]) -> str:
     way, measured = paper["paper's way, s"], paper["measured steps"]
     return (
-        f"{paper['n']} pictures take {paper['defaults, s']:.2f} s at the defaults, and {way:.0f} s in 1000 steps of Algorithm 2 with two "
+        f"{paper['n']} pictures take {paper['defaults, s']:.2f} s at the defaults, and {way:.0f} s in 1000 steps of "
+        f"Algorithm 2 with two "
         f"rows a step on the same engine (extrapolated from {measured} steps): {paper['times']:.0f} times as long."
     )
 
@@ -70,7 +73,9 @@ def _lead(row: dict[str, Any]) -> str:
     ratio, ratios, faster, slower = row["times diffusers' fastest"], row["ratios"], "cfgdiff", "diffusers"
     if ratio < 1:
         ratio, ratios, faster, slower = 1 / ratio, [1 / each for each in ratios], slower, faster
-    theirs = f"diffusers' fastest loop here ({row['diffusers'].removeprefix(PEER)}) draws {row['diffusers, pictures/s']:.2f}"
+    theirs = (
+        f"diffusers' fastest loop here ({row['diffusers'].removeprefix(PEER)}) draws {row['diffusers, pictures/s']:.2f}"
+    )
     untimed = "" if row["compiled loops timed"] else " Compiled loops of diffusers were not timed and may be faster."
     return f"{count}: {faster} is {_ratio(ratio, ratios)} times as fast as {slower}; {ours}, {theirs}.{untimed}"
 
@@ -80,7 +85,8 @@ def _ratio(ratio: float | None, ratios: list[float] | None) -> str:
 
 
 def plot(report: dict[str, Any]) -> bytes:
-    """Time a picture by batch, for every engine, and the loops' pictures a second: a PNG. Raises ImportError without matplotlib."""
+    """Time a picture by batch, for every engine, and the loops' pictures a second: a PNG. Raises ImportError without
+    matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=130)

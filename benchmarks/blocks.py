@@ -1,7 +1,8 @@
-"""Samples on disk, by blocks of 256 picture numbers, with what networks say of them: what is there is not drawn again.
+"""Samples on disk, in blocks of 256 picture numbers, with their features and scores: a block that is there is not drawn
+again.
 
-A block depends on its number, the settings and the engine, and on nothing else: blocks that several processes or machines drew make the
-same set as one run, once they lie in one folder.
+A block depends on its number, the settings and the engine, and on nothing else: blocks drawn by several processes or
+machines make the same set as a single run, once they lie in one folder.
 """
 
 import hashlib
@@ -40,8 +41,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured:
-    """N samples: pictures (N, H, W, C) uint8, the classes asked for (N,), features (N, F) and logits (N, L) of the extractor, float32,
-    and scores (N, K), the classifier's logits; L and K are 0 where there are none."""
+    """N samples: pictures (N, H, W, C) uint8, the classes asked for (N,), features (N, F) and logits (N, L) of the
+    extractor, float32, and scores (N, K), the classifier's logits; L and K are 0 where there are none."""
 
     pictures: np.ndarray
     labels: np.ndarray
@@ -53,18 +54,28 @@ class Measured:
 class Sampling:
     """Draws and measures samples of one model into a folder, a sub-folder for each setting."""
 
-    def __init__(self, folder: Path, bundle: Bundle, engine: Engine, extractor: Extractor, classifier: Classifier | None) -> None:
-        self.folder, self.bundle, self.engine, self.extractor, self.classifier = folder, bundle, engine, extractor, classifier
+    def __init__(
+        self, folder: Path, bundle: Bundle, engine: Engine, extractor: Extractor, classifier: Classifier | None
+    ) -> None:
+        self.folder, self.bundle, self.engine, self.extractor, self.classifier = (
+            folder,
+            bundle,
+            engine,
+            extractor,
+            classifier,
+        )
 
     def protocol(self, settings: Settings) -> dict[str, Any]:
-        """All that the samples and their features depend on, in plain values. Raises `BadInput` for settings that cannot be."""
+        """All that the samples and their features depend on, in plain values. Raises `BadInput` for settings that make
+        no sense."""
         bundle, classifier = self.bundle, self.classifier
         plan = make_plan(bundle, settings.sampler, settings.steps, settings.guidance, interval=settings.interval)
         variant = bundle.variants.get(self.engine.precision, bundle.variants["float32"])
         return {
             "model": bundle.name, "model sha256": variant.files[variant.graph],
             "engine": self.engine.name, "precision": self.engine.precision,
-            "sampler": plan.sampler, "timesteps": [round(float(t), 6) for t in plan.timesteps], "evaluations": plan.steps,
+            "sampler": plan.sampler, "timesteps": [round(float(t), 6) for t in plan.timesteps],
+            "evaluations": plan.steps,
             "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval, "seed": settings.seed,
             "classes": f"picture i is of class i mod {len(bundle.class_names)}", "batch": BATCH,
             "features": self.extractor.name, "features sha256": self.extractor.sha256,
@@ -73,9 +84,9 @@ class Sampling:
 
     def place(self, settings: Settings) -> Path:
         """The sub-folder: a name for people, and a digest of the protocol."""
-        found = self.protocol(settings)
-        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:10]
-        return self.folder / f"w{found['guidance']:g}-{found['sampler']}-{found['evaluations']}-{digest}"
+        protocol = self.protocol(settings)
+        digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:10]
+        return self.folder / f"w{protocol['guidance']:g}-{protocol['sampler']}-{protocol['evaluations']}-{digest}"
 
     def missing(self, settings: Settings, n: int) -> list[int]:
         """The blocks of the first n pictures that are not there."""
@@ -83,7 +94,8 @@ class Sampling:
         return [k for k in range(-(-n // BLOCK)) if not (place / _file(k)).is_file()]
 
     def fill(self, settings: Settings, n: int, shard: tuple[int, int] = (1, 1), watch: Watch = lambda n: None) -> None:
-        """Draw the missing blocks, in shard (K, M) those k with k mod M = K - 1. `watch` gets the rows of every evaluation."""
+        """Draw the missing blocks, in shard (K, M) those k with k mod M = K - 1. `watch` gets the rows of every
+        evaluation."""
         place = self.place(settings)
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -97,8 +109,9 @@ class Sampling:
     def _draw(self, file: Path, settings: Settings, k: int, watch: Watch) -> None:
         numbers = list(range(k * BLOCK, (k + 1) * BLOCK))
         drawn = generate(
-            self.engine, self.bundle, [i % len(self.bundle.class_names) for i in numbers], settings.steps, settings.guidance, settings.seed,
-            settings.sampler, BATCH, interval=settings.interval, indices=numbers, watch=lambda first, x0: watch(len(x0)),
+            self.engine, self.bundle, [i % len(self.bundle.class_names) for i in numbers], settings.steps,
+            settings.guidance, settings.seed, settings.sampler, batch=BATCH, interval=settings.interval,
+            indices=numbers, watch=lambda first, x0: watch(len(x0)),
         )  # fmt: skip
         pictures = np.concatenate([part for _, part in drawn])
         features, logits = self.extractor.extract(rgb(pictures))
@@ -112,8 +125,8 @@ class Sampling:
         place, parts = self.place(settings), list[list[np.ndarray]]()
         for k in range(first // BLOCK, -(-(first + n) // BLOCK)):
             try:
-                with (place / _file(k)).open("rb") as file, np.load(file) as found:
-                    parts.append([found[name] for name in ARRAYS])
+                with (place / _file(k)).open("rb") as file, np.load(file) as arrays:
+                    parts.append([arrays[name] for name in ARRAYS])
             except (OSError, ValueError, KeyError, BadZipFile) as error:
                 raise Failure(
                     f"{place / _file(k)}: not readable ({str(error).splitlines()[0]}); remove it, and it is drawn again"

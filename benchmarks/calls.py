@@ -1,4 +1,5 @@
-"""One call of the network: on every engine that works here, against the machine's matrix product, and where its time goes."""
+"""One call of the network: on every engine that works here, against the machine's matrix product, and where its time
+goes."""
 
 import json
 import tempfile
@@ -21,8 +22,11 @@ from .timing import interleaved
 BASE = "cpu float32"
 
 
-def open_all(bundle: Bundle, stack: ExitStack, threads: int | None = None) -> tuple[dict[str, Engine], dict[str, list[str]]]:
-    """Every engine that opens here, by name, closed with `stack`; and the names of the others by the reason why they do not open."""
+def open_all(
+    bundle: Bundle, stack: ExitStack, threads: int | None = None
+) -> tuple[dict[str, Engine], dict[str, list[str]]]:
+    """Every engine that opens here, by name, closed with `stack`; and the names of the others by the reason why they do
+    not open."""
     opened, reasons = dict[str, Engine](), dict[str, list[str]]()
     for candidate in candidates(bundle, threads=threads):
         try:
@@ -33,15 +37,17 @@ def open_all(bundle: Bundle, stack: ExitStack, threads: int | None = None) -> tu
 
 
 def call_inputs(bundle: Bundle, b: int, g: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The arguments of `Engine.predict` for b rows of all classes in the middle of the schedule, of which g are guided."""
+    """The arguments of `Engine.predict` for b rows of all classes in the middle of the schedule, of which g are
+    guided."""
     return (normals(0, np.arange(b), 0, bundle.image_shape), np.full(b, bundle.schedule.T / 2, np.float32),
             np.arange(b) % len(bundle.class_names), np.full(g, bundle.defaults.guidance, np.float32))  # fmt: skip
 
 
 def call_rows(engines: dict[str, Engine], bundle: Bundle, batches: list[int], rounds: int,
               peaks: dict[str, float]) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each engine, batch B that it can take, and G in (0, B): the time of a call, operations a second, their share of the peak
-    of the matrix product (None where it was not measured), and how many times as fast as `BASE` it is (None without `BASE`)."""
+    """A row for each engine, batch B that it can take, and G in (0, B): the time of a call, operations a second, their
+    share of the peak of the matrix product (None where it was not measured), and how many times as fast as `BASE` it is
+    (None without `BASE`)."""
     rows = []
     for b, g in [(batch, guided) for batch in batches for guided in (0, batch)]:
         inputs, work = call_inputs(bundle, b, g), operations(bundle.path / bundle.variants["float32"].graph, b, g)
@@ -49,8 +55,8 @@ def call_rows(engines: dict[str, Engine], bundle: Bundle, batches: list[int], ro
         cases = interleaved({name: partial(engine.predict, *inputs) for name, engine in able.items()}, rounds, b)
         for name, case in cases.items():
             limit, speed = limit_of(able[name].precision, peaks), work / case.median
-            rows.append({"engine": name, "B": b, "G": g, "ms": 1e3 * case.median, "spread": case.spread, "gflops": speed / 1e9,
-                         "of peak": speed / limit if limit else None,
+            rows.append({"engine": name, "B": b, "G": g, "ms": 1e3 * case.median, "spread": case.spread,
+                         "gflops": speed / 1e9, "of peak": speed / limit if limit else None,
                          "times float32": case.times(cases[BASE]) if BASE in cases else None})  # fmt: skip
     return rows
 
@@ -70,7 +76,8 @@ def share(row: dict[str, Any]) -> str:
 
 
 def operators(graph: Path, bundle: Bundle, n: int, threads: int) -> list[dict[str, Any]]:
-    """The share of each kind of node in the time of a call on ONNX Runtime's CPU provider, largest first, for n guided pictures."""
+    """The share of each kind of node in the time of a call on ONNX Runtime's CPU provider, largest first, for n guided
+    pictures."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -88,4 +95,6 @@ def operators(graph: Path, bundle: Bundle, n: int, threads: int) -> list[dict[st
             kind = event["args"]["op_name"]
             seconds[kind] = seconds.get(kind, 0.0) + event["dur"]
     total = sum(seconds.values())
-    return [{"operator": kind, "share": value / total} for kind, value in sorted(seconds.items(), key=lambda item: -item[1])]
+    return [
+        {"operator": kind, "share": value / total} for kind, value in sorted(seconds.items(), key=lambda item: -item[1])
+    ]

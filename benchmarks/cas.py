@@ -1,7 +1,9 @@
-"""The classification accuracy score (Ravuri & Vinyals 2019): the accuracy, on real pictures, of a classifier trained on generated ones.
+"""The classification accuracy score (Ravuri & Vinyals 2019): the accuracy, on real pictures, of a classifier trained on
+generated ones.
 
-It drops where a model leaves out a part of a class or mixes classes, which distances between features may not show. Beside it stand
-the same classifier trained on as many real pictures, and trained on both. Each is deterministic by its seed, and kept in the cache.
+It drops where a model leaves out a part of a class or mixes classes, which distances between features may not show.
+Beside it stand the same classifier trained on as many real pictures, and trained on both. Each is deterministic by its
+seed, and kept in the cache.
 """
 
 import hashlib
@@ -42,17 +44,25 @@ def classification_accuracy_score(subject: Subject) -> dict[str, Figure]:
     samples = subject.draw(subject.settings, n, "samples, for the classifier")
     chosen = batch_indices(len(data.labels), 0, n, SEED)
     real = replace(data, pictures=data.pictures[chosen], labels=data.labels[chosen])
-    generated = replace(data, pictures=np.ascontiguousarray(samples.pictures.transpose(0, 3, 1, 2)), labels=samples.labels)
+    generated = replace(
+        data, pictures=np.ascontiguousarray(samples.pictures.transpose(0, 3, 1, 2)), labels=samples.labels
+    )
     both = replace(data, pictures=np.concatenate([real.pictures, generated.pictures]),
                    labels=np.concatenate([real.labels, generated.labels]))  # fmt: skip
     with subject.stage("classifiers", round(EPOCHS * 4 * n)) as watch:
-        of_generated, of_real, of_both = (accuracy_after(pictures, subject.threads, watch) for pictures in (generated, real, both))
+        of_generated, of_real, of_both = (
+            accuracy_after(pictures, subject.threads, watch) for pictures in (generated, real, both)
+        )
     name = f"classification accuracy score, N = {n}"
-    return {"cas": Figure(name, [of_generated], of_real), "cas_both": Figure(f"{name} real and N generated pictures", [of_both])}
+    return {
+        "cas": Figure(name, [of_generated], of_real),
+        "cas_both": Figure(f"{name} real and N generated pictures", [of_both]),
+    }
 
 
 def accuracy_after(data: "PictureSet", threads: int | None, watch: Watch) -> float:
-    """The accuracy on held-out pictures of a classifier trained on the others. `watch` gets the pictures of each step."""
+    """The accuracy on held-out pictures of a classifier trained on the others. `watch` gets the pictures of each
+    step."""
     try:
         import torch
 
@@ -60,7 +70,9 @@ def accuracy_after(data: "PictureSet", threads: int | None, watch: Watch) -> flo
     except ImportError as error:
         raise Failure(f"{error.name} is not installed; pip install 'cfgdiff[train]'") from None
     low = classifier.bfloat16_is_fast()
-    digest = hashlib.blake2b(repr((classifier.WIDTHS, classifier.OPTIMISER, EPOCHS, SEED, low)).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        repr((classifier.WIDTHS, classifier.OPTIMISER, EPOCHS, SEED, low)).encode(), digest_size=16
+    )
     for array in (data.pictures, data.labels, data.test_pictures, data.test_labels):
         digest.update(np.ascontiguousarray(array).tobytes())
     file = cache_folder() / "classifiers" / f"{digest.hexdigest()}.json"

@@ -1,9 +1,11 @@
-"""A small classifier, trained here: whether pictures show what they were asked to show, and a space of features of their own.
+"""A small classifier: it judges whether samples show the class asked for, and its features are a space to compare
+pictures in.
 
-The network is a chain of 3x3 convolutions in pairs, as in the speed runs on CIFAR-10 (Page 2019, Jordan 2024): a first layer that starts by
-whitening 2x2 patches, batch normalisation, GELU, the maximum over all positions, one linear layer. The optimisers are those of
-`cfgdiff train`. What is written is an ONNX graph that needs no PyTorch: pictures (B, C, H, W) float32 in -1 .. 1 -> logits (B, K) and
-features (B, F), with the classes and the accuracy on held-out pictures in its metadata.
+The network is a chain of 3x3 convolutions in pairs, as in the speed runs on CIFAR-10 (Page 2019, Jordan 2024): a first
+layer that starts by whitening 2x2 patches, batch normalisation, GELU, the maximum over all positions, one linear layer.
+The optimisers are those of `cfgdiff train`. `build` makes an ONNX graph that needs no PyTorch: pictures (B, C, H, W)
+float32 in -1 .. 1 -> logits (B, K) and features (B, F), with the classes and the accuracy on held-out pictures in its
+metadata.
 """
 
 import copy
@@ -23,7 +25,9 @@ from cfgdiff.trainer.data import PictureSet, batch_indices
 from cfgdiff.trainer.optim import fast_bfloat16, make_optimisers, rate_factor, set_rate
 
 WIDTHS = (32, 96, 192)
-OPTIMISER = OptimiserConfig(name="muon", lr=6e-3, beta2=0.95, muon_lr=0.1, muon_momentum=0.85, warmup_steps=100, decay_share=0.9)
+OPTIMISER = OptimiserConfig(
+    name="muon", lr=6e-3, beta2=0.95, muon_lr=0.1, muon_momentum=0.85, warmup_steps=100, decay_share=0.9
+)
 BATCH, SHIFT, SMOOTHING, AVERAGE = 125, 2, 0.2, 0.99
 
 
@@ -44,7 +48,8 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def whiten(self, pictures: Tensor) -> None:
-        """Set the stem from 2x2 patches of `pictures` (N, C, H, W): their principal directions, to unit variance, with both signs."""
+        """Set the stem from 2x2 patches of `pictures` (N, C, H, W): their principal directions, to unit variance, with
+        both signs."""
         patches = nn.functional.unfold(pictures, 2).transpose(1, 2).flatten(0, 1)  # (N positions, 4 C)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))
         weight = (vectors / (values + 1e-3).sqrt()).T.reshape(-1, *self.stem.weight.shape[1:])
@@ -65,7 +70,7 @@ def to_float(pictures: np.ndarray) -> Tensor:
 
 
 def augmented(pictures: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W) moved by up to `SHIFT` pixels, edges reflected; those of `mirrored` (B,) bool from left to right."""
+    """(B, C, H, W) shifted by up to `SHIFT` pixels, edges reflected; those of `mirrored` (B,) bool mirrored."""
     n, _, height, width = pictures.shape
     pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
     padded = nn.functional.pad(pictures, [SHIFT] * 4, mode="reflect")
@@ -106,7 +111,9 @@ def train(data: PictureSet, epochs: float, seed: int = 0, watch: Callable[[int],
         x = augmented(to_float(data.pictures[indices]), first_mirrored[indices] ^ odd, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits, _ = network(x.contiguous(memory_format=torch.channels_last))
-        loss = nn.functional.cross_entropy(logits.float(), torch.from_numpy(data.labels[indices]), label_smoothing=SMOOTHING)
+        loss = nn.functional.cross_entropy(
+            logits.float(), torch.from_numpy(data.labels[indices]), label_smoothing=SMOOTHING
+        )
         loss.backward()
         set_rate(optimisers, rate_factor(rates, step, step / steps))
         for optimiser in optimisers:
@@ -122,8 +129,10 @@ def train(data: PictureSet, epochs: float, seed: int = 0, watch: Callable[[int],
 @torch.no_grad()
 def accuracy(network: Classifier, pictures: np.ndarray, labels: np.ndarray) -> float:
     """Share of pictures (N, C, H, W) uint8 whose largest logit is their label's."""
-    found = [network(to_float(part))[0].argmax(1) for part in np.array_split(pictures, max(1, len(pictures) // 500))]
-    return float((torch.cat(found).numpy() == labels).mean())
+    predicted = [
+        network(to_float(part))[0].argmax(1) for part in np.array_split(pictures, max(1, len(pictures) // 500))
+    ]
+    return float((torch.cat(predicted).numpy() == labels).mean())
 
 
 def build(network: Classifier, size: int, metadata: Mapping[str, object]) -> onnx.ModelProto:
@@ -132,9 +141,9 @@ def build(network: Classifier, size: int, metadata: Mapping[str, object]) -> onn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
         program = torch.onnx.export(
-            network.cpu(), (torch.zeros(2, network.stem.in_channels, size, size),), dynamo=True, opset_version=18, verbose=False,
-            input_names=["pictures"], output_names=["logits", "features"], dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},),
-            optimize=True,
+            network.cpu(), (torch.zeros(2, network.stem.in_channels, size, size),), dynamo=True, opset_version=18,
+            input_names=["pictures"], output_names=["logits", "features"], optimize=True, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},),
         )  # fmt: skip
     assert program is not None
     model = program.model_proto

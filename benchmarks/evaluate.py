@@ -1,4 +1,5 @@
-"""How good a model is, whether its pictures show the class asked for, and whether it copies: all that `cfgdiff eval` measures.
+"""How good a model is, whether its pictures show the class asked for, and whether it copies: all that `cfgdiff eval`
+measures.
 
 It knows no flags and draws no figures; see report.py for those.
 """
@@ -28,9 +29,14 @@ from .measures import (
 from .neighbours import Neighbours, nearest
 from .subject import Figure, Metric, Real, Stage, Subject, even
 
-NEAR = 100  # samples whose neighbours are sought: the paper's number
+NEAR = 100  # samples whose nearest neighbours are searched for: the paper's number
 # Swept: guidance at every noise level and inside intervals of sigma / alpha, and evaluations.
-GUIDANCES, INTERVALS, INSIDE, STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ((0.1, 3.0), (0.3, 10.0)), (3.0, 6.0), (4, 6, 8, 10, 20)
+GUIDANCES, INTERVALS, INSIDE, STEPS = (
+    (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    ((0.1, 3.0), (0.3, 10.0)),
+    (3.0, 6.0),
+    (4, 6, 8, 10, 20),
+)
 SWEPT_AT = 10  # evaluations, the same for every guidance: which of them fall inside an interval matters
 EVERYWHERE = (0.0, 1e9)
 ACCURACY_SLACK, FRECHET_SLACK = 0.03, 1.05
@@ -47,13 +53,17 @@ def compared(distance: Distance) -> Metric:
         with subject.stage("distances", 0):
             values = [distance(part.features, part.logits, real.features, real.reference) for part in subject.parts()]
             if len(chosen) > 1:
-                held_out = distance(real.held_out_features[chosen], real.held_out_logits[chosen], real.features, real.reference)
+                held_out = distance(
+                    real.held_out_features[chosen], real.held_out_logits[chosen], real.features, real.reference
+                )
         return {key: Figure(names.get(key), [value[key] for value in values], held_out.get(key)) for key in values[0]}
 
     return metric
 
 
-METRICS: dict[str, Metric] = {  # a new one is a function and a line here: report.json, the page and the model card show its figures
+METRICS: dict[
+    str, Metric
+] = {  # a new one is a function and a line here: report.json, the page and the model card show its figures
     "Fréchet distance": compared(frechet_distance),
     "kernel distance": compared(kernel_distance),
     "precision and recall": compared(precision_and_recall),
@@ -77,7 +87,8 @@ def accuracy(samples: Measured) -> float | None:
 
 
 def best(samples: Measured, k: int) -> np.ndarray:
-    """(K, k) the samples of each class of which the classifier is surest, the surest first: the paper's best samples, by a rule."""
+    """(K, k) the samples of each class of which the classifier is surest, the surest first: the paper's best samples,
+    by a rule."""
     scores = samples.scores - samples.scores.max(1, keepdims=True)
     sure = scores[np.arange(len(scores)), samples.labels] - np.log(np.exp(scores).sum(1))  # log p(asked class)
     rows = [np.flatnonzero(samples.labels == label) for label in range(samples.scores.shape[1])]
@@ -104,7 +115,8 @@ def copies(samples: np.ndarray, real: Real, weights: Weights, threads: int | Non
 
 
 def sweep_settings(sampling: Sampling, seed: int) -> list[Settings]:
-    """Guidance, inside intervals too, with `SWEPT_AT` evaluations of the model's plain sampler; then evaluations, as a user gets them."""
+    """Guidance, inside intervals too, with `SWEPT_AT` evaluations of the model's plain sampler; then evaluations, as a
+    user gets them."""
     defaults = sampling.bundle.defaults
     everywhere = None if defaults.interval is None else EVERYWHERE
     pairs = [(w, everywhere) for w in GUIDANCES] + [(w, interval) for interval in INTERVALS for w in INSIDE]
@@ -113,7 +125,8 @@ def sweep_settings(sampling: Sampling, seed: int) -> list[Settings]:
 
 
 def sweep(subject: Subject, real: Real, n: int) -> list[dict[str, Any]]:
-    """Fréchet distance and class accuracy of n samples with each of `sweep_settings`; a row says what was varied."""
+    """Fréchet distance and class accuracy of n samples with each of `sweep_settings`; a row names the varied
+    setting."""
     rows, cells = [], sweep_settings(subject.sampling, subject.settings.seed)
     for i, settings in enumerate(cells):
         samples = subject.draw(settings, n, f"sweep, {i + 1} of {len(cells)}")
@@ -128,8 +141,8 @@ def sweep(subject: Subject, real: Real, n: int) -> list[dict[str, Any]]:
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Defaults by rule, from the rows of a sweep.
 
-    Guidance and its interval: of the settings whose class accuracy is at most 0.03 below the highest, that of the least Fréchet distance.
-    Evaluations: the fewest whose Fréchet distance is at most 5 % above the least.
+    Guidance and its interval: of the settings whose class accuracy is at most 0.03 below the highest, that of the least
+    Fréchet distance. Evaluations: the fewest whose Fréchet distance is at most 5 % above the least.
     """
     guided = [row for row in rows if row["varied"] == "guidance"]
     highest = max(row["accuracy"] or 0 for row in guided)
@@ -142,10 +155,10 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate(subject: Subject, weights: Weights | None, sweep_n: int, notes: list[str]) -> "Result":
-    """Take all `METRICS`, seek the nearest neighbours, and sweep.
+    """Take all `METRICS`, search for the nearest neighbours, and sweep.
 
     Args:
-        weights: AlexNet's, for the nearest neighbours, or None: none are sought.
+        weights: AlexNet's, for the nearest neighbours; None: no search.
         sweep_n: samples for each setting of the sweep; 0: none.
         notes: why something is missing; more are appended.
     """
@@ -176,7 +189,7 @@ class Result:
 
     Attributes:
         figures: of `METRICS`, by their keys.
-        seconds: by stage, of this call; what was there before took none.
+        seconds: by stage, of this call; samples that were there took none.
     """
 
     subject: Subject
@@ -190,7 +203,11 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Its figures as plain values, for report.json and the model card's `evaluation`."""
         subject, figures = self.subject, self.figures
-        tree: dict[str, Any] = {"n": subject.n, "protocol": subject.sampling.protocol(subject.settings), "notes": self.notes}
+        tree: dict[str, Any] = {
+            "n": subject.n,
+            "protocol": subject.sampling.protocol(subject.settings),
+            "notes": self.notes,
+        }
         if figures:
             tree["quality"] = {key: {"mean": float(np.mean(figure.values)), "deviation": float(np.std(figure.values)),
                                      "of": len(figure.values)} for key, figure in figures.items()}  # fmt: skip
@@ -207,5 +224,11 @@ class Result:
 
 def _nearest(neighbours: Neighbours) -> dict[str, Any]:
     first = neighbours.distances[:, 0]
-    quantiles = dict(zip(("least", "5 %", "median", "95 %", "largest"), np.quantile(first, (0, 0.05, 0.5, 0.95, 1)).tolist(), strict=True))
+    quantiles = dict(
+        zip(
+            ("least", "5 %", "median", "95 %", "largest"),
+            np.quantile(first, (0, 0.05, 0.5, 0.95, 1)).tolist(),
+            strict=True,
+        )
+    )
     return {"n": len(first), "mean": float(first.mean()), **quantiles, "copies": int(neighbours.copied.sum())}

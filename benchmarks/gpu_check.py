@@ -1,6 +1,7 @@
 """`cfgdiff bench gpu`: all that needs a GPU. Builds TensorRT engines, certifies and times them, and writes a report.
 
-Needs an NVIDIA GPU and `pip install '.[tensorrt]'`, and no PyTorch. The tests that need a GPU are run with `python -m pytest -m gpu`.
+Needs an NVIDIA GPU and `pip install '.[tensorrt]'`, and no PyTorch. The tests that need a GPU are run with `python -m
+pytest -m gpu`.
 """
 
 import platform
@@ -29,7 +30,8 @@ Say = Callable[[str], None]
 
 
 def build(source: Path | None, target: Path, profile: tuple[int, int, int], say: Say) -> Bundle:
-    """A bundle at `target` with float32, float16 and an engine of each. Raises `Failure` where an engine cannot be built."""
+    """A bundle at `target` with float32, float16 and an engine of each. Raises `Failure` where an engine cannot be
+    built."""
 
     def engines(bundle: Bundle) -> None:
         started = time.perf_counter()
@@ -74,14 +76,17 @@ def first_pictures(bundle: Bundle, n: int = 64) -> str:
 
 
 def check(source: Path | None, out: Path, batch: str, n: int, rounds: int, say: Say) -> list[str]:
-    """Build, certify and time engines of the model at `source`; the bundle and report.md go into `out`. The failed certificates.
+    """Build, certify and time engines of the model at `source`; the bundle and report.md go into `out`. The failed
+    certificates.
 
     Raises:
         Failure: there is no GPU, or an engine cannot be built.
     """
     profile, gpu, module = parse_profile(batch), gpu_here(), find_module()
     if gpu is None:
-        raise Failure("no GPU found by nvidia-smi: run this on a machine with an NVIDIA GPU (building engines alone needs none)")
+        raise Failure(
+            "no GPU found by nvidia-smi: run this on a machine with an NVIDIA GPU (building engines alone needs none)"
+        )
     built = build(source, out / "bundle", profile, say)
     failures = certify_all(built, n, say)
     with ExitStack() as stack:
@@ -90,9 +95,11 @@ def check(source: Path | None, out: Path, batch: str, n: int, rounds: int, say: 
     built = load_bundle(built.path)  # with its certificates
     parts = [
         "# GPU check",
-        "\n".join([f"- GPU: SM {gpu[0]}, driver {gpu[1]}; Python {platform.python_version()}", f"- {module.__name__} {module.__version__}",
+        "\n".join([f"- GPU: SM {gpu[0]}, driver {gpu[1]}; Python {platform.python_version()}",
+                   f"- {module.__name__} {module.__version__}",
                    *(f"- {name} {version(name)}" for name in ("onnxruntime", "numpy", "cuda-bindings"))]),
-        "## Certificates", "\n".join(f"- FAILED: {failure}" for failure in failures) or "All engines passed.", card(built),
+        "## Certificates", "\n".join(f"- FAILED: {failure}" for failure in failures) or "All engines passed.",
+        card(built),
         f"## Network calls, {rounds} rounds", timings, "## From files to 64 pictures", first_pictures(built),
     ]  # fmt: skip
     write_whole(out / "report.md", ("\n\n".join(parts) + "\n").encode())

@@ -1,6 +1,7 @@
 """Distances between two sets of pictures, from their features: by torch-fidelity, but for the Fréchet distance.
 
-A distance takes features (N, F) and logits (N, K), K = 0 for none, and those of real pictures, (M, F), with their Gaussian.
+A distance takes features (N, F) and logits (N, K), K = 0 for none, and those of real pictures, (M, F), with their
+Gaussian.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ def gaussian(features: np.ndarray) -> Gaussian:
 def frechet(a: Gaussian, b: Gaussian) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)) (Dowson & Landau 1982), at least 0.
 
-    S1 S2 has the eigenvalues of sqrt(S1) S2 sqrt(S1), which is symmetric, so that they are real and not negative but for rounding.
+    S1 S2 has the eigenvalues of sqrt(S1) S2 sqrt(S1), which is symmetric, so that they are real and not negative but
+    for rounding.
     """
     (mean_a, covariance_a), (mean_b, covariance_b) = a, b
     values, vectors = np.linalg.eigh(covariance_a)
@@ -35,21 +37,29 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     return max(0.0, float(distance))
 
 
-def frechet_distance(features: np.ndarray, logits: np.ndarray, real: np.ndarray, reference: Gaussian) -> dict[str, float]:
+def frechet_distance(
+    features: np.ndarray, logits: np.ndarray, real: np.ndarray, reference: Gaussian
+) -> dict[str, float]:
     """>= 0, as in FID (Heusel et al. 2017)."""
     return {"frechet": frechet(gaussian(features), reference)}
 
 
-def kernel_distance(features: np.ndarray, logits: np.ndarray, real: np.ndarray, reference: Gaussian) -> dict[str, float]:
+def kernel_distance(
+    features: np.ndarray, logits: np.ndarray, real: np.ndarray, reference: Gaussian
+) -> dict[str, float]:
     """The squared MMD with the kernel (x.y / F + 1)^3, mean and deviation over subsets (KID, Binkowski et al. 2018)."""
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     size = min(SUBSET, len(features), len(real))
-    kernel = kid_features_to_metric(_tensor(features), _tensor(real), kid_subsets=SUBSETS, kid_subset_size=size, verbose=False)
+    kernel = kid_features_to_metric(
+        _tensor(features), _tensor(real), kid_subsets=SUBSETS, kid_subset_size=size, verbose=False
+    )
     return {"kernel": kernel[KEY_METRIC_KID_MEAN], "kernel_std": kernel[KEY_METRIC_KID_STD]}
 
 
-def precision_and_recall(features: np.ndarray, logits: np.ndarray, real: np.ndarray, reference: Gaussian) -> dict[str, float]:
+def precision_and_recall(
+    features: np.ndarray, logits: np.ndarray, real: np.ndarray, reference: Gaussian
+) -> dict[str, float]:
     """0 .. 1, by balls around 3 nearest neighbours (Kynkaanniemi et al. 2019).
 
     Of the first `MOST` of each, and of no more real ones than generated: they depend on the numbers.
@@ -57,14 +67,17 @@ def precision_and_recall(features: np.ndarray, logits: np.ndarray, real: np.ndar
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     most = min(MOST, len(features), len(real))
-    spread = np.linspace(0, len(real) - 1, most).round().astype(int)  # real pictures may lie in the order of their classes
-    balls = prc_features_to_metric(_tensor(features[:most]), _tensor(real[spread]), prc_neighborhood=NEIGHBOURHOOD, save_cpu_ram=True,
-                                   verbose=False)  # fmt: skip
+    spread = (
+        np.linspace(0, len(real) - 1, most).round().astype(int)
+    )  # real pictures may lie in the order of their classes
+    own, others = _tensor(features[:most]), _tensor(real[spread])
+    balls = prc_features_to_metric(own, others, prc_neighborhood=NEIGHBOURHOOD, save_cpu_ram=True, verbose=False)
     return {"precision": balls[KEY_METRIC_PRECISION], "recall": balls[KEY_METRIC_RECALL]}
 
 
 def score(features: np.ndarray, logits: np.ndarray, real: np.ndarray, reference: Gaussian) -> dict[str, float]:
-    """exp of the mean KL of class probabilities, mean and deviation over splits (Inception Score, Salimans et al. 2016)."""
+    """exp of the mean KL of class probabilities, mean and deviation over splits (Inception Score, Salimans et al.
+    2016)."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
     if not logits.shape[1]:
@@ -82,7 +95,13 @@ def _tensor(array: np.ndarray) -> "Tensor":
 def quality_names(inception: bool) -> dict[str, str]:
     """The names of the distances: the field's, in Inception's features only."""
     if inception:
-        return {"frechet": "FID", "kernel": "KID", "precision": "precision", "recall": "recall", "score": "Inception Score"}
+        return {
+            "frechet": "FID",
+            "kernel": "KID",
+            "precision": "precision",
+            "recall": "recall",
+            "score": "Inception Score",
+        }
     return {"frechet": "Fréchet distance", "kernel": "kernel distance", "precision": "precision", "recall": "recall",
             "score": "score by the classifier"}  # fmt: skip
 

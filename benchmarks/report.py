@@ -16,10 +16,13 @@ COLUMNS, CLASSES = 12, 20
 
 
 def write_report(folder: Path, result: Result, interpolated: np.ndarray, best_of: int) -> Path:
-    """report.html and report.json into `folder`, whole. Gives the page's path. Raises `Failure` where it cannot be written."""
+    """report.html and report.json into `folder`, whole. Gives the page's path. Raises `Failure` where it cannot be
+    written."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    page = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    page = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined).get_template(
+        "report.html.j2"
+    )
     summary, machine = result.summary(), describe()
     context = summary | _pictures(result, interpolated, best_of) | _tables(result, summary) | {"machine": machine}
     write_whole(folder / "report.json", (json.dumps(summary | {"machine": machine}, indent=1) + "\n").encode())
@@ -50,19 +53,22 @@ def _tables(result: Result, summary: dict[str, Any]) -> dict[str, Any]:
     subject, bundle, classifier = result.subject, result.subject.sampling.bundle, result.subject.sampling.classifier
     counts = np.array(summary["confusion"], float) if "confusion" in summary else np.zeros((0, 0))
     return {
-        "name": bundle.name, "repeats": subject.repeats, "class_names": bundle.class_names, "quality": quality_rows(summary),
+        "name": bundle.name, "class_names": bundle.class_names,
+        "repeats": subject.repeats, "quality": quality_rows(summary),
         "n_training": len(subject.data.labels) if subject.data else 0,
         "n_held_out": min(len(subject.data.test_labels), subject.n) if subject.data else 0,
         "copies": summary.get("nearest"), "classifier_accuracy": classifier.accuracy if classifier else None,
-        "confusion": (100 * counts / counts.sum(1, keepdims=True).clip(1)).tolist(), "accuracy": summary.get("class accuracy"),
+        "confusion": (100 * counts / counts.sum(1, keepdims=True).clip(1)).tolist(),
+        "accuracy": summary.get("class accuracy"),
         "sweep": sweep_cells(result.sweep), "sweep_n": result.sweep[0]["n"] if result.sweep else 0,
     }  # fmt: skip
 
 
 def sweep_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     """The rows of a sweep as text: sampler, guidance, interval, evaluations, Fréchet distance, class accuracy."""
-    return [[row["sampler"], f"{row['guidance']:g}", _interval(row["interval"]), str(row["evaluations"]), f"{row['frechet']:.2f}",
-             "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"] for row in rows]  # fmt: skip
+    return [[row["sampler"], f"{row['guidance']:g}", _interval(row["interval"]), str(row["evaluations"]),
+             f"{row['frechet']:.2f}", "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"]
+            for row in rows]  # fmt: skip
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
@@ -70,7 +76,9 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 
 def _rows(names: list[str], pictures: np.ndarray, rows: list[np.ndarray]) -> list[tuple[str, str]]:
-    return [(name, figures.png(pictures[row], columns=len(row))) for name, row in zip(names, rows, strict=False) if len(row)]
+    return [
+        (name, figures.png(pictures[row], columns=len(row))) for name, row in zip(names, rows, strict=False) if len(row)
+    ]
 
 
 def quality_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -30,24 +30,30 @@ def of_size(size: int) -> Iterator[Bundle]:
     from cfgdiff.trainer.checkpoint import make_network
     from cfgdiff.trainer.config import load_preset, make_config
 
-    config, shape, classes = make_config(load_preset("cifar10-small"), (f"train.image_size={size}",)), (3, size, size), list("abcdefghij")
+    config, shape, classes = (
+        make_config(load_preset("cifar10-small"), (f"train.image_size={size}",)),
+        (3, size, size),
+        list("abcdefghij"),
+    )
     torch.manual_seed(0)
     network = make_network(config, shape, len(classes)).eval().requires_grad_(False)
-    for p in network.parameters():  # at first many are zero, and what they multiply would be left out of the graph
+    for p in network.parameters():  # many start at zero, and the export would leave out all that they multiply
         torch.nn.init.normal_(p, std=0.02)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         save_graph(build_graph(network, len(classes), shape), graph)
         variant = Variant(graph.name, "float32", {graph.name: hashlib.sha256(graph.read_bytes()).hexdigest()}, None)
         defaults = Defaults("ddim", USUAL["evaluations"], 4.0, None)
-        yield Bundle(Path(folder), f"untrained-{size}", classes, shape, config.schedule, defaults, {"float32": variant}, {}, {})
+        yield Bundle(
+            Path(folder), f"untrained-{size}", classes, shape, config.schedule, defaults, {"float32": variant}, {}, {}
+        )
 
 
 def scaling_rows(
     engine: Engine, bundle: Bundle, threads: int, sizes: list[int], rounds: int, peaks: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Milliseconds a picture and evaluation, guided, with one thing changed at a time, and the share of the matrix product's peak, None
-    where that of the engine's precision is not known."""
+    """Milliseconds a picture and evaluation, guided, with one thing changed at a time, and the share of the matrix
+    product's peak, None where that of the engine's precision is not known."""
     rows = []
 
     def add(varied: str, value: int, engine: Engine, bundle: Bundle) -> None:
@@ -74,8 +80,8 @@ def scaling_rows(
 
 
 def bound(row: dict[str, Any], best: float) -> str:
-    """What bounds a row of `scaling_rows`: compute, from half of the peak on; else overhead, where `best`, the largest share of the peak
-    at this size, is 1.2 times as large; else memory. A dash where the share is not known."""
+    """What bounds a row of `scaling_rows`: compute, from half of the peak on; else overhead, where `best`, the largest
+    share of the peak at this size, is 1.2 times as large; else memory. A dash where the share is not known."""
     if row["of peak"] is None:
         return "-"
     if row["of peak"] >= 0.5:

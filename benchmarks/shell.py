@@ -17,7 +17,7 @@ from cfgdiff.runtime.images import encoded, grid
 
 from .timing import Case
 
-# It prints its own peak of resident memory at the end: the peak that its parent would read includes the parent's memory at the fork.
+# It prints its own peak of resident memory at the end: the one its parent reads includes the parent's at the fork.
 RUN = """import atexit, re, resource, sys
 def print_peak():
     try:
@@ -44,7 +44,8 @@ class Clock(WrappedEngine):
 
 
 def outside_rows(engine: Engine, bundle: Bundle, batches: list[int], rounds: int) -> list[dict[str, Any]]:
-    """The share of the time that is not the engine's: noise, sampler, conversion, PNGs and their grid, all in memory."""
+    """The share of the time that is not the engine's: noise, sampler, conversion, PNGs and their grid, all in
+    memory."""
     rows = []
     for n in batches:
         shares = []
@@ -66,7 +67,13 @@ def shell_rows(model: Path, counts: list[int], rounds: int, threads: int) -> lis
         seconds, memory = list[float](), list[float]()
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                flags = {"--model": model, "--class": "all", "--n": n, "--out": Path(folder) / "out", "--threads": threads}
+                flags = {
+                    "--model": model,
+                    "--class": "all",
+                    "--n": n,
+                    "--out": Path(folder) / "out",
+                    "--threads": threads,
+                }
                 command = [sys.executable, "-c", RUN, *(str(word) for pair in flags.items() for word in pair)]
                 started = time.perf_counter()
                 process = subprocess.run(command, capture_output=True, text=True, errors="replace")

@@ -1,4 +1,5 @@
-"""The subject of `cfgdiff eval`: samples, and the real pictures that they are compared with; and what a metric of them is."""
+"""The subject of `cfgdiff eval`: samples, and the real pictures that they are compared with; and what a metric of them
+is."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,12 +16,15 @@ from .measures import Gaussian, gaussian
 if TYPE_CHECKING:
     from cfgdiff.trainer.data import PictureSet
 
-Stage = Callable[[str, int], AbstractContextManager[Watch]]  # a name, seconds being summed by what stands before its comma, and a length
+Stage = Callable[
+    [str, int], AbstractContextManager[Watch]
+]  # a name, seconds being summed by what stands before its comma, and a length
 
 
 @dataclass(frozen=True)
 class Real:
-    """Training and held-out pictures, (N, H, W, C) uint8; features (N, F) of both, logits of the latter; `reference`: of the former."""
+    """Training and held-out pictures, (N, H, W, C) uint8; features (N, F) of both, logits of the latter; `reference`:
+    of the former."""
 
     pictures: np.ndarray
     held_out: np.ndarray
@@ -61,7 +65,8 @@ class Subject:
 
     @cached_property
     def real(self) -> Real | None:
-        """The features of `data`; those of training pictures are kept in the cache. None without data, and without an extractor.
+        """The features of `data`; those of training pictures are kept in the cache. None without data, and without an
+        extractor.
 
         Raises:
             Failure: the cache cannot be written.
@@ -70,7 +75,9 @@ class Subject:
         if data is None or extractor.empty:
             return None
         with self.stage("features of real pictures", len(data.pictures)) as watch:
-            training = kept(data.pictures, lambda pictures: extractor.extract(rgb(pictures))[0], extractor.sha256, watch)
+            training = kept(
+                data.pictures, lambda pictures: extractor.extract(rgb(pictures))[0], extractor.sha256, watch
+            )
         held_out = np.ascontiguousarray(data.test_pictures.transpose(0, 2, 3, 1))
         features, logits = extractor.extract(rgb(held_out))
         return Real(data.pictures.transpose(0, 2, 3, 1), held_out, training, features, logits, gaussian(training))
@@ -107,7 +114,8 @@ class Figure:
 
 
 Metric = Callable[[Subject], dict[str, Figure]]
-"""Takes figures of a subject, by their keys in report.json; none where the subject lacks what they need. A `Failure` becomes a note."""
+"""Takes figures of a subject, by their keys in report.json; none where it lacks what they need. A `Failure` becomes a
+note."""
 
 
 def part(samples: Measured, first: int, n: int) -> Measured:

@@ -1,9 +1,9 @@
-"""Training speed against what people would write instead, the loop of diffusers' unconditional example on accelerate, and against group
-normalisation.
+"""Training speed against the loop of diffusers' unconditional example on accelerate, and against group normalisation.
 
-All train on the same pictures with the same batch, in turns, in the same precision on the same threads; ours and accelerate the same
-network, and ours once more with `network.norm=group`. Each has its own optimiser and its own average of the weights; ours also logs and
-keeps its snapshots. The example stays as it is written: it does not ask for channels_last, which whoever uses accelerate may add.
+All train on the same pictures with the same batch, in turns, in the same precision on the same threads; ours and
+accelerate the same network, and ours once more with `network.norm=group`. Each has its own optimiser and its own
+average of the weights; ours also logs and keeps its snapshots. The example stays as written, without channels_last,
+which users of accelerate may add.
 """
 
 import tempfile
@@ -37,16 +37,21 @@ def our_steps(config: Config, data: PictureSet, folder: Path) -> Iterator[None]:
 
 
 def their_steps(config: Config, data: PictureSet) -> Iterator[None]:
-    """One step at a time of a loop as in diffusers' examples/unconditional_image_generation: accelerate, AdamW, clipping, EMAModel."""
+    """One step at a time of a loop as in diffusers' examples/unconditional_image_generation: accelerate, AdamW,
+    clipping, EMAModel."""
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bfloat16" else "no", cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.train.precision == "bfloat16" else "no", cpu=not torch.cuda.is_available()
+    )
     network = make_network(config, (3, *data.pictures.shape[2:]), len(data.class_names))
     average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-    scheduler: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler: Any = DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
     loader = torch.utils.data.DataLoader(_Tensors(data), batch_size=config.train.batch, shuffle=True, drop_last=True)
     network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
     while True:
@@ -88,7 +93,8 @@ def steps_of(loop: Iterator[None], steps: int) -> Callable[[], None]:
 
 
 def configs(preset: str, overrides: tuple[str, ...], precision: str, batch: int | None) -> tuple[Config, Config]:
-    """The preset with these settings, and the same with group normalisation. Precision auto is what `cfgdiff train` would take here."""
+    """The preset with these settings, and the same with group normalisation. Precision auto is that of `cfgdiff train`
+    here."""
     if precision == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
@@ -98,7 +104,8 @@ def configs(preset: str, overrides: tuple[str, ...], precision: str, batch: int 
 
 
 def report(cases: dict[str, Case], rounds: int) -> str:
-    """A line a loop with its pictures a second, and a line for the ratio of the first to each other, medians with least and largest."""
+    """A line a loop with its pictures a second, and a line for the ratio of the first to each other, medians with least
+    and largest."""
     lines = []
     for name, case in cases.items():
         spread = f"{case.pictures / max(case.seconds):.1f} .. {case.pictures / min(case.seconds):.1f}"
@@ -111,12 +118,14 @@ def report(cases: dict[str, Case], rounds: int) -> str:
 
 
 def compare(data: Path, configs: tuple[Config, Config], steps: int, rounds: int) -> str:
-    """Time the loops in turns of so many steps, on the pictures at `data`: `report` under a line that says what ran."""
+    """Time the loops in turns of so many steps, on the pictures at `data`: `report` under a line with the settings."""
     ours, grouped = configs
     pictures = load_data(data, ours.train.image_size)
     with tempfile.TemporaryDirectory() as folder:
         loops = {"cfgdiff": our_steps(ours, pictures, Path(folder) / "ours"), "accelerate": their_steps(ours, pictures),
                  "cfgdiff, group norm": our_steps(grouped, pictures, Path(folder) / "grouped")}  # fmt: skip
-        cases = interleaved({name: steps_of(loop, steps) for name, loop in loops.items()}, rounds, steps * ours.train.batch)
-    setting = f"network.norm={ours.network.norm}, {ours.train.precision}, batch {ours.train.batch}, {torch.get_num_threads()} threads"
-    return f"{setting}\n{report(cases, rounds)}"
+        cases = interleaved(
+            {name: steps_of(loop, steps) for name, loop in loops.items()}, rounds, steps * ours.train.batch
+        )
+    norm, train, threads = ours.network.norm, ours.train, torch.get_num_threads()
+    return f"network.norm={norm}, {train.precision}, batch {train.batch}, {threads} threads\n{report(cases, rounds)}"

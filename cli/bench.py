@@ -1,4 +1,5 @@
-"""`cfgdiff bench`: how fast, against what people would use instead and against the machine; and other comparisons, as subcommands."""
+"""`cfgdiff bench`: speed against other loops and against the machine's limit; and further comparisons, as
+subcommands."""
 
 import json
 import os
@@ -18,11 +19,14 @@ POSITIVE = click.IntRange(min=1)
 
 
 class Bench(click.Group):
-    """A command with subcommands: arguments that begin with a subcommand's name go to it, all others are the command's own."""
+    """A command with subcommands: arguments that begin with a subcommand's name go to it, all others are the command's
+    own."""
 
     allow_interspersed_args, allow_extra_args = True, False
 
-    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
         """Of the command that `args` call."""
         if args and args[0] in self.commands:
             return self.commands[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
@@ -59,20 +63,30 @@ Examples:
   cfgdiff bench gpu --out report""",
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: minutes on two cores.")
-@click.option("--out", type=PATH, metavar="DIR", help="Where bench.json, bench.md and bench.png go. Default: bench-NAME.")
-@click.option("--steps", type=POSITIVE, help="Evaluations of ddim that the loops are compared at. Default: 10, or 5 with --quick.")
+@click.option(
+    "--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: minutes on two cores."
+)
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="Folder for bench.json, bench.md and bench.png. Default: bench-NAME."
+)
+@click.option("--steps", type=POSITIVE, help="Evaluations of ddim in every loop. Default: 10, or 5 with --quick.")
 @click.option("--rounds", type=POSITIVE, help="Turns of each case that are measured. Default: 7, or 5 with --quick.")
 @click.option("--threads", type=POSITIVE, help="CPU threads of all of them. Default: the processor's cores.")
-@click.option("--checkpoint", type=PATH, metavar="RUN", help="The bundle's network in PyTorch. Default: the preset that the bundle names.")
-def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None, rounds: int | None, threads: int | None,
-          checkpoint: Path | None) -> None:  # fmt: skip
-    """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in the same run.
+@click.option(
+    "--checkpoint",
+    type=PATH,
+    metavar="RUN",
+    help="The bundle's network in PyTorch. Default: the preset that the bundle names.",
+)
+def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None, rounds: int | None,
+          threads: int | None, checkpoint: Path | None) -> None:  # fmt: skip
+    """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in
+    the same run.
 
-    All loops draw the same pictures, which is checked first: ours on every engine that works here, the same engine called twice a step,
-    and diffusers' scheduler around the network in PyTorch: eager in either layout, compiled unless --quick, in float32 and bfloat16. Ours
-    is compared with the fastest of these. Then: the paper's 1000 steps, calls from the shell, one call of the network against the
-    machine's matrix product, and the time outside of the network.
+    All loops draw the same pictures, which is checked first: ours on every engine that works here, the same engine
+    called twice a step, and diffusers' scheduler around the network in PyTorch: eager in either layout, compiled unless
+    --quick, in float32 and bfloat16. Ours is compared with the fastest of these. Then: the paper's 1000 steps, calls
+    from the shell, one call of the network against the machine's matrix product, and the time outside of the network.
     """
     from cfgdiff.benchmarks.bench import measure
     from cfgdiff.benchmarks.bench_report import markdown, plot
@@ -82,13 +96,24 @@ def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None,
     from cfgdiff.runtime.files import write_whole
 
     model, threads = load_bundle(bundle), threads or os.cpu_count() or 1
-    steps, rounds, folder = steps or (5 if quick else 10), rounds or (5 if quick else 7), out or Path(f"bench-{model.name}")
+    steps, rounds, folder = (
+        steps or (5 if quick else 10),
+        rounds or (5 if quick else 7),
+        out or Path(f"bench-{model.name}"),
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Failure(f"--out: {folder} cannot be made ({error.strerror}); choose another place") from None
-    report = {"model": model.name, "command": shlex.join(["cfgdiff", *sys.argv[1:]]), "machine": describe(), "threads": threads}
-    report |= measure(model, quick, steps, rounds, threads, checkpoint, lambda part: click.echo(f"{part} ...", err=True))
+    report = {
+        "model": model.name,
+        "command": shlex.join(["cfgdiff", *sys.argv[1:]]),
+        "machine": describe(),
+        "threads": threads,
+    }
+    report |= measure(
+        model, quick, steps, rounds, threads, checkpoint, lambda part: click.echo(f"{part} ...", err=True)
+    )
     text = markdown(report)
     write_whole(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
     write_whole(folder / "bench.md", text.encode())
@@ -98,7 +123,14 @@ def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None,
 
 @bench.command()
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--batches", default="1,8,64", show_default=True, metavar="B[,B...]", type=counts(4096, "1,8,64"), help="Pictures in a call.")
+@click.option(
+    "--batches",
+    default="1,8,64",
+    show_default=True,
+    metavar="B[,B...]",
+    type=counts(4096, "1,8,64"),
+    help="Pictures in a call.",
+)
 @click.option("--rounds", default=7, show_default=True, type=POSITIVE, help="Calls of each that are measured.")
 def calls(bundle: Path | None, batches: tuple[int, ...], rounds: int) -> None:
     """Time one call of the network for every variant and engine of a bundle (by default the packaged model)."""
@@ -118,18 +150,27 @@ def calls(bundle: Path | None, batches: tuple[int, ...], rounds: int) -> None:
 @click.option("--steps", default="4,6,8,10,15,20,50", show_default=True, metavar="N[,N...]", type=counts(1000, "4,6,8"),
               help="Network evaluations a picture.")  # fmt: skip
 @click.option("--samplers", metavar="NAME[,NAME...]", help="Default: all, and fitted steps where the bundle has them.")
-@click.option("--n", default=64, show_default=True, type=click.IntRange(min=2), help="Pictures of each, all classes in turn.")
-@click.option("--teacher-steps", default=200, show_default=True, type=click.IntRange(2, 1000), help="Evaluations of the teacher, dpmpp-2m.")
+@click.option(
+    "--n", default=64, show_default=True, type=click.IntRange(min=2), help="Pictures of each, all classes in turn."
+)
+@click.option(
+    "--teacher-steps",
+    default=200,
+    show_default=True,
+    type=click.IntRange(2, 1000),
+    help="Evaluations of the teacher, dpmpp-2m.",
+)
 @click.option("--frechet", "weights", type=PATH, metavar="FILE",
               help="AlexNet's convolutions as safetensors, for the Fréchet distances.")  # fmt: skip
 @click.option("--check-teacher", "checked", default=0, type=click.IntRange(min=0), metavar="N",
-              help="Also show how far the teacher's first N pictures are from those of 1000 evaluations of ddim.")  # fmt: skip
+              help="Show how far the teacher's first N pictures are from 1000 evaluations of ddim.")  # fmt: skip
 @click.option("--data", type=PATH, metavar="DIR",
-              help="Fréchet distances to these real pictures, too, as CIFAR-10 unpacked or whatever cfgdiff train takes.")  # fmt: skip
+              help="Fréchet distances to these real pictures, too, as for cfgdiff train.")  # fmt: skip
 @click.option("--out", type=PATH, metavar="FILE", help="Write the tables there, too, as Markdown.")
 @click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
 def samplers(bundle: Path | None, steps: tuple[int, ...], samplers: str | None, **others: Any) -> None:
-    """Compare the samplers of a bundle (by default the packaged model) with a teacher of many evaluations, in float32."""
+    """Compare the samplers of a bundle (by default the packaged model) with a teacher of many evaluations, in
+    float32."""
     from cfgdiff.benchmarks.samplers import Setting, parse_samplers, samplers_report
     from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.files import write_whole
@@ -145,15 +186,17 @@ def samplers(bundle: Path | None, steps: tuple[int, ...], samplers: str | None, 
 @bench.command()
 @click.option("--data", default="cifar10", show_default=True, type=PATH, help="As for cfgdiff train.")
 @click.option("--preset", default="cifar10-small", show_default=True, help="As for cfgdiff train.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as for cfgdiff train. Repeats.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as for cfgdiff train. Repeats."
+)
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]),
               help="Of all loops; auto is bfloat16 where the device has instructions for it.")  # fmt: skip
 @click.option("--batch", type=POSITIVE, help="Pictures a step. Default: the preset's.")
 @click.option("--steps", default=4, show_default=True, type=POSITIVE, help="Steps a turn.")
 @click.option("--rounds", default=7, show_default=True, type=POSITIVE, help="Turns that are measured.")
 @click.option("--threads", default=2, show_default=True, type=POSITIVE, help="CPU threads.")
-def training(data: Path, preset: str, overrides: tuple[str, ...], precision: str, batch: int | None, steps: int, rounds: int,
-             threads: int) -> None:  # fmt: skip
+def training(data: Path, preset: str, overrides: tuple[str, ...], precision: str, batch: int | None, steps: int,
+             rounds: int, threads: int) -> None:  # fmt: skip
     """Compare the training speed with a loop on accelerate, as in diffusers' example, and with group normalisation."""
     import torch
 

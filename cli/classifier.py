@@ -20,9 +20,27 @@ Example:
 )
 @click.argument("data", type=PATH)
 @click.option("--out", type=PATH, required=True, metavar="FILE", help="The ONNX file to write.")
-@click.option("--size", default=32, show_default=True, type=click.IntRange(min=8), help="Side of the pictures, for folders of pictures.")
-@click.option("--epochs", default=10.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Times through the pictures.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the weights, and of the order of the pictures.")
+@click.option(
+    "--size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=8),
+    help="Side of the pictures, for folders of pictures.",
+)
+@click.option(
+    "--epochs",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Times through the pictures.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of the weights, and of the order of the pictures.",
+)
 def train(data: Path, out: Path, size: int, epochs: float, seed: int) -> None:
     """Train a small classifier on DATA: CIFAR-10 unpacked, or whatever cfgdiff train takes."""
     from cfgdiff.benchmarks import classifier as networks
@@ -37,6 +55,14 @@ def train(data: Path, out: Path, size: int, epochs: float, seed: int) -> None:
         network = networks.train(pictures, epochs, seed, watch)
     n = len(pictures.test_labels)
     accuracy = networks.accuracy(network, pictures.test_pictures, pictures.test_labels) if n else None
-    metadata = {"class_names": pictures.class_names, "accuracy": accuracy, "data": pictures.name, "epochs": epochs, "seed": seed}
-    write_whole(out, networks.build(network, pictures.pictures.shape[2], metadata).SerializeToString(deterministic=True))
+    metadata = {
+        "class_names": pictures.class_names,
+        "accuracy": accuracy,
+        "data": pictures.name,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    write_whole(
+        out, networks.build(network, pictures.pictures.shape[2], metadata).SerializeToString(deterministic=True)
+    )
     click.echo(f"{out}: {'no held-out pictures' if accuracy is None else f'{accuracy:.2%} of {n} held-out pictures'}")

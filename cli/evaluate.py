@@ -42,44 +42,90 @@ Examples:
   cfgdiff eval --data DATA --features alexnet --alexnet alexnet.safetensors
   cfgdiff eval --data DATA --out quality --shard 2/4
 
-Without --data, or where no weights for features are available, nothing is compared: samples, interpolations and class accuracy only.""",
+Without --data, or where no weights for features are available, nothing is compared: the page shows samples,
+interpolations and class accuracy only.""",
 )
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--data", type=PATH, metavar="DIR", help="Real pictures, as CIFAR-10 unpacked or whatever cfgdiff train takes.")
+@click.option(
+    "--data", type=PATH, metavar="DIR", help="Real pictures, as CIFAR-10 unpacked or whatever cfgdiff train takes."
+)
 @click.option("--n", type=click.IntRange(min=32), help=f"Samples. Default: {FULL}, or {QUICK} with --quick.")
-@click.option("--quick", is_flag=True, help=f"{QUICK} samples, and {QUICK_SWEEP} for each setting of the sweep: minutes on two cores.")
-@click.option("--repeats", default=1, show_default=True, type=POSITIVE, help="Measure n samples as often, for a mean and a deviation.")
 @click.option(
-    "--out", type=PATH, metavar="DIR", help="Where samples and the report go; what is there is not drawn again. Default: eval-NAME."
+    "--quick",
+    is_flag=True,
+    help=f"{QUICK} samples, and {QUICK_SWEEP} for each setting of the sweep: minutes on two cores.",
 )
-@click.option("--features", default="auto", show_default=True, type=click.Choice(KINDS), help="What distances are measured in.")
+@click.option(
+    "--repeats",
+    default=1,
+    show_default=True,
+    type=POSITIVE,
+    help="Measure so many sets of n samples, for a mean and a deviation.",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    help="Folder for samples and the report; samples that are there are kept. Default: eval-NAME.",
+)
+@click.option(
+    "--features", default="auto", show_default=True, type=click.Choice(KINDS), help="What distances are measured in."
+)
 @click.option("--alexnet", type=PATH, metavar="FILE", envvar="CFGDIFF_ALEXNET", show_envvar=True,
-              help="AlexNet's convolutions as safetensors, under torchvision's names. Default: fetched once by torchvision.")  # fmt: skip
+              help="AlexNet's convolutions as safetensors, torchvision's names. Default: fetched once.")  # fmt: skip
 @click.option("--classifier", type=PATH, metavar="FILE",
-              help="From cfgdiff classifier train. Default for CIFAR-10: the one that comes with this.")  # fmt: skip
-@click.option("--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations.")
-@click.option("--cas", is_flag=True, help="Also train a classifier on samples and test it on real pictures: the classification accuracy "
-              f"score, on {FULL} samples, {QUICK_CAS} with --quick, or --n. Takes minutes; needs the train extra.")  # fmt: skip
+              help="From cfgdiff classifier train. Default for CIFAR-10: the packaged one.")  # fmt: skip
 @click.option(
-    "--best", default=8, show_default=True, type=click.IntRange(min=0), metavar="K", help="Show the K best samples of each class."
+    "--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations."
 )
-@click.option("--shard", callback=_shard, metavar="K/M", help="Draw one of M shares of the samples and stop; the last call goes without.")
+@click.option("--cas", is_flag=True,
+              help="Also train a classifier on samples and test it on real pictures: the classification accuracy "
+              f"score, on {FULL} samples, {QUICK_CAS} with --quick, or --n. It takes minutes.")  # fmt: skip
+@click.option(
+    "--best",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Show the K best samples of each class.",
+)
+@click.option(
+    "--shard",
+    callback=_shard,
+    metavar="K/M",
+    help="Draw one of M shares of the samples and stop; a last call without it makes the report.",
+)
 @click.option("--guidance", type=float, help="Guidance w. Default: the model's.")
-@click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="As for cfgdiff-run. Default: the model's.")
+@click.option(
+    "--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="As for cfgdiff-run. Default: the model's."
+)
 @click.option("--steps", type=POSITIVE, help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", help="As for cfgdiff-run. Default: the model's.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Picture i depends on it, i and its class alone.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Picture i depends on the seed, i and its class alone.",
+)
 @click.option("--engine", default="auto", show_default=True, help="As for cfgdiff-run.")
 @click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
-@click.option("--store", is_flag=True, help="Put the figures and what the sweep chose as defaults into the bundle and its model card.")
-def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None, features: str,
-             alexnet: Path | None, classifier: Path | None, sweep: bool, cas: bool, best: int, shard: tuple[int, int] | None, engine: str,
-             threads: int | None, store: bool, **settings: Any) -> None:  # fmt: skip
-    """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training data.
+@click.option(
+    "--store",
+    is_flag=True,
+    help="Put the figures and what the sweep chose as defaults into the bundle and its model card.",
+)
+def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None,
+             features: str, alexnet: Path | None, classifier: Path | None, sweep: bool, cas: bool, best: int,
+             shard: tuple[int, int] | None, engine: str, threads: int | None, store: bool,
+             **settings: Any) -> None:  # fmt: skip
+    """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training
+    data.
 
-    One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training pictures in LPIPS,
-    guidance and evaluations swept, samples, interpolations. In Inception's features the distances are FID and KID; where its weights
-    cannot be fetched, AlexNet's or the classifier's take their place, and the report says so.
+    One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training
+    pictures in LPIPS, guidance and evaluations swept, samples, interpolations. In Inception's features the distances
+    are FID and KID; where its weights cannot be fetched, AlexNet's or the classifier's take their place, and the report
+    says so.
     """
     from cfgdiff.benchmarks.blocks import Sampling, Settings
     from cfgdiff.benchmarks.evaluate import evaluate as measure
@@ -103,7 +149,16 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     samples, trained_on = n or (QUICK if quick else FULL), n or (QUICK_CAS if quick else FULL)
     with closing(open_engine(model, engine, threads=threads)) as opened:
         sampling = Sampling(folder / "samples", model, opened, extractor, judge)
-        subject = Subject(sampling, Settings(**settings), samples, partial(_stage, seconds), repeats, pictures, cas * trained_on, threads)
+        subject = Subject(
+            sampling,
+            Settings(**settings),
+            samples,
+            partial(_stage, seconds),
+            repeats,
+            pictures,
+            cas * trained_on,
+            threads,
+        )
         if shard is not None:
             _draw_shard(subject, shard)
             return
@@ -145,7 +200,9 @@ def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:
     from cfgdiff.runtime.errors import Failure
 
     if shard is not None:
-        raise click.UsageError("--store: is for the last call, that makes the report, found --shard; leave one of them out")
+        raise click.UsageError(
+            "--store: is for the last call, that makes the report, found --shard; leave one of them out"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Failure(f"--store: {folder} cannot be written; give a copy of the bundle")
 

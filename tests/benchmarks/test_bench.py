@@ -25,13 +25,27 @@ def drawer(seconds: float = 0.0, level: int = 0) -> Draw:
 
 
 def test_peers_that_draw_other_pictures_are_named() -> None:
-    assert len(peer_rows({"ours": drawer(), "another": drawer(level=2), "another, bfloat16": drawer(level=9)}, [1], rounds=1)) == 3
-    with pytest.raises(bench.Failure, match=r"^another: 100\.0% of its pixels differ from ours by more than 2 grey levels$"):
+    assert (
+        len(
+            peer_rows(
+                {"ours": drawer(), "another": drawer(level=2), "another, bfloat16": drawer(level=9)}, [1], rounds=1
+            )
+        )
+        == 3
+    )
+    with pytest.raises(
+        bench.Failure, match=r"^another: 100\.0% of its pixels differ from ours by more than 2 grey levels$"
+    ):
         peer_rows({"ours": drawer(), "another": drawer(level=3)}, [1], rounds=1)
 
 
 def test_the_fastest_of_diffusers_loops_is_the_reference() -> None:
-    loops = {"cfgdiff, fast": drawer(), "diffusers, slow": drawer(0.05), "diffusers, quick": drawer(0.02, 2), "cfgdiff, slow": drawer(0.08)}
+    loops = {
+        "cfgdiff, fast": drawer(),
+        "diffusers, slow": drawer(0.05),
+        "diffusers, quick": drawer(0.02, 2),
+        "cfgdiff, slow": drawer(0.08),
+    }
     rows = peer_rows(loops, [1, 3], rounds=3)
     assert [(row["loop"], row["B"]) for row in rows] == [(name, n) for n in (1, 3) for name in loops]
     for row in rows:
@@ -43,11 +57,19 @@ def test_the_fastest_of_diffusers_loops_is_the_reference() -> None:
             "cfgdiff, slow": ratio < 0.8,
         }
         assert expected[row["loop"]] and row["fastest of diffusers"] == (row["loop"] == "diffusers, quick")
-    assert all(row["times diffusers' fastest"] is None for row in peer_rows({"ours": drawer(), "another": drawer()}, [1], rounds=1))
+    assert all(
+        row["times diffusers' fastest"] is None
+        for row in peer_rows({"ours": drawer(), "another": drawer()}, [1], rounds=1)
+    )
 
 
 def test_the_lead_is_what_a_user_gets_beside_diffusers_fastest() -> None:
-    loops = {"cfgdiff, a": drawer(), "cfgdiff, b": drawer(0.05), "diffusers, eager": drawer(0.02), "diffusers, compiled": drawer(0.08)}
+    loops = {
+        "cfgdiff, a": drawer(),
+        "cfgdiff, b": drawer(0.05),
+        "diffusers, eager": drawer(0.02),
+        "diffusers, compiled": drawer(0.08),
+    }
     rows = peer_rows(loops, [1, 64], rounds=3)
     for loop, faster in (("cfgdiff, a", True), ("cfgdiff, b", False)):
         lead = lead_rows(rows, loop, [1, 64])

@@ -26,7 +26,9 @@ class Sleeper:
     def __init__(self, name: str, seconds: float, calls: list) -> None:
         self.name, self._seconds, self._calls = name, seconds, calls
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         self._calls.append((self.name, len(sample), len(guidance)))
         time.sleep(self._seconds)
         return sample
@@ -43,7 +45,8 @@ def test_engines_take_turns_at_every_batch_that_they_take(packaged: Bundle) -> N
     both = [[("cpu float32", 2, g), ("fast", 2, g)] * 4 for g in (0, 2)]
     assert calls == both[0] + both[1] + [("cpu float32", 8, 0)] * 4 + [("cpu float32", 8, 8)] * 4
     assert [(row["engine"], row["B"], row["G"]) for row in rows] == [
-        ("cpu float32", 2, 0), ("fast", 2, 0), ("cpu float32", 2, 2), ("fast", 2, 2), ("cpu float32", 8, 0), ("cpu float32", 8, 8),
+        ("cpu float32", 2, 0), ("fast", 2, 0), ("cpu float32", 2, 2), ("fast", 2, 2),
+        ("cpu float32", 8, 0), ("cpu float32", 8, 8),
     ]  # fmt: skip
     assert rows[0]["ms"] >= 30 > rows[1]["ms"] and rows[1]["times float32"] > rows[0]["times float32"] == 1
     assert all(row["of peak"] == pytest.approx(row["gflops"]) for row in rows)
@@ -52,7 +55,16 @@ def test_engines_take_turns_at_every_batch_that_they_take(packaged: Bundle) -> N
 def test_the_table_shows_time_work_and_ratio(packaged: Bundle) -> None:
     rows = call_rows({"other": Sleeper("other", 0.0, [])}, packaged, [1], 1, {})
     assert rows[0]["of peak"] is rows[0]["times float32"] is None
-    row = {"B": 8, "G": 8, "engine": "cpu int8", "ms": 10.0, "spread": "5.0 .. 20.0", "gflops": 99.6, "of peak": 0.5, "times float32": 2.0}
+    row = {
+        "B": 8,
+        "G": 8,
+        "engine": "cpu int8",
+        "ms": 10.0,
+        "spread": "5.0 .. 20.0",
+        "gflops": 99.6,
+        "of peak": 0.5,
+        "times float32": 2.0,
+    }
     head, _, *lines = call_table([row, row | rows[0], row | {"G": 0}]).splitlines()
     assert head.split() == [
         "|",
@@ -111,7 +123,10 @@ def test_reasons_are_told_once(small_bundle: Bundle, monkeypatch: pytest.MonkeyP
     with ExitStack() as held:
         opened, reasons = open_all(small_bundle, held)
     variants = ["float32", "float16", "int8"]
-    assert list(opened) == [*(f"cpu {name}" for name in variants), *(f"openvino {name}" for name in [*variants, "bfloat16"])]
+    assert list(opened) == [
+        *(f"cpu {name}" for name in variants),
+        *(f"openvino {name}" for name in [*variants, "bfloat16"]),
+    ]
     assert reasons == {"not here": [f"cuda {name}" for name in variants]}
 
 
@@ -122,7 +137,9 @@ def test_the_command_times_the_packaged_model(tmp_path: Path) -> None:
     assert {("1", "0", "cpu float32"), ("1", "1", "cpu float32")} <= timed
     left_out = [line.split(": left out: ") for line in result.stderr.splitlines()]
     for name in ("cuda float32", "openvino float32", "openvino bfloat16"):  # timed, or said why not
-        assert ("1", "1", name) in timed or [reason for names, reason in left_out if name in names.split(", ")], result.stderr
+        assert ("1", "1", name) in timed or [reason for names, reason in left_out if name in names.split(", ")], (
+            result.stderr
+        )
     with pytest.raises(Failure, match="no bundle there"):
         CliRunner().invoke(bench, ["calls", str(tmp_path)], catch_exceptions=False)
 

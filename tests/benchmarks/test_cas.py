@@ -1,4 +1,5 @@
-"""The classification accuracy score: high for samples that show their class, low for others, the same again, and from the cache."""
+"""The classification accuracy score: high for samples that show their class, low for others, the same again, and from
+the cache."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -34,7 +35,9 @@ def subject_of(pictures: np.ndarray, cas_n: int, held_out: int = 60) -> Subject:
     def read(settings: object, n: int) -> Measured:
         return Measured(*(array[:n] for array in vars(every).values()))
 
-    sampling = SimpleNamespace(missing=lambda *_: [], fill=lambda *_: None, read=read, protocol=lambda _: {"evaluations": 1})
+    sampling = SimpleNamespace(
+        missing=lambda *_: [], fill=lambda *_: None, read=read, protocol=lambda _: {"evaluations": 1}
+    )
     stage = lambda label, length: nullcontext(lambda done: None)  # noqa: E731
     return Subject(sampling, None, 32, stage, data=data, cas_n=cas_n)  # type: ignore[arg-type]
 
@@ -46,7 +49,9 @@ def test_samples_that_show_their_class_score_as_real_pictures_do(monkeypatch: py
     assert figures["cas"].values[0] > 0.9 and figures["cas"].real is not None and figures["cas"].real > 0.9
     assert figures["cas_both"].values[0] > 0.9 and figures["cas_both"].real is None
     assert figures["cas"].name == "classification accuracy score, N = 90"
-    mixed = classification_accuracy_score(subject_of(np.roll(good, 1, axis=1), 90))  # each shows the class after its own
+    mixed = classification_accuracy_score(
+        subject_of(np.roll(good, 1, axis=1), 90)
+    )  # each shows the class after its own
     assert mixed["cas"].values[0] < 0.1 and mixed["cas"].real == figures["cas"].real
     monkeypatch.setattr(classifier, "train", None)
     assert classification_accuracy_score(subject_of(good, 90)) == figures  # from the cache
@@ -87,7 +92,9 @@ def test_products_are_in_the_precision_asked_for(bfloat16: bool) -> None:
     )
     pictures, labels = coloured(12, 0)
     try:
-        network = classifier.train(PictureSet("x", ["a", "b", "c"], pictures, labels, pictures[:0], labels[:0]), 1, bfloat16=bfloat16)
+        network = classifier.train(
+            PictureSet("x", ["a", "b", "c"], pictures, labels, pictures[:0], labels[:0]), 1, bfloat16=bfloat16
+        )
     finally:
         handle.remove()
     assert set(seen) == {torch.bfloat16 if bfloat16 else torch.float32}

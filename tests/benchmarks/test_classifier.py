@@ -1,4 +1,5 @@
-"""A classifier learns what can be learnt, is written as it was trained, and is read back; the packaged one is what it says."""
+"""A classifier learns what can be learnt, is written as it was trained, and is read back; the packaged one is what it
+says."""
 
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def test_pictures_are_moved_and_mirrored_and_nothing_else() -> None:
     padded = torch.nn.functional.pad(picture, [2] * 4, mode="reflect")[0, 0]
     allowed = [padded[y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
     turned = [
-        torch.nn.functional.pad(picture.flip(3), [2] * 4, mode="reflect")[0, 0][y : y + 8, x : x + 8] for y in range(5) for x in range(5)
+        torch.nn.functional.pad(picture.flip(3), [2] * 4, mode="reflect")[0, 0][y : y + 8, x : x + 8]
+        for y in range(5)
+        for x in range(5)
     ]
     for i, one in enumerate(seen[:, 0]):
         assert any(torch.equal(one, other) for other in (allowed, turned)[i % 2 == 0])
@@ -89,7 +92,18 @@ def test_the_same_seed_trains_the_same() -> None:
 
 def test_the_packaged_one_is_right_about_more_than_nine_in_ten() -> None:
     found = open_classifier(PACKAGED, 1)
-    assert found.class_names == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert found.class_names == [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     assert found.image_shape == (3, 32, 32) and found.accuracy is not None and found.accuracy > 0.9
     assert PACKAGED.stat().st_size < 2_000_000
 
@@ -97,5 +111,7 @@ def test_the_packaged_one_is_right_about_more_than_nine_in_ten() -> None:
 def test_what_is_no_classifier_is_refused(tmp_path: Path, packaged: object) -> None:
     (tmp_path / "text.onnx").write_text("no graph")
     for path in (tmp_path / "absent.onnx", tmp_path / "text.onnx", packaged.path / "model.onnx"):  # type: ignore[attr-defined]
-        with pytest.raises(Failure, match=r"^--classifier: .*: not readable as a classifier \([^\n]*\); train one with"):
+        with pytest.raises(
+            Failure, match=r"^--classifier: .*: not readable as a classifier \([^\n]*\); train one with"
+        ):
             open_classifier(path)

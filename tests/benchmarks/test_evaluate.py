@@ -30,11 +30,25 @@ from cfgdiff.runtime.errors import Failure
 
 def measured(labels: list[int], scores: np.ndarray) -> Measured:
     n = len(labels)
-    return Measured(np.zeros((n, 2, 2, 3), np.uint8), np.array(labels), np.zeros((n, 4), np.float32), np.zeros((n, 0), np.float32), scores)
+    return Measured(
+        np.zeros((n, 2, 2, 3), np.uint8),
+        np.array(labels),
+        np.zeros((n, 4), np.float32),
+        np.zeros((n, 0), np.float32),
+        scores,
+    )
 
 
 def row(varied: str, frechet: float, accuracy: float | None, **others: Any) -> dict[str, Any]:
-    return {"varied": varied, "frechet": frechet, "accuracy": accuracy, "guidance": 4.0, "interval": None, "evaluations": 10, **others}
+    return {
+        "varied": varied,
+        "frechet": frechet,
+        "accuracy": accuracy,
+        "guidance": 4.0,
+        "interval": None,
+        "evaluations": 10,
+        **others,
+    }
 
 
 STEPS = [
@@ -45,7 +59,11 @@ STEPS = [
 
 
 def test_defaults_follow_the_rule() -> None:
-    guided = [row("guidance", 1.0, 0.5, guidance=1.0), row("guidance", 5.0, 0.88, guidance=3.0), row("guidance", 9.0, 0.90, guidance=6.0)]
+    guided = [
+        row("guidance", 1.0, 0.5, guidance=1.0),
+        row("guidance", 5.0, 0.88, guidance=3.0),
+        row("guidance", 9.0, 0.90, guidance=6.0),
+    ]
     assert choose([*guided, *STEPS]) == {"guidance": 3.0, "interval": None, "steps": 6}
     inside = row("guidance", 4.0, 0.89, guidance=3.0, interval=(0.3, 10.0))
     assert choose([*guided, inside, *STEPS])["interval"] == (0.3, 10.0)
@@ -68,18 +86,25 @@ def test_the_best_are_those_of_which_the_classifier_is_surest() -> None:
 def test_a_part_is_cut_from_every_array() -> None:
     found = measured([0, 1, 2, 3, 4], np.arange(10, dtype=np.float32).reshape(5, 2))
     one = part(found, 1, 3)
-    assert one.labels.tolist() == [1, 2, 3] and len(one.pictures) == len(one.features) == len(one.logits) == len(one.scores) == 3
+    assert (
+        one.labels.tolist() == [1, 2, 3]
+        and len(one.pictures) == len(one.features) == len(one.logits) == len(one.scores) == 3
+    )
 
 
 def test_even_numbers_reach_from_end_to_end() -> None:
-    assert even(100, 5).tolist() == [0, 25, 50, 74, 99] and even(3, 10).tolist() == [0, 1, 2] and even(0, 4).tolist() == []
+    assert (
+        even(100, 5).tolist() == [0, 25, 50, 74, 99] and even(3, 10).tolist() == [0, 1, 2] and even(0, 4).tolist() == []
+    )
 
 
 def subject_of(samples: Measured, n: int, data: Any = None, inception: bool = False) -> Subject:
     """Samples that are there already."""
     extractor = SimpleNamespace(inception=inception, empty=data is None)
     sampling = SimpleNamespace(protocol=lambda settings: {"seed": 0}, extractor=extractor)
-    subject = Subject(sampling, None, n, lambda label, length: nullcontext(lambda done: None), len(samples.labels) // n, data)  # type: ignore[arg-type]
+    subject = Subject(
+        sampling, None, n, lambda label, length: nullcontext(lambda done: None), len(samples.labels) // n, data
+    )  # type: ignore[arg-type]
     subject.__dict__["samples"] = samples
     return subject
 
@@ -88,7 +113,9 @@ def test_the_summary_holds_means_over_repeats() -> None:
     result = Result(subject_of(measured([0, 1, 0, 1], np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]), 2), ["a note"])
     result.figures = {"frechet": Figure("FID", [1.0, 3.0], 0.5), "kernel_std": Figure(None, [0.1, 0.1])}
     tree = result.summary()
-    assert tree["quality"]["frechet"] == {"mean": 2.0, "deviation": 1.0, "of": 2} and tree["held-out pictures"] == {"frechet": 0.5}
+    assert tree["quality"]["frechet"] == {"mean": 2.0, "deviation": 1.0, "of": 2} and tree["held-out pictures"] == {
+        "frechet": 0.5
+    }
     assert tree["called"] == {"frechet": "FID"}
     assert tree["class accuracy"] == 0.75 and tree["confusion"] == [[1, 1], [0, 2]] and tree["notes"] == ["a note"]
     assert "nearest" not in tree and tree["sweep"] == [] and tree["chosen"] is None
@@ -102,7 +129,9 @@ def test_a_distance_is_taken_of_every_repeat_and_of_held_out_pictures(inception:
     held_out = np.arange(10, 20, dtype=np.float32)[:, None].repeat(4, axis=1)
     subject.__dict__["real"] = Real(held_out, held_out, held_out, held_out, held_out[:, :0], None)  # type: ignore[arg-type]
     figures = compared(lambda features, *_: {"frechet": float(features.mean()), "other": 0.0})(subject)
-    assert figures["frechet"] == Figure("FID" if inception else "Fréchet distance", [0.5, 2.5], 14.5)  # 10 and 19 stand for all
+    assert figures["frechet"] == Figure(
+        "FID" if inception else "Fréchet distance", [0.5, 2.5], 14.5
+    )  # 10 and 19 stand for all
     assert figures["other"].name is None
 
 
@@ -116,7 +145,10 @@ def test_a_new_metric_is_one_line_in_the_table(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(evaluate_module, "METRICS", METRICS | {"brightness": brightness, "luck": fails})
     subject, notes = subject_of(measured([0, 1], np.zeros((2, 0), np.float32)), 2), list[str]()
     tree = evaluate(subject, None, 0, notes).summary()
-    assert tree["quality"] == {"brightness": {"mean": 0.0, "deviation": 0.0, "of": 1}} and notes[-1] == "No luck. out of luck."
+    assert (
+        tree["quality"] == {"brightness": {"mean": 0.0, "deviation": 0.0, "of": 1}}
+        and notes[-1] == "No luck. out of luck."
+    )
     assert quality_rows(tree) == [("mean brightness", "0.0000", "127.0000")]
 
 

@@ -32,7 +32,9 @@ class StandIn:
         if not uncertified:
             check_certificate(next(e for e in engines_beside(bundle.path) if e.key.precision == precision))
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         return self._inside.predict(sample, timestep, class_label, guidance) * np.float32(self.loud)
 
     def close(self) -> None:
@@ -58,7 +60,10 @@ def check(out: Path, bundle: Bundle) -> Any:
 def test_it_builds_certifies_times_and_reports(with_gpu: None, small_bundle: Bundle, tmp_path: Path) -> None:
     result = check(tmp_path / "good", small_bundle)
     assert result.exit_code == 0, result.output
-    report, built = " ".join((tmp_path / "good" / "report.md").read_text().split()), engines_beside(tmp_path / "good" / "bundle")
+    report, built = (
+        " ".join((tmp_path / "good" / "report.md").read_text().split()),
+        engines_beside(tmp_path / "good" / "bundle"),
+    )
     assert {e.key.precision for e in built} == {"float32", "float16"} and {e.key.sm for e in built} == {("8.9",)}
     for engine in built:
         check_certificate(engine)
@@ -81,7 +86,11 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(gpu_check, "gpu_here", lambda: None)
     monkeypatch.setattr(gpu_check, "find_module", lambda: None)
     result = CliRunner().invoke(bench, ["gpu", "--out", str(tmp_path / "x")])
-    assert isinstance(result.exception, Failure) and "no GPU found" in str(result.exception) and list(tmp_path.iterdir()) == []
+    assert (
+        isinstance(result.exception, Failure)
+        and "no GPU found" in str(result.exception)
+        and list(tmp_path.iterdir()) == []
+    )
 
 
 def test_the_module_is_the_command_without_pytorch(tmp_path: Path) -> None:

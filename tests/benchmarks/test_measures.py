@@ -69,7 +69,9 @@ def test_quality_knows_the_same_from_other_and_from_less() -> None:
     distances = (frechet_distance, kernel_distance, precision_and_recall, score)
 
     def quality(features: np.ndarray, logits: np.ndarray) -> SimpleNamespace:
-        return SimpleNamespace(**{k: v for distance in distances for k, v in distance(features, logits, real, reference).items()})
+        return SimpleNamespace(
+            **{k: v for distance in distances for k, v in distance(features, logits, real, reference).items()}
+        )
 
     good, far = quality(same, none), quality(moved + 3, none)
     assert good.frechet < 0.2 and far.frechet == pytest.approx(72, rel=0.1)  # 8 x 3^2

@@ -62,31 +62,66 @@ def test_each_cell_is_its_own_pictures_against_the_teachers() -> None:
     errors, distances = compare(draw, [("ddim", 2), ("ddim", 4), ("ddpm", 2)], teacher, features, references)
     assert errors == pytest.approx({("ddim", 2): (2 / 127.5) ** 2, ("ddim", 4): (4 / 127.5) ** 2})
     assert list(distances) == ["the teacher", "others"]
-    assert distances["the teacher"] == pytest.approx({("ddim", 2): 3 * 2**2, ("ddim", 4): 3 * 4**2, ("ddpm", 2): 3 * 2**2})
-    assert distances["others"] == pytest.approx({("ddim", 2): 3 * 2**2, ("ddim", 4): 0, ("ddpm", 2): 3 * 2**2}, abs=1e-9)
+    assert distances["the teacher"] == pytest.approx(
+        {("ddim", 2): 3 * 2**2, ("ddim", 4): 3 * 4**2, ("ddpm", 2): 3 * 2**2}
+    )
+    assert distances["others"] == pytest.approx(
+        {("ddim", 2): 3 * 2**2, ("ddim", 4): 0, ("ddpm", 2): 3 * 2**2}, abs=1e-9
+    )
     assert compare(draw, [("ddim", 2)], teacher, None, {})[1] == {}
     assert cells_table(["ddim", "ddpm"], [2, 4], distances["the teacher"], ".3f").splitlines() == [
-        "| sampler | 2      | 4      |", "| ------- | ------ | ------ |", "| ddim    | 12.000 | 48.000 |", "| ddpm    | 12.000 | -      |",
+        "| sampler | 2      | 4      |",
+        "| ------- | ------ | ------ |",
+        "| ddim    | 12.000 | 48.000 |",
+        "| ddpm    | 12.000 | -      |",
     ]  # fmt: skip
 
 
 def call(*args: object) -> "subprocess.CompletedProcess[str]":
-    """The command in a process of its own, on one thread: NumPy's eigenvalues are slow on several where others are at work."""
-    command = [sys.executable, "-W", "error", "-c", "from cfgdiff.cli.main import main; main()", "bench", "samplers", *map(str, args)]
+    """The command in a process of its own, on one thread: NumPy's eigenvalues are slow on several where others are at
+    work."""
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        "from cfgdiff.cli.main import main; main()",
+        "bench",
+        "samplers",
+        *map(str, args),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
 
 
 def read(lines: list[str]) -> dict[str, list[str]]:
     """The cells of a Markdown table by its first column."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ") and "| ---" not in line]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ") and "| ---" not in line
+    ]
     return {row[0]: row[1:] for row in rows}
 
 
 def test_the_command_compares_all_samplers(small_bundle: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    np.savez(tmp_path / "real.npz", pictures=rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), labels=np.arange(30) % 3)
-    args = [small_bundle.path, "--steps", "2,6", "--n", 4, "--teacher-steps", 30, "--threads", 2, "--frechet", drawn_weights]
+    np.savez(
+        tmp_path / "real.npz", pictures=rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), labels=np.arange(30) % 3
+    )
+    args = [
+        small_bundle.path,
+        "--steps",
+        "2,6",
+        "--n",
+        4,
+        "--teacher-steps",
+        30,
+        "--threads",
+        2,
+        "--frechet",
+        drawn_weights,
+    ]
     args += ["--data", tmp_path / "real.npz", "--out", tmp_path / "table.md"]
     made = call(*args)
     assert made.returncode == 0 and made.stderr == "", made.stderr
@@ -117,13 +152,31 @@ def test_the_teacher_is_checked_against_many_evaluations(
     small_bundle: Bundle, drawn_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samplers, "MOST", 200)
-    args = [str(small_bundle.path), "--steps", "2", "--samplers", "ddim", "--n", "2", "--threads", "2", "--check-teacher", "3"]
+    args = [
+        str(small_bundle.path),
+        "--steps",
+        "2",
+        "--samplers",
+        "ddim",
+        "--n",
+        "2",
+        "--threads",
+        "2",
+        "--check-teacher",
+        "3",
+    ]
     found = []
     for steps in ("3", "40"):
         made = CliRunner().invoke(
-            bench, ["samplers", *args, "--teacher-steps", steps, "--frechet", str(drawn_weights)], catch_exceptions=False
+            bench,
+            ["samplers", *args, "--teacher-steps", steps, "--frechet", str(drawn_weights)],
+            catch_exceptions=False,
         )
-        (line,) = (line for line in made.stdout.splitlines() if line.startswith("Teacher to 200 evaluations of ddim, 3 pictures"))
+        (line,) = (
+            line
+            for line in made.stdout.splitlines()
+            if line.startswith("Teacher to 200 evaluations of ddim, 3 pictures")
+        )
         found.append([float(number) for number in re.findall(r"(?:error|features) (\d[\d.e+-]*\d)", line)])
         assert list(read(made.stdout.splitlines())) == ["sampler", "ddim"]
     assert all(0 < more < few / 10 for few, more in zip(*found, strict=True)) and len(found[0]) == 2
@@ -141,4 +194,6 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
         assert isinstance(failed.exception, Failure) and failed.exception.exit_code == code
         assert reason in str(failed.exception) and "\n" not in str(failed.exception)
     made = call(tmp_path)
-    assert made.returncode == 1 and len(made.stderr.splitlines()) == 1 and made.stderr.startswith("Error: "), made.stderr
+    assert made.returncode == 1 and len(made.stderr.splitlines()) == 1 and made.stderr.startswith("Error: "), (
+        made.stderr
+    )

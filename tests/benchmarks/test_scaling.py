@@ -18,8 +18,20 @@ def test_one_thing_is_changed_at_a_time(small_bundle: Bundle, sleeper: Any) -> N
         ("pictures", 4), ("pictures", 16), ("pictures", 32), ("batch", 1), ("batch", 4), ("batch", 16),
         ("evaluations", 2), ("evaluations", 4), ("evaluations", 8),
     ]  # fmt: skip
-    expected = [(4, 4, 1), (16, 4, 1), (16, 4, 2), (1, 4, 16), (4, 4, 4), (16, 4, 1), (16, 2, 1), (16, 4, 1), (16, 8, 1)]
-    assert [b for b, _ in engine.calls] == [batch for batch, steps, batches in expected for _ in range(2 * steps * batches)]
+    expected = [
+        (4, 4, 1),
+        (16, 4, 1),
+        (16, 4, 2),
+        (1, 4, 16),
+        (4, 4, 4),
+        (16, 4, 1),
+        (16, 2, 1),
+        (16, 4, 1),
+        (16, 8, 1),
+    ]
+    assert [b for b, _ in engine.calls] == [
+        batch for batch, steps, batches in expected for _ in range(2 * steps * batches)
+    ]
     assert all(row["ms"] > 0 and row["of peak"] > 0 for row in rows)
     engine.precision = "bfloat16"  # whose product was not measured
     assert all(row["of peak"] is None for row in scaling_rows(engine, small_bundle, 1, [], 1, {"float32": 1e12}))
