@@ -171,7 +171,9 @@ def embedding(weights: Weights, linear: list[np.ndarray], height: int, width: in
     from onnx import helper
 
     if min(height, width) < SMALLEST:
-        raise Failure(f"LPIPS: AlexNet needs pictures of at least {SMALLEST}x{SMALLEST}, found {height}x{width}")
+        raise Failure(
+            f"LPIPS: for AlexNet, expected pictures of at least {SMALLEST}x{SMALLEST}, found {height}x{width}"
+        )
 
     nodes, total = [], 0
     constants: Weights = {"axes": np.array([1], np.int64), "epsilon": np.array(1e-10, np.float32)}

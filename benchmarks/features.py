@@ -22,9 +22,7 @@ from cfgdiff.runtime.errors import Failure
 from .alexnet import Weights, find_weights, open_vectors, pooled, weights_digest
 
 PACKAGED = Path(__file__).parent / "classifiers" / "cifar10.onnx"
-INCEPTION = (
-    "inception-v3-compat"  # torch-fidelity's name for the network of the original FID, with its resize to 299x299
-)
+INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of the original FID, with its own resize
 KINDS = ("auto", "inception", "alexnet", "classifier")
 AT_ONCE, ROWS = 256, 2048
 
