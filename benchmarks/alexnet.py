@@ -1,8 +1,11 @@
-"""AlexNet's convolutions in ONNX Runtime, no PyTorch: pooled features for Fréchet distances, and LPIPS as a Euclidean space.
+"""AlexNet's convolutions in ONNX Runtime: pooled features for Fréchet distances, and LPIPS as a Euclidean space.
 
-LPIPS (Zhang et al. 2018, equation 1) is, summed over five layers, the mean over positions of sum_c w_c (a_c - b_c)^2, where a and b are
-activations divided by their length over the channels. So |embed(x) - embed(y)|^2 is exactly the distance of x and y, where embed puts
-sqrt(w_c / positions) a_c of all layers into one vector: one product of matrices compares any number of pictures with any other.
+The graphs need no PyTorch; reading the weights w_c that the `lpips` package holds does.
+
+LPIPS (Zhang et al. 2018, equation 1) is, summed over five layers, the mean over positions of sum_c w_c (a_c - b_c)^2,
+where a and b are activations divided by their length over the channels. So |embed(x) - embed(y)|^2 is exactly the
+distance of x and y, where embed puts sqrt(w_c / positions) a_c of all layers into one vector: one product of matrices
+compares any number of pictures with any other.
 """
 
 import hashlib
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
 SMALLEST = 31  # of LPIPS
 SIZE, AT_ONCE = 64, 256  # at 32x32 the last three convolutions see one position: for features, pictures are made larger
-# AlexNet's convolutions (torchvision's names): shape of the weights, stride, padding, and whether max pooling (3, stride 2) follows.
+# AlexNet's convolutions (torchvision's names): shape of the weights, stride, padding, and whether max pooling (3,
+# stride 2) follows.
 LAYERS = {
     "features.0": ((64, 3, 11, 11), 4, 2, True), "features.3": ((192, 64, 5, 5), 1, 2, True),
     "features.6": ((384, 192, 3, 3), 1, 1, False), "features.8": ((256, 384, 3, 3), 1, 1, False),
@@ -34,7 +38,8 @@ Vectors = Callable[[np.ndarray], np.ndarray]
 
 
 def read_weights(path: Path, flag: str) -> Weights:
-    """The tensors of `LAYERS`, weight and bias, float32. Raises `Failure` where safetensors, ONNX, the file or one of them is missing."""
+    """The tensors of `LAYERS`, weight and bias, float32. Raises `Failure` where safetensors, ONNX, the file or a tensor
+    is missing."""
     try:
         import onnx  # noqa: F401  the graphs below need it
         from safetensors import SafetensorError
@@ -44,19 +49,24 @@ def read_weights(path: Path, flag: str) -> Weights:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise Failure(f"{flag}: {path}: not readable as safetensors ({str(error).splitlines()[0]}); give AlexNet's features") from None
+        raise Failure(
+            f"{flag}: {path}: not readable as safetensors ({str(error).splitlines()[0]}); give AlexNet's features"
+        ) from None
     weights = {}
     for layer, (shape, *_) in LAYERS.items():
         for name, expected in ((f"{layer}.weight", shape), (f"{layer}.bias", shape[:1])):
             if name not in tensors or tensors[name].shape != expected:
-                found = tensors[name].shape if name in tensors else "none"
-                raise Failure(f"{flag}: {path}: expected a tensor {name} {expected}, found {found}; give torchvision's AlexNet features")
+                given = tensors[name].shape if name in tensors else "none"
+                raise Failure(
+                    f"{flag}: {path}: expected a tensor {name} {expected}, found {given}; give torchvision's AlexNet"
+                )
             weights[name] = tensors[name].astype(np.float32)
     return weights
 
 
 def find_weights(path: Path | None, flag: str = "--alexnet") -> Weights:
-    """Those of a file, or without one torchvision's, which it fetches once. Raises `Failure` where they are not to be had."""
+    """The weights in the file, or, without a file, torchvision's, fetched once. Raises `Failure` where they are not
+    available."""
     if path is not None:
         return read_weights(path, flag)
     try:
@@ -64,9 +74,13 @@ def find_weights(path: Path | None, flag: str = "--alexnet") -> Weights:
 
         tensors = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except ImportError as error:
-        raise Failure(f"{flag}: no FILE, and {error.name} is not installed; pip install 'cfgdiff[train]', or give the file") from None
+        raise Failure(
+            f"{flag}: no FILE, and {error.name} is not installed; pip install 'cfgdiff[train]', or give the file"
+        ) from None
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
-        raise Failure(f"{flag}: no FILE, and torchvision's weights cannot be fetched ({error}); connect once, or give the file") from None
+        raise Failure(
+            f"{flag}: no FILE, and torchvision's weights cannot be fetched ({error}); connect once, or give the file"
+        ) from None
     return {name: tensors[name].numpy() for layer in LAYERS for name in (f"{layer}.weight", f"{layer}.bias")}
 
 
@@ -91,7 +105,9 @@ def read_linear() -> list[np.ndarray]:
         spec = None
     if spec is None or spec.origin is None:
         raise Failure("lpips is not installed; pip install 'cfgdiff[train]'")
-    tensors = torch.load(Path(spec.origin).parent / "weights" / "v0.1" / "alex.pth", map_location="cpu", weights_only=True)
+    tensors = torch.load(
+        Path(spec.origin).parent / "weights" / "v0.1" / "alex.pth", map_location="cpu", weights_only=True
+    )
     return [tensors[f"lin{k}.model.1.weight"].numpy().ravel() for k in range(len(LAYERS))]
 
 
@@ -110,11 +126,17 @@ def _convolutions(last: str) -> list["NodeProto"]:
     return nodes
 
 
-def _graph(before: list["NodeProto"], after: list["NodeProto"], weights: Weights, constants: Weights, width: int) -> bytes:
-    """`before`, the scaling of LPIPS, the convolutions and `after` as a graph: pictures (B, 3, H, W) float32 -> vectors (B, width)."""
+def _graph(
+    before: list["NodeProto"], after: list["NodeProto"], weights: Weights, constants: Weights, width: int
+) -> bytes:
+    """`before`, the scaling of LPIPS, the convolutions and `after` as a graph: pictures (B, 3, H, W) float32 -> vectors
+    (B, width)."""
     from onnx import TensorProto, helper, numpy_helper
 
-    scaling = {"shift": np.array(SHIFT, np.float32).reshape(1, 3, 1, 1), "scale": np.array(SCALE, np.float32).reshape(1, 3, 1, 1)}
+    scaling = {
+        "shift": np.array(SHIFT, np.float32).reshape(1, 3, 1, 1),
+        "scale": np.array(SCALE, np.float32).reshape(1, 3, 1, 1),
+    }
     nodes = [*before, helper.make_node("Sub", ["resized" if before else "pictures", "shift"], ["shifted"]),
              helper.make_node("Div", ["shifted", "scale"], ["scaled"]), *_convolutions("scaled"), *after]  # fmt: skip
     inputs = [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["B", 3, "H", "W"])]
@@ -126,26 +148,31 @@ def _graph(before: list["NodeProto"], after: list["NodeProto"], weights: Weights
 
 
 def pooled(weights: Weights) -> bytes:
-    """A graph of the features: the means over all positions of the last convolution's activations, (B, 256), at 64x64."""
+    """A graph of the features: the means over all positions of the last convolution's activations, (B, 256), at
+    64x64."""
     from onnx import helper
 
     resize = helper.make_node("Resize", ["pictures", "", "", "size"], ["resized"], mode="linear", axes=[2, 3],
                               coordinate_transformation_mode="half_pixel")  # fmt: skip
-    mean = [helper.make_node("GlobalAveragePool", ["features.10.relu"], ["mean"]), helper.make_node("Flatten", ["mean"], ["vectors"])]
+    mean = [
+        helper.make_node("GlobalAveragePool", ["features.10.relu"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["vectors"]),
+    ]
     return _graph([resize], mean, weights, {"size": np.array([SIZE, SIZE], np.int64)}, 256)
 
 
 def embedding(weights: Weights, linear: list[np.ndarray], height: int, width: int) -> bytes:
-    """A graph of LPIPS's embedding of pictures of this size, (B, F): squared Euclidean distances of its answers are LPIPS.
+    """A graph of LPIPS's embedding of pictures of this size, (B, F): squared Euclidean distances of its vectors are
+    LPIPS.
 
     Raises:
-        Failure: pictures so small that nothing reaches the last convolution.
+        Failure: the pictures are so small that nothing reaches the last convolution.
     """
     from onnx import helper
 
     if min(height, width) < SMALLEST:
         raise Failure(
-            f"LPIPS: AlexNet sees nothing of so little; expected pictures of at least {SMALLEST}x{SMALLEST}, found {height}x{width}"
+            f"LPIPS: for AlexNet, expected pictures of at least {SMALLEST}x{SMALLEST}, found {height}x{width}"
         )
 
     nodes, total = [], 0
@@ -171,7 +198,7 @@ def embedding(weights: Weights, linear: list[np.ndarray], height: int, width: in
 
 
 def open_vectors(graph: bytes, threads: int | None = None) -> Vectors:
-    """A function from pictures (N, H, W, 3) uint8 to what the graph makes of them, (N, F) float32."""
+    """A function from pictures (N, H, W, 3) uint8 to the graph's vectors, (N, F) float32."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -180,7 +207,9 @@ def open_vectors(graph: bytes, threads: int | None = None) -> Vectors:
 
     def vectors(pictures: np.ndarray) -> np.ndarray:
         parts = (pictures[first : first + AT_ONCE] for first in range(0, len(pictures), AT_ONCE))
-        inputs = (np.ascontiguousarray(part.transpose(0, 3, 1, 2) / np.float32(127.5) - 1, np.float32) for part in parts)
+        inputs = (
+            np.ascontiguousarray(part.transpose(0, 3, 1, 2) / np.float32(127.5) - 1, np.float32) for part in parts
+        )
         return np.concatenate([session.run(["vectors"], {"pictures": part})[0] for part in inputs])
 
     return vectors

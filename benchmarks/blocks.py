@@ -1,7 +1,8 @@
-"""Samples on disk, by blocks of 256 picture numbers, with what networks say of them: what is there is not drawn again.
+"""Samples on disk, in blocks of 256 picture numbers, with their features and scores: a block that is there is not drawn
+again.
 
-A block depends on its number, the settings and the engine, and on nothing else: blocks that several processes or machines drew make the
-same set as one run, once they lie in one folder.
+A block depends on its number, the settings and the engine, and on nothing else: blocks drawn by several processes or
+machines make the same set as a single run, once they lie in one folder.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ Watch = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Measured:
-    """N samples: pictures (N, H, W, C) uint8, the classes asked for (N,), features (N, F) and logits (N, L) of the extractor, float32,
-    and scores (N, K), the classifier's logits; L and K are 0 where there are none."""
+    """N samples: pictures (N, H, W, C) uint8, the classes asked for (N,), features (N, F) and logits (N, L) of the
+    extractor, float32, and scores (N, K), the classifier's logits; L and K are 0 where there are none."""
 
     pictures: np.ndarray
     labels: np.ndarray
@@ -44,18 +45,23 @@ class Sampling:
     Its methods take settings as a `Request`, of which they choose the classes, numbers and batch themselves.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, engine: Engine, extractor: Extractor, classifier: Classifier | None) -> None:
-        self.folder, self.bundle, self.engine, self.extractor, self.classifier = folder, bundle, engine, extractor, classifier
+    def __init__(
+        self, folder: Path, bundle: Bundle, engine: Engine, extractor: Extractor, classifier: Classifier | None
+    ) -> None:
+        self.folder, self.bundle, self.engine = folder, bundle, engine
+        self.extractor, self.classifier = extractor, classifier
 
     def protocol(self, settings: Request) -> dict[str, Any]:
-        """All that the samples and their features depend on, in plain values. Raises `BadInput` for settings that cannot be."""
+        """All that the samples and their features depend on, in plain values. Raises `BadInput` for settings that make
+        no sense."""
         bundle, classifier = self.bundle, self.classifier
         plan = self._plan(settings, range(1))
         variant = bundle.variants.get(self.engine.precision, bundle.variants["float32"])
         return {
             "model": bundle.name, "model sha256": variant.files[variant.graph],
             "engine": self.engine.name, "precision": self.engine.precision,
-            "sampler": plan.course.sampler, "timesteps": [round(float(t), 6) for t in plan.course.timesteps], "evaluations": plan.steps,
+            "sampler": plan.course.sampler, "timesteps": [round(float(t), 6) for t in plan.course.timesteps],
+            "evaluations": plan.steps,
             "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval, "seed": settings.seed,
             "classes": f"picture i is of class i mod {len(bundle.class_names)}", "batch": BATCH,
             "features": self.extractor.name, "features sha256": self.extractor.sha256,
@@ -64,9 +70,9 @@ class Sampling:
 
     def place(self, settings: Request) -> Path:
         """The sub-folder: a name for people, and a digest of the protocol."""
-        found = self.protocol(settings)
-        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:10]
-        return self.folder / f"w{found['guidance']:g}-{found['sampler']}-{found['evaluations']}-{digest}"
+        protocol = self.protocol(settings)
+        digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:10]
+        return self.folder / f"w{protocol['guidance']:g}-{protocol['sampler']}-{protocol['evaluations']}-{digest}"
 
     def missing(self, settings: Request, n: int) -> list[int]:
         """The blocks of the first n pictures that are not there."""
@@ -74,7 +80,8 @@ class Sampling:
         return [k for k in range(-(-n // BLOCK)) if not (place / _file(k)).is_file()]
 
     def fill(self, settings: Request, n: int, shard: tuple[int, int] = (1, 1), watch: Watch = lambda n: None) -> None:
-        """Draw the missing blocks, in shard (K, M) those k with k mod M = K - 1. `watch` gets the rows of every evaluation."""
+        """Draw the missing blocks, in shard (K, M) those k with k mod M = K - 1. `watch` gets the rows of every
+        evaluation."""
         place = self.place(settings)
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -104,8 +111,8 @@ class Sampling:
         place, parts = self.place(settings), list[list[np.ndarray]]()
         for k in range(first // BLOCK, -(-(first + n) // BLOCK)):
             try:
-                with (place / _file(k)).open("rb") as file, np.load(file) as found:
-                    parts.append([found[name] for name in ARRAYS])
+                with (place / _file(k)).open("rb") as file, np.load(file) as arrays:
+                    parts.append([arrays[name] for name in ARRAYS])
             except (OSError, ValueError, KeyError, BadZipFile) as error:
                 raise Failure(
                     f"{place / _file(k)}: not readable ({str(error).splitlines()[0]}); remove it, and it is drawn again"

@@ -1,13 +1,12 @@
-"""How good a model is, whether it does what it is told, and whether it copies: all that `cfgdiff eval` finds, as plain values.
+"""How good a model is, whether its pictures show the class asked for, and whether it copies: all that `cfgdiff eval`
+measures.
 
 It knows no flags and draws no figures; see report.py for those.
 """
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,32 +15,63 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.request import Seed
 
 from .alexnet import Weights, embedding, open_vectors, read_linear, weights_digest
-from .blocks import BLOCK, Measured, Sampling, Watch
-from .features import Extractor, kept, rgb
-from .measures import Gaussian, Quality, confusion, frechet, gaussian, quality, quality_names
+from .blocks import Measured, Sampling
+from .cas import classification_accuracy_score
+from .features import kept, rgb
+from .measures import (
+    Distance,
+    confusion,
+    frechet,
+    frechet_distance,
+    gaussian,
+    kernel_distance,
+    precision_and_recall,
+    quality_names,
+    score,
+)
 from .neighbours import Neighbours, nearest
+from .subject import Figure, Metric, Real, Stage, Subject, even
 
-if TYPE_CHECKING:
-    from cfgdiff.trainer.data import PictureSet
-
-NEAR = 100  # samples whose neighbours are sought: the paper's number
+NEAR = 100  # samples whose nearest neighbours are searched for: the paper's number
 # Swept: guidance at every noise level and inside intervals of sigma / alpha, and evaluations.
-GUIDANCES, INTERVALS, INSIDE, STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), ((0.1, 3.0), (0.3, 10.0)), (3.0, 6.0), (4, 6, 8, 10, 20)
+GUIDANCES, INTERVALS, INSIDE, STEPS = (
+    (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    ((0.1, 3.0), (0.3, 10.0)),
+    (3.0, 6.0),
+    (4, 6, 8, 10, 20),
+)
 SWEPT_AT = 10  # evaluations, the same for every guidance: which of them fall inside an interval matters
 ACCURACY_SLACK, FRECHET_SLACK = 0.03, 1.05
-Stage = Callable[[str, int], AbstractContextManager[Watch]]
 
 
-@dataclass(frozen=True)
-class Real:
-    """Training and held-out pictures, (N, H, W, C) uint8; features (N, F) of both, logits of the latter; `reference`: of the former."""
+def compared(distance: Distance) -> Metric:
+    """The distance of each repeat to the training pictures, and for comparison that of as many held-out pictures."""
 
-    pictures: np.ndarray
-    held_out: np.ndarray
-    features: np.ndarray
-    held_out_features: np.ndarray
-    held_out_logits: np.ndarray
-    reference: Gaussian
+    def metric(subject: Subject) -> dict[str, Figure]:
+        real, names = subject.real, quality_names(subject.sampling.extractor.inception)
+        if real is None:
+            return {}
+        chosen, held_out = even(len(real.held_out), subject.n), dict[str, float]()
+        with subject.stage("distances", 0):
+            values = [distance(part.features, part.logits, real.features, real.reference) for part in subject.parts()]
+            if len(chosen) > 1:
+                held_out = distance(
+                    real.held_out_features[chosen], real.held_out_logits[chosen], real.features, real.reference
+                )
+        return {key: Figure(names.get(key), [value[key] for value in values], held_out.get(key)) for key in values[0]}
+
+    return metric
+
+
+METRICS: dict[
+    str, Metric
+] = {  # a new one is a function and a line here: report.json, the page and the model card show its figures
+    "Fréchet distance": compared(frechet_distance),
+    "kernel distance": compared(kernel_distance),
+    "precision and recall": compared(precision_and_recall),
+    "score": compared(score),
+    "classification accuracy score": classification_accuracy_score,
+}
 
 
 @dataclass(frozen=True)
@@ -53,56 +83,17 @@ class Copies:
     held_out: Neighbours | None
 
 
-def read_real(data: "PictureSet", extractor: Extractor, stage: Stage) -> Real:
-    """The features of a data set; those of training pictures are kept in the cache. Raises `Failure` where it cannot be written."""
-    with stage("features of real pictures", len(data.pictures)) as watch:
-        training = kept(data.pictures, lambda pictures: extractor.extract(rgb(pictures))[0], extractor.sha256, watch)
-    held_out = np.ascontiguousarray(data.test_pictures.transpose(0, 2, 3, 1))
-    features, logits = extractor.extract(rgb(held_out))
-    return Real(data.pictures.transpose(0, 2, 3, 1), held_out, training, features, logits, gaussian(training))
+def accuracy(samples: Measured) -> float | None:
+    """The share of samples in which the classifier sees the class asked for; None without a classifier."""
+    return float((samples.scores.argmax(1) == samples.labels).mean()) if samples.scores.shape[1] else None
 
 
-def draw(sampling: Sampling, settings: Request, n: int, stage: Stage, label: str, shard: tuple[int, int] = (1, 1)) -> Measured | None:
-    """The first n pictures, after drawing what is missing; None where a shard leaves blocks to others."""
-    missing = [k for k in sampling.missing(settings, n) if k % shard[1] == shard[0] - 1]
-    with stage(label, len(missing) * BLOCK * int(sampling.protocol(settings)["evaluations"])) as watch:
-        sampling.fill(settings, n, shard, watch)
-    return None if sampling.missing(settings, n) else sampling.read(settings, n)
-
-
-def part(found: Measured, first: int, n: int) -> Measured:
-    """Pictures first .. first + n - 1 of it."""
-    return Measured(**{one.name: getattr(found, one.name)[first : first + n] for one in fields(found)})
-
-
-def qualities(found: Measured, real: Real, repeats: int) -> list[Quality]:
-    """Of each of `repeats` equal parts of the samples."""
-    n = len(found.labels) // repeats
-    parts = (part(found, k * n, n) for k in range(repeats))
-    return [quality(one.features, one.logits, real.features, real.reference) for one in parts]
-
-
-def real_quality(real: Real, n: int) -> Quality:
-    """What as many held-out pictures, at most n, would get: no model can be expected to do better."""
-    chosen = even(len(real.held_out), n)
-    return quality(real.held_out_features[chosen], real.held_out_logits[chosen], real.features, real.reference)
-
-
-def even(n: int, most: int) -> np.ndarray:
-    """At most `most` numbers in 0 .. n - 1, evenly spaced: pictures may lie in the order of their classes."""
-    return np.linspace(0, n - 1, min(n, most)).round().astype(int)
-
-
-def accuracy(found: Measured) -> float | None:
-    """The share of samples that the classifier takes for what was asked; None without one."""
-    return float((found.scores.argmax(1) == found.labels).mean()) if found.scores.shape[1] else None
-
-
-def best(found: Measured, k: int) -> np.ndarray:
-    """(K, k) the samples of each class that the classifier is surest of, surest first: the paper's picked samples, picked by a rule."""
-    scores = found.scores - found.scores.max(1, keepdims=True)
-    sure = scores[np.arange(len(scores)), found.labels] - np.log(np.exp(scores).sum(1))  # log p(asked class)
-    rows = [np.flatnonzero(found.labels == label) for label in range(found.scores.shape[1])]
+def best(samples: Measured, k: int) -> np.ndarray:
+    """(K, k) the samples of each class of which the classifier is surest, the surest first: the paper's best samples,
+    by a rule."""
+    scores = samples.scores - samples.scores.max(1, keepdims=True)
+    sure = scores[np.arange(len(scores)), samples.labels] - np.log(np.exp(scores).sum(1))  # log p(asked class)
+    rows = [np.flatnonzero(samples.labels == label) for label in range(samples.scores.shape[1])]
     k = min(k, *(len(row) for row in rows))
     return np.stack([row[np.argsort(-sure[row], kind="stable")[:k]] for row in rows])
 
@@ -126,31 +117,33 @@ def copies(samples: np.ndarray, real: Real, weights: Weights, threads: int | Non
 
 
 def sweep_settings(sampling: Sampling, seed: Seed) -> list[Request]:
-    """Guidance, inside intervals too, with `SWEPT_AT` evaluations of the model's plain sampler; then evaluations, as a user gets them."""
+    """Guidance, inside intervals too, with `SWEPT_AT` evaluations of the model's plain sampler; then evaluations, as a
+    user gets them."""
     pairs = [(w, (0.0, math.inf)) for w in GUIDANCES] + [(w, interval) for interval in INTERVALS for w in INSIDE]
     plain = sampling.bundle.defaults.sampler
     cells = [Request([], SWEPT_AT, w, seed, plain, interval=interval) for w, interval in pairs]
     return cells + [Request([], steps, seed=seed) for steps in STEPS]
 
 
-def sweep(sampling: Sampling, real: Real, n: int, seed: Seed, stage: Stage) -> list[dict[str, Any]]:
-    """Fréchet distance and class accuracy of n samples with each of `sweep_settings`; a row says what was varied."""
-    rows, cells = [], sweep_settings(sampling, seed)
+def sweep(subject: Subject, real: Real, n: int) -> list[dict[str, Any]]:
+    """Fréchet distance and class accuracy of n samples with each of `sweep_settings`; a row names the varied
+    setting."""
+    rows, cells = [], sweep_settings(subject.sampling, subject.settings.seed)
     for i, settings in enumerate(cells):
-        found = draw(sampling, settings, n, stage, f"sweep, {i + 1} of {len(cells)}")
-        assert found is not None
-        told = {key: sampling.protocol(settings)[key] for key in ("guidance", "interval", "evaluations", "sampler")}
-        distance = frechet(gaussian(found.features), real.reference)
+        samples = subject.draw(settings, n, f"sweep, {i + 1} of {len(cells)}")
+        protocol = subject.sampling.protocol(settings)
+        row = {key: protocol[key] for key in ("guidance", "interval", "evaluations", "sampler")}
+        distance = frechet(gaussian(samples.features), real.reference)
         varied = "evaluations" if settings.guidance is None else "guidance"
-        rows.append(told | {"varied": varied, "n": n, "frechet": distance, "accuracy": accuracy(found)})
+        rows.append(row | {"varied": varied, "n": n, "frechet": distance, "accuracy": accuracy(samples)})
     return rows
 
 
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Defaults by rule, from the rows of a sweep.
 
-    Guidance and its interval: of the settings whose class accuracy is at most 0.03 below the highest, that of the least Fréchet distance.
-    Evaluations: the fewest whose Fréchet distance is at most 5 % above the least.
+    Guidance and its interval: of the settings whose class accuracy is at most 0.03 below the highest, that of the least
+    Fréchet distance. Evaluations: the fewest whose Fréchet distance is at most 5 % above the least.
     """
     guided = [row for row in rows if row["varied"] == "guidance"]
     highest = max(row["accuracy"] or 0 for row in guided)
@@ -158,87 +151,85 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     chosen = min(obeying, key=lambda row: row["frechet"])
     stepped = [row for row in rows if row["varied"] == "evaluations"]
     near = [row for row in stepped if row["frechet"] <= FRECHET_SLACK * min(row["frechet"] for row in stepped)]
-    return {"guidance": chosen["guidance"], "interval": chosen["interval"], "steps": min(row["evaluations"] for row in near)}
+    steps = min(row["evaluations"] for row in near)
+    return {"guidance": chosen["guidance"], "interval": chosen["interval"], "steps": steps}
 
 
-def evaluate(sampling: Sampling, settings: Request, n: int, repeats: int, data: "PictureSet | None", weights: Weights | None,
-             sweep_n: int, threads: int | None, stage: Stage, notes: list[str]) -> tuple["Found", Real | None]:  # fmt: skip
-    """All that can be found of n samples, `repeats` times over, and of `sweep_n` for each setting of the sweep (0: none).
+def evaluate(subject: Subject, weights: Weights | None, sweep_n: int, notes: list[str]) -> "Result":
+    """Take all `METRICS`, search for the nearest neighbours, and sweep.
 
     Args:
-        data: real pictures, or None: nothing is compared with any, nor where the extractor is empty.
-        weights: AlexNet's, for the nearest neighbours, or None: none are sought.
-        notes: why something was not sought; one is added where `data` is None.
+        weights: AlexNet's, for the nearest neighbours; None: no search.
+        sweep_n: samples for each setting of the sweep; 0: none.
+        notes: why something is missing; more are appended.
     """
-    samples = draw(sampling, settings, n * repeats, stage, "samples")
-    assert samples is not None
-    found = Found(sampling.protocol(settings), sampling.extractor.inception, n, samples, notes)
-    if data is None:
+    result, real = Result(subject, notes), subject.real
+    if subject.data is None:
         notes.append("No --data: no distances, no neighbours, no sweep.")
-    if data is None or sampling.extractor.empty:
-        return found, None
-    real = read_real(data, sampling.extractor, stage)
-    with stage("distances", repeats + 1) as watch:
-        found.qualities = qualities(samples, real, repeats)
-        watch(repeats)
-        found.real = real_quality(real, n) if len(real.held_out) > 1 else None
-        watch(1)
+    for name, metric in METRICS.items():
+        try:
+            result.figures |= metric(subject)
+        except Failure as error:
+            notes.append(f"No {name}. {error}.")
+    if real is None:
+        return result
     if weights is not None:
         try:
-            found.copies = copies(samples.pictures[:NEAR], real, weights, threads, stage)
+            result.copies = copies(subject.samples.pictures[:NEAR], real, weights, subject.threads, subject.stage)
         except Failure as error:
             notes.append(f"No nearest neighbours. {error}.")
     if sweep_n:
-        found.sweep = sweep(sampling, real, sweep_n, settings.seed, stage)
-        found.chosen = choose(found.sweep)
-    return found, real
+        result.sweep = sweep(subject, real, sweep_n)
+        result.chosen = choose(result.sweep)
+    return result
 
 
 @dataclass
-class Found:
-    """All that was found of a model. What was not sought is None or empty, and `notes` say why.
+class Result:
+    """The result of an evaluation. What was not measured is None or empty, and `notes` say why.
 
     Attributes:
-        protocol: what the samples depend on, see `Sampling.protocol`.
-        samples: n pictures `repeats` times over.
-        inception: whether distances have the field's names.
-        seconds: by stage, of this call; what was there before took none.
+        figures: of `METRICS`, by their keys.
+        seconds: by stage, of this call; samples that were there took none.
     """
 
-    protocol: dict[str, Any]
-    inception: bool
-    n: int
-    samples: Measured
+    subject: Subject
     notes: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
-    qualities: list[Quality] = field(default_factory=list)
-    real: Quality | None = None
+    figures: dict[str, Figure] = field(default_factory=dict)
     copies: Copies | None = None
     sweep: list[dict[str, Any]] = field(default_factory=list)
     chosen: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
         """Its figures as plain values, for report.json and the model card's `evaluation`."""
-        tree: dict[str, Any] = {"n": self.n, "protocol": self.protocol, "notes": self.notes}
-        if self.qualities:
-            every = {key: [getattr(one, key) for one in self.qualities] for key in asdict(self.qualities[0])}
-            known = {key: values for key, values in every.items() if None not in values}
-            tree["quality"] = {key: {"mean": float(np.mean(values)), "deviation": float(np.std(values)), "of": len(values)}
-                               for key, values in known.items()}  # fmt: skip
-            tree["called"] = {key: name for key, name in quality_names(self.inception).items() if key in known}
-        if self.real:
-            tree["held-out pictures"] = asdict(self.real)
-        if self.samples.scores.shape[1]:
-            counts = confusion(self.samples.labels, self.samples.scores)
-            tree["class accuracy"] = accuracy(self.samples)
-            tree["confusion"] = counts.tolist()
+        subject, figures = self.subject, self.figures
+        tree: dict[str, Any] = {
+            "n": subject.n,
+            "protocol": subject.sampling.protocol(subject.settings),
+            "notes": self.notes,
+        }
+        if figures:
+            tree["quality"] = {key: {"mean": float(np.mean(figure.values)), "deviation": float(np.std(figure.values)),
+                                     "of": len(figure.values)} for key, figure in figures.items()}  # fmt: skip
+            tree["called"] = {key: figure.name for key, figure in figures.items() if figure.name}
+            tree["held-out pictures"] = {key: figure.real for key, figure in figures.items() if figure.real is not None}
+        if subject.samples.scores.shape[1]:
+            tree["class accuracy"] = accuracy(subject.samples)
+            tree["confusion"] = confusion(subject.samples.labels, subject.samples.scores).tolist()
         if self.copies:
             tree["nearest"] = {"samples": _nearest(self.copies.samples)}
             tree["nearest"] |= {"held-out pictures": _nearest(self.copies.held_out)} if self.copies.held_out else {}
         return tree | {"sweep": self.sweep, "chosen": self.chosen, "seconds": self.seconds}
 
 
-def _nearest(found: Neighbours) -> dict[str, Any]:
-    first = found.distances[:, 0]
-    quantiles = dict(zip(("least", "5 %", "median", "95 %", "largest"), np.quantile(first, (0, 0.05, 0.5, 0.95, 1)).tolist(), strict=True))
-    return {"n": len(first), "mean": float(first.mean()), **quantiles, "copies": int(found.copied.sum())}
+def _nearest(neighbours: Neighbours) -> dict[str, Any]:
+    first = neighbours.distances[:, 0]
+    quantiles = dict(
+        zip(
+            ("least", "5 %", "median", "95 %", "largest"),
+            np.quantile(first, (0, 0.05, 0.5, 0.95, 1)).tolist(),
+            strict=True,
+        )
+    )
+    return {"n": len(first), "mean": float(first.mean()), **quantiles, "copies": int(neighbours.copied.sum())}

@@ -1,7 +1,8 @@
-"""What pictures are compared by: Inception's features, or stated substitutes where its weights cannot be had; and who is in them.
+"""The features that pictures are compared by: Inception's, or stated substitutes where its weights are not available;
+and classifiers.
 
-Only distances in Inception's features carry the field's names (FID, KID, Inception Score). Those in the pooled features of AlexNet or of a
-classifier are called what they are, for they compare with nothing outside the same report.
+Only distances in Inception's features carry the field's names (FID, KID, Inception Score). Those in the pooled features
+of AlexNet or of a classifier have plain names: they compare with nothing outside the same report.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from cfgdiff.runtime.files import partial_file, remove_abandoned
 from .alexnet import Weights, find_weights, open_vectors, pooled, weights_digest
 
 PACKAGED = Path(__file__).parent / "classifiers" / "cifar10.onnx"
-INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of the original FID, with its resize to 299x299
+INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of the original FID, with its own resize
 KINDS = ("auto", "inception", "alexnet", "classifier")
 AT_ONCE, ROWS = 256, 2048
 
@@ -33,8 +34,8 @@ class Extractor:
         name: the network and the layer, as a report states it.
         sha256: of its weights.
         inception: whether distances in it have the field's names.
-        extract: pictures (N, H, W, 3) uint8, see `rgb` -> features (N, F) and logits (N, K), float32; K is 0 for a network without classes,
-            F, too, where there is no network at all.
+        extract: pictures (N, H, W, 3) uint8, see `rgb` -> features (N, F) and logits (N, K), float32; K is 0 for a
+            network without classes, F, too, where there is no network at all.
         empty: whether that is so.
     """
 
@@ -47,7 +48,7 @@ class Extractor:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network of `python -m cfgdiff.benchmarks.classifier`.
+    """A network of `cfgdiff classifier train`.
 
     Attributes:
         class_names: K of them.
@@ -70,7 +71,7 @@ def rgb(pictures: np.ndarray) -> np.ndarray:
 
 
 def open_classifier(path: Path, threads: int | None = None) -> Classifier:
-    """Read a classifier. Raises `Failure` for a file that is none."""
+    """Read a classifier. Raises `Failure` for any other file."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -78,47 +79,61 @@ def open_classifier(path: Path, threads: int | None = None) -> Classifier:
     try:
         data = path.read_bytes()
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-        class_names, accuracy, shape = told["class_names"], told["accuracy"], tuple(session.get_inputs()[0].shape[1:])
+        metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+        class_names, accuracy, shape = (
+            metadata["class_names"],
+            metadata["accuracy"],
+            tuple(session.get_inputs()[0].shape[1:]),
+        )
     except Exception as error:  # onnxruntime has no common base class for its errors
         raise Failure(
             f"--classifier: {path}: not readable as a classifier ({str(error).splitlines()[0]}); "
-            "train one with python -m cfgdiff.benchmarks.classifier DATA --out FILE"
+            "train one with cfgdiff classifier train DATA --out FILE"
         ) from None
 
     def classify(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = []
+        parts = []
         for first in range(0, len(pictures), AT_ONCE):
-            part = np.ascontiguousarray(pictures[first : first + AT_ONCE].transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - 1
-            found.append(session.run(["features", "logits"], {"pictures": part}))
-        return np.concatenate([features for features, _ in found]), np.concatenate([logits for _, logits in found])
+            part = (
+                np.ascontiguousarray(pictures[first : first + AT_ONCE].transpose(0, 3, 1, 2), np.float32)
+                / np.float32(127.5)
+                - 1
+            )
+            parts.append(session.run(["features", "logits"], {"pictures": part}))
+        return np.concatenate([features for features, _ in parts]), np.concatenate([logits for _, logits in parts])
 
     return Classifier(class_names, accuracy, shape, hashlib.sha256(data).hexdigest(), classify)
 
 
 def find_classifier(bundle: Bundle, path: Path | None, threads: int | None = None) -> tuple[Classifier | None, str]:
-    """That of a file, or the packaged one where it is of the bundle's classes and pictures; else None; and a line that says why, or "".
+    """The classifier in the file, or the packaged one where it has the bundle's classes and pictures; else None, and
+    the reason in a line.
 
     Raises:
-        Failure: the file is no classifier, or of other classes.
+        Failure: the file is no classifier, or one of other classes.
     """
-    found = open_classifier(path or PACKAGED, threads)
-    if (found.class_names, found.image_shape) == (bundle.class_names, bundle.image_shape):
-        return found, ""
+    classifier = open_classifier(path or PACKAGED, threads)
+    if (classifier.class_names, classifier.image_shape) == (bundle.class_names, bundle.image_shape):
+        return classifier, ""
     if path is not None:
         raise Failure(
-            f"--classifier {path}: is of {found.image_shape} pictures of {', '.join(found.class_names)}; "
+            f"--classifier {path}: is of {classifier.image_shape} pictures of {', '.join(classifier.class_names)}; "
             f"expected {bundle.image_shape} of {', '.join(bundle.class_names)}"
         )
     return (
         None,
-        "No class accuracy: no classifier of these classes; train one with python -m cfgdiff.benchmarks.classifier DATA --out FILE.",
+        "No class accuracy: no classifier of these classes; train one with cfgdiff classifier train DATA --out FILE.",
     )
 
 
 def classifier_features(classifier: Classifier) -> Extractor:
     """The classifier's last features before its linear layer."""
-    return Extractor(f"classifier of {len(classifier.class_names)} classes, last features", classifier.sha256, False, classifier.classify)
+    return Extractor(
+        f"classifier of {len(classifier.class_names)} classes, last features",
+        classifier.sha256,
+        False,
+        classifier.classify,
+    )
 
 
 def alexnet_features(weights: Weights, threads: int | None = None) -> Extractor:
@@ -135,7 +150,7 @@ def inception_features() -> Extractor:
     """Inception's pool3 features and logits, by torch-fidelity, which fetches the weights once.
 
     Raises:
-        Failure: torch-fidelity is not installed, or the weights are neither here nor to be had.
+        Failure: torch-fidelity is not installed, or the weights are neither here nor can be fetched.
     """
     try:
         import torch
@@ -146,7 +161,7 @@ def inception_features() -> Extractor:
         network = FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"])
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         raise Failure(
-            f"--features inception: its weights cannot be fetched ({error}); connect once, or take --features alexnet or classifier"
+            f"--features inception: its weights cannot be fetched ({error}); connect once, or take another kind"
         ) from None
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
@@ -154,20 +169,24 @@ def inception_features() -> Extractor:
     network.to(device := "cuda" if torch.cuda.is_available() else "cpu")
 
     def extract(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = []
+        parts = []
         for first in range(0, len(pictures), 64):
             part = torch.from_numpy(np.ascontiguousarray(pictures[first : first + 64].transpose(0, 3, 1, 2)))
             with torch.no_grad():
-                found.append([one.cpu().numpy() for one in network(part.to(device))])
-        return np.concatenate([features for features, _ in found]), np.concatenate([logits for _, logits in found])
+                parts.append([output.cpu().numpy() for output in network(part.to(device))])
+        return np.concatenate([features for features, _ in parts]), np.concatenate([logits for _, logits in parts])
 
     return Extractor("Inception v3 (TensorFlow's of 2015), pool3", digest.hexdigest(), True, extract)
 
 
 def kept(
-    pictures: np.ndarray, vectors: Callable[[np.ndarray], np.ndarray], key: str, watch: Callable[[int], object] = lambda n: None
+    pictures: np.ndarray,
+    vectors: Callable[[np.ndarray], np.ndarray],
+    key: str,
+    watch: Callable[[int], object] = lambda n: None,
 ) -> np.ndarray:
-    """The vectors (N, F) float32 of pictures (N, C, H, W) uint8, kept in the cache under the pictures' digest and `key`, the network's.
+    """The vectors (N, F) float32 of pictures (N, C, H, W) uint8, kept in the cache under the pictures' digest and
+    `key`, the network's.
 
     `watch` gets the number of pictures of each part.
 
@@ -186,21 +205,23 @@ def kept(
                 for first in range(0, len(pictures), ROWS):
                     part = vectors(pictures[first : first + ROWS].transpose(0, 2, 3, 1))
                     if target is None:
-                        target = np.lib.format.open_memmap(partial.name, "w+", np.float32, (len(pictures), part.shape[1]))
+                        target = np.lib.format.open_memmap(
+                            partial.name, "w+", np.float32, (len(pictures), part.shape[1])
+                        )
                     target[first : first + len(part)] = part
                     watch(len(part))
                 del target
         except OSError as error:
             reason = error.strerror or error
             raise Failure(
-                f"{file}: cannot keep the features of pictures ({reason}); make room, or set XDG_CACHE_HOME to another disk"
+                f"{file}: cannot keep the features of pictures ({reason}); make room, or set XDG_CACHE_HOME"
             ) from None
-    found: np.ndarray = np.load(file, mmap_mode="r")
-    return found
+    vectors_of_all: np.ndarray = np.load(file, mmap_mode="r")
+    return vectors_of_all
 
 
 def no_features() -> Extractor:
-    """For want of any: samples, interpolations and class accuracy need none."""
+    """No features: samples, interpolations and class accuracy need none."""
 
     def extract(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((len(pictures), 0), np.float32), np.zeros((len(pictures), 0), np.float32)
@@ -210,45 +231,50 @@ def no_features() -> Extractor:
 
 def choose_features(kind: str, alexnet: Weights | None, classifier: Classifier | None,
                     threads: int | None = None) -> tuple[Extractor, str]:  # fmt: skip
-    """The extractor of that kind, and what is to be said where it is not what one would want.
+    """The extractor of that kind, and a note where it stands in for Inception.
 
     Args:
-        kind: "auto" is Inception where it can be had, then AlexNet, then the classifier.
-        alexnet: its weights, or None where they are not to be had.
+        kind: "auto" is Inception where it is available, then AlexNet, then the classifier.
+        alexnet: its weights; None where they are not available.
 
     Raises:
-        Failure: it cannot be had; for "auto": none can.
+        Failure: it is not available; for "auto": none is.
     """
     if kind == "inception":
         return inception_features(), ""
     if kind == "alexnet":
         if alexnet is None:
-            raise Failure("--features alexnet: its weights are not to be had; give --alexnet FILE")
+            raise Failure("--features alexnet: its weights are not available; give --alexnet FILE")
         return alexnet_features(alexnet, threads), ""
     if kind == "classifier":
         if classifier is None:
-            raise Failure("--features classifier: there is none of these classes; train one (see --classifier)")
+            raise Failure("--features classifier: no classifier of these classes; train one (see --classifier)")
         return classifier_features(classifier), ""
     reasons = []
     for wanted in KINDS[1:]:
         try:
-            found, _ = choose_features(wanted, alexnet, classifier, threads)
+            extractor, _ = choose_features(wanted, alexnet, classifier, threads)
         except Failure as error:
             reasons.append(str(error))
         else:
-            told = f"{reasons[0]}. In place of Inception: {found.name}; no distance here is FID or KID." if reasons else ""
-            return found, told
-    raise Failure(f"--features: none can be had: {'; '.join(reasons)}")
+            note = (
+                f"{reasons[0]}. In place of Inception: {extractor.name}; no distance here is FID or KID."
+                if reasons
+                else ""
+            )
+            return extractor, note
+    raise Failure(f"--features: none available: {'; '.join(reasons)}")
 
 
-def choose_judges(bundle: Bundle, kind: str, alexnet: Path | None, classifier: Path | None,
-                  threads: int | None = None) -> tuple[Classifier | None, Extractor, Weights | None, list[str]]:  # fmt: skip
-    """The classifier, the extractor of that kind and AlexNet's weights, and what is to be said of those that are not available.
+def choose_judges(
+    bundle: Bundle, kind: str, alexnet: Path | None, classifier: Path | None, threads: int | None = None
+) -> tuple[Classifier | None, Extractor, Weights | None, list[str]]:
+    """The classifier, the extractor of that kind and AlexNet's weights, and notes about those that are not available.
 
-    Where "auto" finds no features at all, the extractor is that of `no_features`.
+    Where no features are available for "auto", the extractor is that of `no_features`.
 
     Raises:
-        Failure: a file that was given is not what it must be, or features of a kind that was named are not available.
+        Failure: a given file is not as expected, or features of the named kind are not available.
     """
     judge, no_classifier = find_classifier(bundle, classifier, threads)
     weights, no_weights = None, ""

@@ -1,4 +1,4 @@
-"""The pictures and plots of a report: PNGs of pictures, SVGs of numbers, as text that a page holds inside."""
+"""The pictures and plots of a report: PNGs of pictures and SVGs of numbers, as text to embed in a page."""
 
 import base64
 import io
@@ -32,40 +32,51 @@ def interpolations(engine: Engine, bundle: Bundle, classes: Sequence[str], frame
 
 
 def neighbour_rows(copies: Copies, training: np.ndarray, count: int = 10) -> list[dict[str, Any]]:
-    """The samples that are nearest to a training picture, nearest first: each with its neighbours (as mirrored as they match)."""
-    found, rows = copies.samples, []
-    for i in np.argsort(found.distances[:, 0])[:count]:
-        near = [training[j][:, ::-1] if turned else training[j] for j, turned in zip(found.indices[i], found.mirrored[i], strict=True)]
+    """The samples that are nearest to a training picture, nearest first: each with its neighbours (as mirrored as they
+    match)."""
+    neighbours, rows = copies.samples, []
+    for i in np.argsort(neighbours.distances[:, 0])[:count]:
+        matches = zip(neighbours.indices[i], neighbours.mirrored[i], strict=True)
+        near = [training[j][:, ::-1] if mirrored else training[j] for j, mirrored in matches]
         rows.append({
             "picture": png(np.stack([copies.pictures[i], *near]), columns=1 + len(near)), "number": int(i),
-            "distances": [f"{d:.3f}" for d in found.distances[i]], "copied": bool(found.copied[i]),
+            "distances": [f"{d:.3f}" for d in neighbours.distances[i]], "copied": bool(neighbours.copied[i]),
         })  # fmt: skip
     return rows
 
 
 def histogram(samples: Neighbours, held_out: Neighbours | None) -> str:
-    """How far the nearest training pictures are: an SVG."""
+    """Distances of the nearest training pictures: an SVG."""
     figure, axes = _plot()
     both = [("samples", samples, BLUE)] + ([("held-out pictures", held_out, ORANGE)] if held_out else [])
-    edges = np.linspace(0, max(float(found.distances[:, 0].max()) for _, found, _ in both), 25).tolist()
-    for label, found, colour in both:
-        axes.hist(found.distances[:, 0], bins=edges, alpha=0.6, color=colour, label=f"{label}, mean {found.distances[:, 0].mean():.3f}")
+    edges = np.linspace(0, max(float(neighbours.distances[:, 0].max()) for _, neighbours, _ in both), 25).tolist()
+    for label, neighbours, colour in both:
+        nearest = neighbours.distances[:, 0]
+        axes.hist(nearest, bins=edges, alpha=0.6, color=colour, label=f"{label}, mean {nearest.mean():.3f}")
     axes.set(xlabel="LPIPS to the nearest training picture", ylabel="pictures")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return _svg(figure)
 
 
 def sweep_plot(rows: list[dict[str, Any]], varied: str) -> str:
-    """Fréchet distance and class accuracy against what was varied, a line for each interval: an SVG."""
+    """Fréchet distance and class accuracy against the varied setting, a line for each interval: an SVG."""
     figure, axes = _plot()
     right, chosen = axes.twinx(), [row for row in rows if row["varied"] == varied]
     for i, interval in enumerate(dict.fromkeys(str(row["interval"]) for row in chosen)):
         line = [row for row in chosen if str(row["interval"]) == interval]
         style, x = ("-", "--", ":", "-.")[i % 4], [row[varied] for row in line]
-        where = "" if line[0]["interval"] is None else f" inside {line[0]['interval'][0]:g} .. {line[0]['interval'][1]:g}"
+        interval = line[0]["interval"]
+        where = "" if interval is None else f" inside {interval[0]:g} .. {interval[1]:g}"
         axes.plot(x, [row["frechet"] for row in line], style, marker="o", color=BLUE, label=f"Fréchet distance{where}")
         if line[0]["accuracy"] is not None:
-            right.plot(x, [100 * row["accuracy"] for row in line], style, marker="s", color=ORANGE, label=f"class accuracy{where}")
+            right.plot(
+                x,
+                [100 * row["accuracy"] for row in line],
+                style,
+                marker="s",
+                color=ORANGE,
+                label=f"class accuracy{where}",
+            )
     axes.set_xlabel("guidance w" if varied == "guidance" else "evaluations")
     axes.set_ylabel("Fréchet distance", color=BLUE)
     right.set_ylabel("class accuracy, %", color=ORANGE)

@@ -1,21 +1,21 @@
-"""All that needs a GPU, in one command: build TensorRT engines, certify them, time them, and write a report.
+"""`cfgdiff bench gpu`: all that needs a GPU. Builds TensorRT engines, certifies and times them, and writes a report.
 
-    python -m cfgdiff.benchmarks.gpu_check --out REPORT
-
-Needs an NVIDIA GPU and `pip install '.[tensorrt]'`, and no PyTorch. The tests that need a GPU are run with `python -m pytest -m gpu`.
+Needs an NVIDIA GPU and `pip install '.[tensorrt]'`, and no PyTorch. The tests that need a GPU are run with `python -m
+pytest -m gpu`.
 """
 
 import platform
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-import click
-
 from cfgdiff.export.card import card
 from cfgdiff.export.certify import candidates, certify, store
+from cfgdiff.export.markdown import table
 from cfgdiff.export.source import from_bundle
 from cfgdiff.export.tensorrt import build_engines, find_module, gpu_here, parse_profile
 from cfgdiff.export.verify import reference
@@ -24,14 +24,14 @@ from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.files import write_whole
 
-from . import run
-from .latency import measure, open_all, parse_batches, table
+from .calls import call_rows, call_table, open_all
 
 Say = Callable[[str], None]
 
 
 def build(source: Path | None, target: Path, profile: tuple[int, int, int], say: Say) -> Bundle:
-    """A bundle at `target` with float32 and float16 and an engine of each. Raises `Failure` where an engine cannot be built."""
+    """A bundle at `target` with float32, float16 and an engine of each. Raises `Failure` where an engine cannot be
+    built."""
 
     def engines(bundle: Bundle) -> None:
         started = time.perf_counter()
@@ -46,7 +46,7 @@ def build(source: Path | None, target: Path, profile: tuple[int, int, int], say:
 
 
 def certify_all(bundle: Bundle, n: int, say: Say) -> list[str]:
-    """Certify the TensorRT engines with n pictures; the failures."""
+    """Certify the TensorRT engines with n pictures. Returns the failures."""
     against, failures = reference(open_engine(bundle, "cpu", "float32"), bundle, n), []
     for candidate, answer in certify(candidates(bundle, "tensorrt"), bundle, against, lambda count: None):
         reasons = [str(answer)] if isinstance(answer, Failure) else list(answer.failures)
@@ -57,60 +57,56 @@ def certify_all(bundle: Bundle, n: int, say: Say) -> list[str]:
     return failures
 
 
-def first_pictures(bundle: Bundle, n: int = 64) -> list[str]:
-    """Markdown rows: seconds to open each certified engine and to draw n pictures with it, from files to uint8."""
-    lines = ["| engine | open, s | draw, s |", "|---|---|---|"]
+def first_pictures(bundle: Bundle, n: int = 64) -> str:
+    """Markdown: seconds to open each certified engine and to draw n pictures with it, from files to uint8."""
+    rows = list[list[str]]()
     for kind, precision in (("tensorrt", "float16"), ("tensorrt", "float32"), ("cpu", "float32")):
         started = time.perf_counter()
         try:
             engine = open_engine(bundle, kind, precision)
         except Failure as error:
-            lines.append(f"| {kind} {precision} | {error} | - |")
+            rows.append([f"{kind} {precision}", str(error), "-"])
             continue
         opened = time.perf_counter()
         drawn = sum(len(pictures) for _, pictures in generate(engine, bundle, [bundle.class_names[0]] * n))
         assert drawn == n
-        lines.append(f"| {kind} {precision} | {opened - started:.2f} | {time.perf_counter() - opened:.2f} |")
+        rows.append([f"{kind} {precision}", f"{opened - started:.2f}", f"{time.perf_counter() - opened:.2f}"])
         engine.close()
-    return lines
+    return table(["engine", "open, s", "draw, s"], rows)
 
 
-@click.command()
-@click.option("--bundle", type=click.Path(path_type=Path), help="The model. Default: the packaged one.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle with its engines and report.md.")
-@click.option("--batch", default="1,64,256", show_default=True, metavar="MIN,OPT,MAX", help="As for cfgdiff export.")
-@click.option("--n", default=256, show_default=True, type=click.IntRange(min=8), help="Pictures for the certificates.")
-@click.option("--rounds", default=20, show_default=True, type=click.IntRange(min=1), help="Calls of each engine that are timed.")
-def command(bundle: Path | None, out: Path, batch: str, n: int, rounds: int) -> None:
-    """Build, certify and time TensorRT engines on this machine's GPU; exit code 1 where one fails its certificate."""
+def check(source: Path | None, out: Path, batch: str, n: int, rounds: int, say: Say) -> list[str]:
+    """Build, certify and time engines of the model at `source`; the bundle and report.md go into `out`. The failed
+    certificates.
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
+    Raises:
+        Failure: there is no GPU, or an engine cannot be built.
+    """
     profile, gpu, module = parse_profile(batch), gpu_here(), find_module()
     if gpu is None:
         raise Failure(
-            "no GPU found (nvidia-smi knows of none): run this on a machine with an NVIDIA GPU; engines are built without one, too"
+            "no GPU found by nvidia-smi: run this on a machine with an NVIDIA GPU (building engines alone needs none)"
         )
-    built = build(bundle, out / "bundle", profile, say)
+    built = build(source, out / "bundle", profile, say)
     failures = certify_all(built, n, say)
-    with ExitStack() as held:
-        engines, _ = open_all(built, held)
-        timings = measure(engines, built, sorted({*parse_batches("1,8,64"), profile[2]}), rounds)
-    versions = {name: version(name) for name in ("onnxruntime", "numpy", "cuda-bindings")}
-    report = [
-        "# GPU check", "", f"- GPU: SM {gpu[0]}, driver {gpu[1]}; Python {platform.python_version()}",
-        f"- {module.__name__} {module.__version__}",
-        *(f"- {name} {found}" for name, found in versions.items()), "",
-        "## Certificates", "", *(f"- FAILED: {failure}" for failure in failures), "" if failures else "All engines passed.\n",
-        card(load_bundle(built.path)), "", f"## Network calls, {rounds} rounds, all rows guided", "", table(timings), "",
-        "## From files to 64 pictures", "", *first_pictures(load_bundle(built.path)), "",
+    with ExitStack() as stack:
+        engines, _ = open_all(built, stack)
+        timings = call_table(call_rows(engines, built, sorted({1, 8, 64, profile[2]}), rounds, {}))
+    built = load_bundle(built.path)  # with its certificates
+    parts = [
+        "# GPU check",
+        "\n".join([f"- GPU: SM {gpu[0]}, driver {gpu[1]}; Python {platform.python_version()}",
+                   f"- {module.__name__} {module.__version__}",
+                   *(f"- {name} {version(name)}" for name in ("onnxruntime", "numpy", "cuda-bindings"))]),
+        "## Certificates", "\n".join(f"- FAILED: {failure}" for failure in failures) or "All engines passed.",
+        card(built),
+        f"## Network calls, {rounds} rounds", timings, "## From files to 64 pictures", first_pictures(built),
     ]  # fmt: skip
-    write_whole(out / "report.md", "\n".join(report).encode())
+    write_whole(out / "report.md", ("\n\n".join(parts) + "\n").encode())
     say(f"report: {out / 'report.md'}")
-    if failures:
-        raise SystemExit(1)
+    return failures
 
 
-if __name__ == "__main__":
-    run(command)
+if __name__ == "__main__":  # the way to call it before `cfgdiff bench gpu`
+    sys.argv[1:1] = ["bench", "gpu"]
+    import_module("cfgdiff.cli.main").main()  # by name: benchmarks stand below cli, and import nothing of it

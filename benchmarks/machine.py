@@ -1,4 +1,4 @@
-"""What it ran on, how fast its matrix product is, and how much work a graph is: what timings are held against."""
+"""The limits that timings are compared with: the machine, the speed of its matrix product, and the work in a graph."""
 
 import os
 import platform
@@ -22,12 +22,14 @@ def describe() -> dict[str, Any]:
     return {
         "processor": named.get("model name") or platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "instructions": " ".join(name for name in INSTRUCTIONS if name in known),
-        "system": platform.system(), "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__,
+        "system": platform.system(), "python": platform.python_version(), "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
     }  # fmt: skip
 
 
 def kinds() -> list[str]:
-    """What `peak` can be taken of here: `TYPES`, and bfloat16 where the processor has instructions for it and PyTorch is installed."""
+    """The types that `peak` can be measured for: `TYPES`, and bfloat16 where the processor has instructions for it and
+    PyTorch is installed."""
     try:
         import torch
 
@@ -38,7 +40,8 @@ def kinds() -> list[str]:
 
 
 def limit_of(precision: str, peaks: dict[str, float]) -> float | None:
-    """The peak that a precision is held against, None where it was not measured. Graphs in float16 compute in float32 on CPUs."""
+    """The peak that a precision is compared with, None where it was not measured. Graphs in float16 compute in float32
+    on CPUs."""
     return peaks.get("float32" if precision == "float16" else precision)
 
 
@@ -51,15 +54,16 @@ def _bfloat16_product(threads: int, side: int) -> Any:
 
 
 def matrix_product(kind: str, threads: int, side: int) -> Any:
-    """A function that multiplies two square matrices once: float32 or int8 (into int32) in ONNX Runtime, bfloat16, which that has not on
-    CPUs, in PyTorch."""
+    """A function that multiplies two square matrices once: float32 or int8 (into int32) in ONNX Runtime; bfloat16 in
+    PyTorch, because ONNX Runtime has none on CPUs."""
     if kind == "bfloat16":
         return _bfloat16_product(threads, side)
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
     a, b, out, node = {"float32": (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, "MatMul"),
-                       "int8": (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, "MatMulInteger")}[kind]  # fmt: skip
+                       "int8": (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, "MatMulInteger"),
+                       }[kind]  # fmt: skip
     shape = [side, side]
     graph = helper.make_graph(
         [helper.make_node(node, ["a", "b"], ["c"])], "product",
@@ -77,7 +81,8 @@ def matrix_product(kind: str, threads: int, side: int) -> Any:
 
 
 def peak(kind: str, threads: int, rounds: int = 5) -> float:
-    """Operations a second of the matrix product, multiplications and additions counted: the best of `rounds` at each of `SIDES`."""
+    """Operations a second of the matrix product, multiplications and additions counted: the best of `rounds` at each of
+    `SIDES`."""
     best = 0.0
     for side in SIDES:
         product = matrix_product(kind, threads, side)
@@ -90,7 +95,8 @@ def peak(kind: str, threads: int, rounds: int = 5) -> float:
 
 
 def operations(graph: Path, b: int, g: int) -> int:
-    """Multiplications and additions in the convolutions and matrix products of a guided graph, for B rows of which G are guided."""
+    """Multiplications and additions in the convolutions and matrix products of a guided graph, for B rows of which G
+    are guided."""
     import onnx
     from onnx import helper, shape_inference
 
@@ -109,7 +115,9 @@ def operations(graph: Path, b: int, g: int) -> int:
             out, second = shapes[node.output[0]], shapes[node.input[1]]
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             across = second[-1] if attributes.get("transB") else second[-2]
-            inner = int(np.prod(second[1:])) if node.op_type == "Conv" else across  # its weights: (outputs, inputs / groups, ...)
-            rows = out if out[0] else (b + g, *out[1:])  # what B + G is, shape inference cannot always tell
+            inner = (
+                int(np.prod(second[1:])) if node.op_type == "Conv" else across
+            )  # its weights: (outputs, inputs / groups, ...)
+            rows = out if out[0] else (b + g, *out[1:])  # shape inference does not always know B + G
             total += 2 * int(np.prod(rows)) * inner
     return total

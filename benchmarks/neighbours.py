@@ -15,7 +15,7 @@ class Neighbours:
     Attributes:
         distances: (Q, k) LPIPS, float64.
         indices: (Q, k) which training picture.
-        mirrored: (Q, k) bool, whether it is the mirrored picture that is so near.
+        mirrored: (Q, k) bool, whether the mirrored picture is the near one.
         crowd: (Q,) the mean distance to the 50 nearest.
     """
 
@@ -26,18 +26,20 @@ class Neighbours:
 
     @property
     def copied(self) -> np.ndarray:
-        """(Q,) bool: the nearest is less than a third as far as the 50 nearest are in the mean.
+        """(Q,) bool: the nearest is less than a third as far as the mean of the 50 nearest.
 
-        Of CIFAR-10's own test pictures about 3 % are copies of training pictures by this rule, as by eye (Barz & Denzler 2020: 3.3 %).
+        Of CIFAR-10's own test pictures about 3 % are copies of training pictures by this rule, as by eye (Barz &
+        Denzler 2020: 3.3 %).
         """
-        found: np.ndarray = self.distances[:, 0] < COPIED * self.crowd
-        return found
+        copied: np.ndarray = self.distances[:, 0] < COPIED * self.crowd
+        return copied
 
 
 def nearest(queries: np.ndarray, mirrored: np.ndarray, embedded: np.ndarray, k: int = 5) -> Neighbours:
     """The k nearest of embedded pictures (N, F) to each of Q pictures, embedded as they are and mirrored, (Q, F) both.
 
-    A product of matrices finds the candidates; their distances are then taken in float64 from the differences themselves.
+    A product of matrices finds the candidates; their distances are then taken in float64 from the differences
+    themselves.
     """
     q, n = len(queries), len(embedded)
     crowd = min(max(CROWD, k + 5), n)
@@ -52,10 +54,10 @@ def nearest(queries: np.ndarray, mirrored: np.ndarray, embedded: np.ndarray, k: 
     candidates = np.argpartition(squares, crowd - 1, axis=1)[:, :crowd]
     distances, indices = np.empty((q, k)), np.empty((q, k), np.int64)
     crowded = np.empty(q)
-    for i, found in enumerate(candidates):
-        turned = flipped[i, found]
+    for i, near in enumerate(candidates):
+        turned = flipped[i, near]
         own = np.where(turned[:, None], both[q + i], both[i]).astype(np.float64)
-        exact = np.square(own - embedded[np.sort(found)][np.argsort(np.argsort(found))]).sum(1)
+        exact = np.square(own - embedded[np.sort(near)][np.argsort(np.argsort(near))]).sum(1)
         order = np.argsort(exact, kind="stable")
-        distances[i], indices[i], crowded[i] = exact[order[:k]], found[order[:k]], exact[order[:CROWD]].mean()
+        distances[i], indices[i], crowded[i] = exact[order[:k]], near[order[:k]], exact[order[:CROWD]].mean()
     return Neighbours(distances, indices, np.take_along_axis(flipped, indices, 1), crowded)

@@ -1,6 +1,6 @@
-"""What people would use instead, on the same weights, noise, steps and guidance: loops that answer with pictures.
+"""Loops that people would use instead, on the same weights, noise, steps and guidance.
 
-All are DDIM at evenly spaced timesteps, so that their pictures are the same but for rounding, and only how they come about differs.
+All are DDIM at evenly spaced timesteps, so their pictures are the same but for rounding.
 """
 
 import copy
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.generate import to_uint8
 from cfgdiff.runtime.noise import normals
@@ -18,44 +19,44 @@ from cfgdiff.runtime.noise import normals
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PEER = "diffusers, "  # what the names of diffusers' loops begin with
+PEER = "diffusers, "  # begins the names of diffusers' loops
 Draw = Callable[[int], np.ndarray]  # a number of pictures, of all classes in turn -> (N, H, W, C) uint8
 
 
 def ours(engine: Engine, bundle: Bundle, steps: int) -> Draw:
-    """`generate`: the guidance inside the graph. Every evaluation is guided, as diffusers' loop does it, whatever the bundle's interval."""
+    """`generate`: the guidance inside the graph. Every evaluation is guided, as diffusers' loop does it, whatever the
+    bundle's interval."""
 
     def draw(n: int) -> np.ndarray:
-        drawn = generate(engine, bundle, _classes(bundle, n), steps, sampler="ddim", spacing="uniform", interval=(0, np.inf), batch=n)
+        drawn = generate(
+            engine, bundle, _classes(bundle, n), steps, sampler="ddim", spacing="uniform", interval=(0, np.inf), batch=n
+        )
         return np.concatenate([pictures for _, pictures in drawn])
 
     return draw
 
 
 def two_passes(engine: Engine, bundle: Bundle, steps: int) -> Draw:
-    """The same engine asked twice a step, once with the null class, and combined outside."""
+    """The same engine called twice a step, once with the null class, and the guidance computed outside."""
     w, null_class = np.float32(bundle.defaults.guidance), len(bundle.class_names)
     none = np.zeros(0, np.float32)
 
-    class Outside:
-        name, precision, max_batch = engine.name, engine.precision, engine.max_batch
-
-        def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    class TwoPasses(WrappedEngine):
+        def predict(
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+        ) -> np.ndarray:
             """See `Engine.predict`, all rows guided."""
-            cond = engine.predict(sample, timestep, class_label, none)
-            uncond = engine.predict(sample, timestep, np.full_like(class_label, null_class), none)
+            cond = super().predict(sample, timestep, class_label, none)
+            uncond = super().predict(sample, timestep, np.full_like(class_label, null_class), none)
             return uncond + w * (cond - uncond)
 
-        def close(self) -> None:
-            """It is the other's to close."""
-
-    return ours(Outside(), bundle, steps)
+    return ours(TwoPasses(engine), bundle, steps)
 
 
 def diffusers_loops(network: "nn.Module", bundle: Bundle, steps: int, compiled: bool) -> dict[str, Draw]:
-    """diffusers' loop in every form that may be its fastest, by name: float32 and, where the device has it, bfloat16; eager in either
-    layout, because which is faster depends on the network and the precision; and by torch.compile, which takes a minute a form and batch.
-    On the GPU where PyTorch sees one.
+    """diffusers' loop in every form that may be its fastest, by name: float32 and, where the device has it, bfloat16;
+    eager in either layout, because which is faster depends on the network and the precision; and by torch.compile,
+    which takes a minute a form and batch. On the GPU where PyTorch sees one.
 
     Raises:
         Failure: as `diffusers_loop`.
@@ -77,7 +78,8 @@ def diffusers_loops(network: "nn.Module", bundle: Bundle, steps: int, compiled: 
 
 
 def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
-    """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines; a network in bfloat16 runs under autocast.
+    """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines; a network in bfloat16
+    runs under autocast.
 
     Raises:
         Failure: diffusers is not installed, or has no such schedule.
@@ -90,14 +92,19 @@ def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
         raise Failure("diffusers is not installed; pip install diffusers") from None
     schedule, null_class, w = bundle.schedule, len(bundle.class_names), bundle.defaults.guidance
     if steps < 1 or schedule.T % steps:
-        raise Failure(f"diffusers' evenly spaced timesteps are ours only where the steps divide {schedule.T}, found {steps}")
+        raise Failure(
+            f"diffusers' evenly spaced timesteps are ours only where the steps divide {schedule.T}, found {steps}"
+        )
     betas = {"cosine": "squaredcos_cap_v2", "linear": "linear"}[schedule.kind]
     kind = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[schedule.prediction]
-    scheduler: Any = DDIMScheduler(num_train_timesteps=schedule.T, beta_schedule=betas, prediction_type=kind, clip_sample=False,
-                                   set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
+    scheduler: Any = DDIMScheduler(num_train_timesteps=schedule.T, beta_schedule=betas, prediction_type=kind,
+                                   clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
     scheduler.set_timesteps(steps)
     weights = next(network.parameters())
-    device, low = weights.device, weights.dtype is torch.bfloat16  # autocast alone would convert the weights at every call
+    device, low = (
+        weights.device,
+        weights.dtype is torch.bfloat16,
+    )  # autocast alone would convert the weights at every call
 
     @torch.no_grad()
     def draw(n: int) -> np.ndarray:
@@ -106,8 +113,8 @@ def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
         both = torch.cat([torch.full_like(labels, null_class), labels])
         for t in scheduler.timesteps:
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                answer: Tensor = network(torch.cat([x, x]), torch.full((2 * n,), float(t) + 1, device=device), both)
-            uncond, cond = answer.float().chunk(2)
+                prediction: Tensor = network(torch.cat([x, x]), torch.full((2 * n,), float(t) + 1, device=device), both)
+            uncond, cond = prediction.float().chunk(2)
             x = scheduler.step(uncond + w * (cond - uncond), t, x).prev_sample
         return to_uint8(x.cpu().numpy() * schedule.data_std)
 
@@ -137,12 +144,12 @@ def torch_network(bundle: Bundle, checkpoint: Any = None) -> "nn.Module":
     if not preset:
         raise Failure(f"{bundle.path}: does not say which network it is; give --checkpoint RUN")
     changes = re.findall(r"--set[ =](network\..+?)(?= --|;|$)", command)
-    found, _ = initial_weights(bundle.path)
-    for norm in ("group", "affine"):  # what the preset meant may have changed since; `group` has all that `affine` has, and more
+    weights, _ = initial_weights(bundle.path)
+    for norm in ("group", "affine"):  # the preset's may have changed; `group` has all of `affine`'s weights, and more
         config = make_config(load_preset(preset[1]), (*changes, f"network.norm={norm}"))
         network = make_network(config, bundle.image_shape, len(bundle.class_names))
         own = network.state_dict()
-        if all(name in found and found[name].numel() == value.numel() for name, value in own.items()):
-            network.load_state_dict({name: found[name].reshape(value.shape) for name, value in own.items()})
+        if all(name in weights and weights[name].numel() == value.numel() for name, value in own.items()):
+            network.load_state_dict({name: weights[name].reshape(value.shape) for name, value in own.items()})
             return network.eval().requires_grad_(False)
     raise Failure(f"{bundle.path}: its graph is not of {command}; give --checkpoint RUN")

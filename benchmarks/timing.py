@@ -1,16 +1,16 @@
-"""Timing by turns: every benchmark here gets its figures this way, so that a machine whose speed drifts slows all cases alike."""
+"""Timing in turns: every benchmark uses it, so that a machine whose speed drifts slows all cases alike."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-PAUSE = 0.02  # seconds between turns: threads of the one before spin for a little
+PAUSE = 0.02  # seconds between turns: threads of the previous case spin for a while
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something timed: seconds of each round, and the pictures that each made."""
+    """A timed case: seconds of each round, and the pictures drawn in each."""
 
     name: str
     pictures: int
@@ -35,7 +35,9 @@ class Case:
         return statistics.median(self.ratios(other))
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, pictures: int = 1, warm: bool = False) -> dict[str, Case]:
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], rounds: int, pictures: int = 1, warm: bool = False
+) -> dict[str, Case]:
     """Time all cases in turns, `rounds` times, after one unmeasured turn each where they are not `warm`."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for measured in [*([] if warm else [False]), *[True] * rounds]:
@@ -45,4 +47,4 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, pictures
             case()
             if measured:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: Case(name, pictures, found) for name, found in seconds.items()}
+    return {name: Case(name, pictures, rounds_of) for name, rounds_of in seconds.items()}

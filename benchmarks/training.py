@@ -1,11 +1,9 @@
-"""Training speed against what people would write instead, the loop of diffusers' unconditional example on accelerate, and against group
-normalisation.
+"""Training speed against the loop of diffusers' unconditional example on accelerate, and against group normalisation.
 
-    python -m cfgdiff.benchmarks.training --data DATA
-
-All train on the same pictures with the same batch, in turns, in the same precision on the same threads; ours and accelerate the same
-network, and ours once more with `network.norm=group`. Each has its own optimiser and its own average of the weights; ours also logs and
-keeps its snapshots. The example stays as it is written: it does not ask for channels_last, which whoever uses accelerate may add.
+All train on the same pictures with the same batch, in turns, in the same precision on the same threads; ours and
+accelerate the same network, and ours once more with `network.norm=group`. Each has its own optimiser and its own
+average of the weights; ours also logs and keeps its snapshots. The example stays as written, without channels_last,
+which users of accelerate may add.
 """
 
 import tempfile
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor
 
@@ -23,7 +20,6 @@ from cfgdiff.trainer.data import PictureSet, load_data
 from cfgdiff.trainer.loop import steps as training_steps
 from cfgdiff.trainer.optim import fast_bfloat16
 
-from . import run
 from .timing import Case, interleaved
 
 
@@ -36,16 +32,21 @@ def our_steps(config: Config, data: PictureSet, folder: Path) -> Iterator[None]:
 
 
 def their_steps(config: Config, data: PictureSet) -> Iterator[None]:
-    """One step at a time of a loop as in diffusers' examples/unconditional_image_generation: accelerate, AdamW, clipping, EMAModel."""
+    """One step at a time of a loop as in diffusers' examples/unconditional_image_generation: accelerate, AdamW,
+    clipping, EMAModel."""
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bfloat16" else "no", cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.train.precision == "bfloat16" else "no", cpu=not torch.cuda.is_available()
+    )
     network = make_network(config, (3, *data.pictures.shape[2:]), len(data.class_names))
     average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-    scheduler: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler: Any = DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
     loader = torch.utils.data.DataLoader(_Tensors(data), batch_size=config.train.batch, shuffle=True, drop_last=True)
     network, optimiser, loader = accelerator.prepare(network, optimiser, loader)
     while True:
@@ -87,7 +88,8 @@ def steps_of(loop: Iterator[None], steps: int) -> Callable[[], None]:
 
 
 def configs(preset: str, overrides: tuple[str, ...], precision: str, batch: int | None) -> tuple[Config, Config]:
-    """The preset with these settings, and the same with group normalisation. Precision auto is what `cfgdiff train` would take here."""
+    """The preset with these settings, and the same with group normalisation. Precision auto is that of `cfgdiff train`
+    here."""
     if precision == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
@@ -96,42 +98,29 @@ def configs(preset: str, overrides: tuple[str, ...], precision: str, batch: int 
     return make_config(tree, overrides), make_config(tree, (*overrides, "network.norm=group"))
 
 
-def report(found: dict[str, Case], rounds: int) -> str:
-    """A line a loop with its pictures a second, and a line for the ratio of the first to each other, medians with least and largest."""
+def report(cases: dict[str, Case], rounds: int) -> str:
+    """A line a loop with its pictures a second, and a line for the ratio of the first to each other, medians with least
+    and largest."""
     lines = []
-    for name, case in found.items():
+    for name, case in cases.items():
         spread = f"{case.pictures / max(case.seconds):.1f} .. {case.pictures / min(case.seconds):.1f}"
         lines.append(f"{name:<22}{case.pictures / case.median:8.1f} pictures/s  (median of {rounds}; {spread})")
-    first, *others = found.values()
+    first, *others = cases.values()
     for other in others:
         ratios = first.ratios(other)
         lines.append(f"{first.name} / {other.name}: {first.times(other):.2f}  ({min(ratios):.2f} .. {max(ratios):.2f})")
     return "\n".join(lines)
 
 
-@click.command()
-@click.option("--data", default="cifar10", show_default=True, type=click.Path(path_type=Path), help="As for cfgdiff train.")
-@click.option("--preset", default="cifar10-small", show_default=True)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as for cfgdiff train. Repeats.")
-@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]),
-              help="Of all loops; auto is bfloat16 where the device has instructions for it.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(min=1), help="Pictures a step. Default: the preset's.")
-@click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Steps a turn.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Turns that are measured.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
-def command(data: Path, preset: str, overrides: tuple[str, ...], precision: str, batch: int | None, steps: int, rounds: int,
-            threads: int) -> None:  # fmt: skip
-    """Compare the training speed with a loop on accelerate, as in diffusers' example, and with group normalisation."""
-    torch.set_num_threads(threads)
-    config, grouped = configs(preset, overrides, precision, batch)
-    pictures = load_data(data, config.train.image_size)
+def compare(data: Path, configs: tuple[Config, Config], steps: int, rounds: int) -> str:
+    """Time the loops in turns of so many steps, on the pictures at `data`: `report` under a line with the settings."""
+    ours, grouped = configs
+    pictures = load_data(data, ours.train.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        loops = {"cfgdiff": our_steps(config, pictures, Path(folder) / "ours"), "accelerate": their_steps(config, pictures),
+        loops = {"cfgdiff": our_steps(ours, pictures, Path(folder) / "ours"), "accelerate": their_steps(ours, pictures),
                  "cfgdiff, group norm": our_steps(grouped, pictures, Path(folder) / "grouped")}  # fmt: skip
-        found = interleaved({name: steps_of(loop, steps) for name, loop in loops.items()}, rounds, steps * config.train.batch)
-    click.echo(f"{preset}, network.norm={config.network.norm}, {config.train.precision}, batch {config.train.batch}, {threads} threads")
-    click.echo(report(found, rounds))
-
-
-if __name__ == "__main__":
-    run(command)
+        cases = interleaved(
+            {name: steps_of(loop, steps) for name, loop in loops.items()}, rounds, steps * ours.train.batch
+        )
+    norm, train, threads = ours.network.norm, ours.train, torch.get_num_threads()
+    return f"network.norm={norm}, {train.precision}, batch {train.batch}, {threads} threads\n{report(cases, rounds)}"

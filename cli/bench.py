@@ -1,40 +1,75 @@
-"""`cfgdiff bench`: how fast, against what people would use instead, and against the machine."""
+"""`cfgdiff bench`: speed against other loops and against the machine's limit; and further comparisons, as
+subcommands."""
 
 import json
 import os
 import shlex
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from .flags import Numbers, progress_bar
 from .train import PATH
-
-if TYPE_CHECKING:
-    from cfgdiff.runtime import Bundle
 
 POSITIVE = click.IntRange(min=1)
 
 
-@click.command(
+class Bench(click.Group):
+    """A command with subcommands: arguments that begin with a subcommand's name go to it, all others are the command's
+    own."""
+
+    allow_interspersed_args, allow_extra_args = True, False
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Of the command that `args` call."""
+        if args and args[0] in self.commands:
+            return self.commands[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command that `ctx` is of."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+def counts(most: int, example: str) -> Numbers:
+    """A flag's list of numbers from 1 to `most`."""
+
+    def number(text: str) -> int:
+        if not 0 < int(text) <= most:
+            raise ValueError
+        return int(text)
+
+    return Numbers(f"numbers from 1 to {most} as in {example}", number=number)
+
+
+@click.group(
+    cls=Bench,
+    invoke_without_command=True,
+    subcommand_metavar="| COMMAND [ARGS]...",
     epilog="""\b
 Examples:
   cfgdiff bench --quick
   cfgdiff bench exported/all --out bench-all
-  cfgdiff bench exported/mine --checkpoint runs/mine --threads 8"""
+  cfgdiff bench exported/mine --checkpoint runs/mine --threads 8
+  cfgdiff bench calls exported/all --batches 1,64
+  cfgdiff bench samplers --steps 4,6,8,10 --n 2048 --frechet alexnet.safetensors --out table.md
+  cfgdiff bench training --data DATA
+  cfgdiff bench gpu --out report""",
 )
 @click.argument("bundle", type=PATH, required=False)
 @click.option(
     "--quick", is_flag=True, help="Fewer batches and rounds, no torch.compile, no other sizes: minutes on two cores."
 )
 @click.option(
-    "--out", type=PATH, metavar="DIR", help="Where bench.json, bench.md and bench.png go. Default: bench-NAME."
+    "--out", type=PATH, metavar="DIR", help="Folder for bench.json, bench.md and bench.png. Default: bench-NAME."
 )
-@click.option(
-    "--steps", type=POSITIVE, help="Evaluations of ddim that the loops are compared at. Default: 10, or 5 with --quick."
-)
+@click.option("--steps", type=POSITIVE, help="Evaluations of ddim in every loop. Default: 10, or 5 with --quick.")
 @click.option("--rounds", type=POSITIVE, help="Turns of each case that are measured. Default: 7, or 5 with --quick.")
 @click.option("--threads", type=POSITIVE, help="CPU threads of all of them. Default: the processor's cores.")
 @click.option(
@@ -43,22 +78,17 @@ Examples:
     metavar="RUN",
     help="The bundle's network in PyTorch. Default: the preset that the bundle names.",
 )
-def bench(
-    bundle: Path | None,
-    quick: bool,
-    out: Path | None,
-    steps: int | None,
-    rounds: int | None,
-    threads: int | None,
-    checkpoint: Path | None,
-) -> None:
-    """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in the same run.
+def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None, rounds: int | None,
+          threads: int | None, checkpoint: Path | None) -> None:  # fmt: skip
+    """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in
+    the same run.
 
-    The loops draw the same pictures, which is checked first: ours on every engine that works here, the same engine asked twice a step,
-    and diffusers' scheduler around the network in PyTorch: eager in either layout, compiled unless --quick, in float32 and bfloat16. The
-    fastest of these is what ours is held against. Then: the paper's 1000 steps, whole calls from the shell, one call of the network
-    against the machine's matrix product, and what is not the network.
+    All loops draw the same pictures, which is checked first: ours on every engine that works here, the same engine
+    called twice a step, and diffusers' scheduler around the network in PyTorch: eager in either layout, compiled unless
+    --quick, in float32 and bfloat16. Ours is compared with the fastest of these. Then: the paper's 1000 steps, calls
+    from the shell, one call of the network against the machine's matrix product, and the time outside of the network.
     """
+    from cfgdiff.benchmarks.bench import measure
     from cfgdiff.benchmarks.bench_report import markdown, plot
     from cfgdiff.benchmarks.machine import describe
     from cfgdiff.runtime import load_bundle
@@ -75,67 +105,116 @@ def bench(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Failure(f"--out: {folder} cannot be made ({error.strerror}); choose another place") from None
-    told = {
+    report = {
         "model": model.name,
         "command": shlex.join(["cfgdiff", *sys.argv[1:]]),
         "machine": describe(),
         "threads": threads,
     }
-    found = told | _measure(model, quick, steps, rounds, threads, checkpoint)
-    text = markdown(found)
-    write_whole(folder / "bench.json", (json.dumps(found, indent=1) + "\n").encode())
+    report |= measure(
+        model, quick, steps, rounds, threads, checkpoint, lambda part: click.echo(f"{part} ...", err=True)
+    )
+    text = markdown(report)
+    write_whole(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
     write_whole(folder / "bench.md", text.encode())
-    write_whole(folder / "bench.png", plot(found))
+    write_whole(folder / "bench.png", plot(report))
     click.echo(text)
 
 
-def _measure(
-    model: "Bundle", quick: bool, steps: int, rounds: int, threads: int, checkpoint: Path | None
-) -> dict[str, Any]:
-    """All figures, by the name of their table."""
-    from cfgdiff.benchmarks import bench as parts
-    from cfgdiff.benchmarks.latency import open_all
-    from cfgdiff.benchmarks.machine import kinds, peak
-    from cfgdiff.benchmarks.whole import operators, outside_rows, shell_rows
-    from cfgdiff.benchmarks.work import work_rows
-    from cfgdiff.runtime import open_engine
-    from cfgdiff.runtime.errors import Failure
+@bench.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option(
+    "--batches",
+    default="1,8,64",
+    show_default=True,
+    metavar="B[,B...]",
+    type=counts(4096, "1,8,64"),
+    help="Pictures in a call.",
+)
+@click.option("--rounds", default=7, show_default=True, type=POSITIVE, help="Calls of each that are measured.")
+def calls(bundle: Path | None, batches: tuple[int, ...], rounds: int) -> None:
+    """Time one call of the network for every variant and engine of a bundle (by default the packaged model)."""
+    from cfgdiff.benchmarks.calls import call_rows, call_table, open_all
+    from cfgdiff.runtime import load_bundle
 
-    found: dict[str, Any] = {"steps": steps, "rounds": rounds, "skipped": []}
-    with ExitStack() as held:
-        engines, reasons = open_all(model, held, threads)
-        if not engines:
-            raise Failure(f"no engine works here: {'; '.join(reasons)}")
-        found["skipped"] += [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
-        chosen = held.enter_context(closing(open_engine(model, threads=threads)))  # what a user gets
-        _tell("the machine's matrix product")
-        peaks = {kind: peak(kind, threads) for kind in kinds()}
-        _tell("loops")
-        user = f"{chosen.name} {chosen.precision}"
-        engines.setdefault(user, chosen)  # a TensorRT engine has its file's name there
-        draws = parts.all_draws(engines, model, steps, threads, checkpoint, not quick, found["skipped"])
-        found["peers"] = parts.peer_rows(draws, [1], 2 * rounds) + parts.peer_rows(
-            draws, [64] if quick else [8, 64], rounds
-        )
-        found["lead"] = parts.lead_rows(found["peers"], f"cfgdiff, {user}", [1, 64])
-        _tell("the paper's way")
-        found["paper"] = parts.papers_way(chosen, model, 64, 4, 2)
-        _tell("calls of the network")  # a machine may have been slower a few minutes ago
-        found["peaks"] = {kind: max(value, peak(kind, threads)) for kind, value in peaks.items()}
-        found["engines"] = parts.engine_rows(
-            engines, model, [1, 8, 64] if quick else [1, 2, 8, 64, 256], rounds, found["peaks"]
-        )
-        found["operators"] = operators(model.path / model.variants["float32"].graph, model, 64, threads)
-        _tell("besides the network")
-        found["outside"] = outside_rows(chosen, model, [1, 64], rounds)
-        _tell("whole calls from the shell")
-        found["shell"] = shell_rows(model.path, [1, 64], rounds, threads)
-        _tell("cost by work")
-        found["work"] = work_rows(chosen, model, threads, [] if quick else [32, 64, 128], 2, found["peaks"])
-    if quick:
-        found["skipped"].append("pictures of other sizes, batches 2 and 256: leave out --quick")
-    return found
+    model = load_bundle(bundle)
+    with ExitStack() as stack:
+        engines, reasons = open_all(model, stack)
+        for reason, names in reasons.items():
+            click.echo(f"{', '.join(names)}: left out: {reason}", err=True)
+        click.echo(call_table(call_rows(engines, model, list(batches), rounds, {})))
 
 
-def _tell(what: str) -> None:
-    click.echo(f"{what} ...", err=True)
+@bench.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--steps", default="4,6,8,10,15,20,50", show_default=True, metavar="N[,N...]", type=counts(1000, "4,6,8"),
+              help="Network evaluations a picture.")  # fmt: skip
+@click.option("--samplers", metavar="NAME[,NAME...]", help="Default: all, and fitted steps where the bundle has them.")
+@click.option(
+    "--n", default=64, show_default=True, type=click.IntRange(min=2), help="Pictures of each, all classes in turn."
+)
+@click.option(
+    "--teacher-steps",
+    default=200,
+    show_default=True,
+    type=click.IntRange(2, 1000),
+    help="Evaluations of the teacher, dpmpp-2m.",
+)
+@click.option("--frechet", "weights", type=PATH, metavar="FILE",
+              help="AlexNet's convolutions as safetensors, for the Fréchet distances.")  # fmt: skip
+@click.option("--check-teacher", "checked", default=0, type=click.IntRange(min=0), metavar="N",
+              help="Show how far the teacher's first N pictures are from 1000 evaluations of ddim.")  # fmt: skip
+@click.option("--data", type=PATH, metavar="DIR",
+              help="Fréchet distances to these real pictures, too, as for cfgdiff train.")  # fmt: skip
+@click.option("--out", type=PATH, metavar="FILE", help="Write the tables there, too, as Markdown.")
+@click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
+def samplers(bundle: Path | None, steps: tuple[int, ...], samplers: str | None, **others: Any) -> None:
+    """Compare the samplers of a bundle (by default the packaged model) with a teacher of many evaluations, in
+    float32."""
+    from cfgdiff.benchmarks.samplers import Setting, parse_samplers, samplers_report
+    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime.files import write_whole
+
+    model = load_bundle(bundle)
+    setting = Setting(parse_samplers(samplers, model), sorted(set(steps)), **others)
+    text = samplers_report(model, setting, partial(progress_bar, "sampling"))
+    click.echo(text)
+    if setting.out is not None:
+        write_whole(setting.out, (text + "\n").encode())
+
+
+@bench.command()
+@click.option("--data", default="cifar10", show_default=True, type=PATH, help="As for cfgdiff train.")
+@click.option("--preset", default="cifar10-small", show_default=True, help="As for cfgdiff train.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as for cfgdiff train. Repeats."
+)
+@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]),
+              help="Of all loops; auto is bfloat16 where the device has instructions for it.")  # fmt: skip
+@click.option("--batch", type=POSITIVE, help="Pictures a step. Default: the preset's.")
+@click.option("--steps", default=4, show_default=True, type=POSITIVE, help="Steps a turn.")
+@click.option("--rounds", default=7, show_default=True, type=POSITIVE, help="Turns that are measured.")
+@click.option("--threads", default=2, show_default=True, type=POSITIVE, help="CPU threads.")
+def training(data: Path, preset: str, overrides: tuple[str, ...], precision: str, batch: int | None, steps: int,
+             rounds: int, threads: int) -> None:  # fmt: skip
+    """Compare the training speed with a loop on accelerate, as in diffusers' example, and with group normalisation."""
+    import torch
+
+    from cfgdiff.benchmarks.training import compare, configs
+
+    torch.set_num_threads(threads)
+    click.echo(f"{preset}, {compare(data, configs(preset, overrides, precision, batch), steps, rounds)}")
+
+
+@bench.command()
+@click.option("--bundle", type=PATH, help="The model. Default: the packaged one.")
+@click.option("--out", type=PATH, required=True, help="Folder for the bundle with its engines and report.md.")
+@click.option("--batch", default="1,64,256", show_default=True, metavar="MIN,OPT,MAX", help="As for cfgdiff export.")
+@click.option("--n", default=256, show_default=True, type=click.IntRange(min=8), help="Pictures for the certificates.")
+@click.option("--rounds", default=20, show_default=True, type=POSITIVE, help="Calls of each engine that are timed.")
+def gpu(bundle: Path | None, out: Path, batch: str, n: int, rounds: int) -> None:
+    """Build, certify and time TensorRT engines on this machine's GPU; exit code 1 where one fails its certificate."""
+    from cfgdiff.benchmarks.gpu_check import check
+
+    if check(bundle, out, batch, n, rounds, partial(click.echo, err=True)):
+        raise SystemExit(1)

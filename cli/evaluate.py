@@ -1,7 +1,6 @@
 """`cfgdiff eval`: how good is this model, and does it copy its training data?"""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .flags import INTERVAL, log_to_stderr
+from .flags import INTERVAL, log_to_stderr, progress_bar
 from .train import PATH
 
 if TYPE_CHECKING:
-    from cfgdiff.runtime import Bundle
+    from cfgdiff.benchmarks.subject import Subject
+    from cfgdiff.runtime import Bundle, Engine
     from cfgdiff.trainer.data import PictureSet
 
-QUICK, QUICK_SWEEP, SWEEP, FULL = 2048, 512, 2048, 50_000
+QUICK, QUICK_SWEEP, QUICK_CAS, SWEEP, FULL = 2048, 512, 5000, 2048, 50_000
 KINDS = ("auto", "inception", "alexnet", "classifier")
 POSITIVE = click.IntRange(min=1)
 
@@ -42,7 +42,8 @@ Examples:
   cfgdiff eval --data DATA --features alexnet --alexnet alexnet.safetensors
   cfgdiff eval --data DATA --out quality --shard 2/4
 
-Without --data, or where no weights for features are available, nothing is compared: samples, interpolations and class accuracy only.""",
+Without --data, or where no weights for features are available, nothing is compared: the page shows samples,
+interpolations and class accuracy only.""",
 )
 @click.argument("bundle", type=PATH, required=False)
 @click.option(
@@ -59,24 +60,27 @@ Without --data, or where no weights for features are available, nothing is compa
     default=1,
     show_default=True,
     type=POSITIVE,
-    help="Measure n samples as often, for a mean and a deviation.",
+    help="Measure so many sets of n samples, for a mean and a deviation.",
 )
 @click.option(
     "--out",
     type=PATH,
     metavar="DIR",
-    help="Where samples and the report go; what is there is not drawn again. Default: eval-NAME.",
+    help="Folder for samples and the report; samples that are there are kept. Default: eval-NAME.",
 )
 @click.option(
     "--features", default="auto", show_default=True, type=click.Choice(KINDS), help="What distances are measured in."
 )
 @click.option("--alexnet", type=PATH, metavar="FILE", envvar="CFGDIFF_ALEXNET", show_envvar=True,
-              help="AlexNet's convolutions as safetensors, under torchvision's names. Default: fetched once by torchvision.")  # fmt: skip
+              help="AlexNet's convolutions as safetensors, torchvision's names. Default: fetched once.")  # fmt: skip
 @click.option("--classifier", type=PATH, metavar="FILE",
-              help="From python -m cfgdiff.benchmarks.classifier. Default for CIFAR-10: the one that comes with this.")  # fmt: skip
+              help="From cfgdiff classifier train. Default for CIFAR-10: the packaged one.")  # fmt: skip
 @click.option(
     "--sweep/--no-sweep", default=True, show_default=True, help="Also measure other guidances and evaluations."
 )
+@click.option("--cas", is_flag=True,
+              help="Also train a classifier on samples and test it on real pictures: the classification accuracy "
+              f"score, on {FULL} samples, {QUICK_CAS} with --quick, or --n. It takes minutes.")  # fmt: skip
 @click.option(
     "--best",
     default=8,
@@ -89,7 +93,7 @@ Without --data, or where no weights for features are available, nothing is compa
     "--shard",
     callback=_shard,
     metavar="K/M",
-    help="Draw one of M shares of the samples and stop; the last call goes without.",
+    help="Draw one of M shares of the samples and stop; a last call without it makes the report.",
 )
 @click.option("--guidance", type=float, help="Guidance w. Default: the model's.")
 @click.option(
@@ -102,7 +106,7 @@ Without --data, or where no weights for features are available, nothing is compa
     default=0,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Picture i depends on it, i and its class alone.",
+    help="Picture i depends on the seed, i and its class alone.",
 )
 @click.option("--engine", default="auto", show_default=True, help="As for cfgdiff-run.")
 @click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
@@ -111,59 +115,69 @@ Without --data, or where no weights for features are available, nothing is compa
     is_flag=True,
     help="Put the figures and what the sweep chose as defaults into the bundle and its model card.",
 )
-def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None, features: str,
-             alexnet: Path | None, classifier: Path | None, sweep: bool, best: int, shard: tuple[int, int] | None, guidance: float | None,
-             interval: tuple[float, float] | None, steps: int | None, sampler: str | None, seed: int, engine: str, threads: int | None,
-             store: bool) -> None:  # fmt: skip
-    """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training data.
+def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None,
+             features: str, alexnet: Path | None, classifier: Path | None, sweep: bool, cas: bool, best: int,
+             shard: tuple[int, int] | None, engine: str, threads: int | None, store: bool,
+             **settings: Any) -> None:  # fmt: skip
+    """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training
+    data.
 
-    One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training pictures in LPIPS,
-    guidance and evaluations swept, samples, interpolations. In Inception's features the distances are FID and KID; where its weights
-    cannot be fetched, AlexNet's or the classifier's take their place, and the report says so.
+    One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training
+    pictures in LPIPS, guidance and evaluations swept, samples, interpolations. In Inception's features the distances
+    are FID and KID; where its weights cannot be fetched, AlexNet's or the classifier's take their place, and the report
+    says so.
     """
     from cfgdiff.benchmarks.blocks import Sampling
-    from cfgdiff.benchmarks.evaluate import draw
-    from cfgdiff.benchmarks.evaluate import evaluate as find_all
+    from cfgdiff.benchmarks.evaluate import evaluate as measure
     from cfgdiff.benchmarks.features import choose_judges
     from cfgdiff.benchmarks.figures import interpolations
     from cfgdiff.benchmarks.report import write_report
-    from cfgdiff.export.card import write_card
-    from cfgdiff.export.description import store_evaluation
+    from cfgdiff.benchmarks.subject import Subject
     from cfgdiff.runtime import Request, load_bundle, open_engine
 
     log_to_stderr()
-    found = load_bundle(bundle)
+    model = load_bundle(bundle)
     if store:
-        _check_store(found.path, shard)
-    for name in ("jinja2",) if data is None else ("jinja2", "matplotlib", "torch_fidelity"):
-        import_module(name)  # what is missing is told before the work
-    pictures = None if data is None else _real(data, found)
-    judge, extractor, weights, notes = choose_judges(found, features, alexnet, classifier, threads)
-    settings = Request([], steps, guidance, seed, sampler, interval=interval)
-    seconds, folder = dict[str, float](), out or Path(f"eval-{found.name}")
-    n = n or (QUICK if quick else FULL)
-    with closing(open_engine(found, engine, threads=threads)) as opened:
-        sampling, stage = Sampling(folder / "samples", found, opened, extractor, judge), partial(_stage, seconds)
+        _check_store(model.path, shard)
+    if cas and data is None:
+        raise click.UsageError("--cas: tests a classifier on real pictures, found no --data")
+    for name in ("jinja2", *(data is not None) * ("matplotlib", "torch_fidelity"), *cas * ("torch", "onnx")):
+        import_module(name)  # a missing package shows before the work
+    pictures = None if data is None else _real(data, model)
+    judge, extractor, weights, notes = choose_judges(model, features, alexnet, classifier, threads)
+    seconds, folder, request = dict[str, float](), out or Path(f"eval-{model.name}"), Request([], **settings)
+    samples, trained_on = n or (QUICK if quick else FULL), n or (QUICK_CAS if quick else FULL)
+    with closing(open_engine(model, engine, threads=threads)) as opened:
+        sampling, stage = Sampling(folder / "samples", model, opened, extractor, judge), partial(_stage, seconds)
+        subject = Subject(sampling, request, samples, stage, repeats, pictures, cas * trained_on, threads)
         if shard is not None:
-            draw(sampling, settings, n * repeats, stage, f"shard {shard[0]} of {shard[1]}", shard)
-            left = len(sampling.missing(settings, n * repeats))
-            click.echo(
-                f"{sampling.place(settings)}: {f'{left} blocks are not yet' if left else 'all blocks are'} there"
-            )
+            _draw_shard(subject, shard)
             return
         for note in notes:
             click.echo(note, err=True)
-        swept = sweep * (QUICK_SWEEP if quick else SWEEP)
-        result, real = find_all(sampling, settings, n, repeats, pictures, weights, swept, threads, stage, notes)
+        result = measure(subject, weights, sweep * (QUICK_SWEEP if quick else SWEEP), notes)
         result.seconds = seconds
-        page = write_report(
-            folder, result, found, interpolations(opened, found, found.class_names[:5]), judge, real, best
-        )
+        page = write_report(folder, result, interpolations(opened, model, model.class_names[:5]), best)
         if store:
-            store_evaluation(found, result.summary())
-            if (found.path / "README.md").is_file():
-                write_card(load_bundle(found.path), opened)
+            _store(model, result.summary(), opened)
     click.echo(f"{page}: {_headline(result.summary())}")
+
+
+def _draw_shard(subject: "Subject", shard: tuple[int, int]) -> None:
+    subject.fill(subject.settings, subject.total, f"shard {shard[0]} of {shard[1]}", shard)
+    left = len(subject.sampling.missing(subject.settings, subject.total))
+    place = subject.sampling.place(subject.settings)
+    click.echo(f"{place}: {f'{left} blocks are not yet' if left else 'all blocks are'} there")
+
+
+def _store(model: "Bundle", summary: dict[str, Any], engine: "Engine") -> None:
+    from cfgdiff.export.card import write_card
+    from cfgdiff.export.description import store_evaluation
+    from cfgdiff.runtime import load_bundle
+
+    store_evaluation(model, summary)
+    if (model.path / "README.md").is_file():
+        write_card(load_bundle(model.path), engine)
 
 
 def _real(data: Path, bundle: "Bundle") -> "PictureSet":
@@ -188,18 +202,18 @@ def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:
 def _stage(seconds: dict[str, float], label: str, length: int) -> Iterator[Callable[[int], object]]:
     """A progress bar on standard error where that is a terminal; the time of the stage is kept in `seconds`."""
     started = time.perf_counter()
-    with click.progressbar(
-        length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty() or not length
-    ) as bar:
-        yield bar.update
+    with progress_bar(label, length) as watch:
+        yield watch
     name = label.split(",")[0]
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def _headline(summary: dict[str, Any]) -> str:
-    parts = []
-    if "quality" in summary:
-        parts.append(f"{summary['called']['frechet']} {summary['quality']['frechet']['mean']:.2f}")
+    parts, quality = [], summary.get("quality", {})
+    if "frechet" in quality:
+        parts.append(f"{summary['called']['frechet']} {quality['frechet']['mean']:.2f}")
+    if "cas" in quality:
+        parts.append(f"classification accuracy score {quality['cas']['mean']:.1%}")
     if "class accuracy" in summary:
         parts.append(f"class accuracy {summary['class accuracy']:.1%}")
     if "nearest" in summary:

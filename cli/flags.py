@@ -1,7 +1,9 @@
 """Shared by commands: types of flags, which flags were typed, and logging."""
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,10 @@ def log_to_stderr(verbose: bool = False) -> None:
     """Show warnings, and that engines are being measured, on standard error; with `verbose`, why one was taken."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("cfgdiff.speeds").setLevel(logging.INFO)
+
+
+@contextmanager
+def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, hidden where that is no terminal, or where there is nothing to do. Call it with what is done."""
+    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty() or not length) as bar:
+        yield bar.update

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .bench import bench
+from .classifier import classifier
 from .engines import engines
 from .errors import run_command
 from .evaluate import evaluate
@@ -33,7 +34,7 @@ def group() -> None:
     """Train, export and inspect class-conditional diffusion models."""
 
 
-for part in (train, export, verify, fit_steps, evaluate, bench, engines):
+for part in (train, export, verify, fit_steps, evaluate, bench, classifier, engines):
     group.add_command(part)
 
 

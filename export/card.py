@@ -12,6 +12,7 @@ from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.images import grid, save_png
 from cfgdiff.runtime.sidecar import engines_beside
 
+from .markdown import table
 from .recipe import inputs, recipe
 
 SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
@@ -56,7 +57,7 @@ def _card(bundle: Bundle) -> str:
         "", "Against float32 on ONNX Runtime, from the same noise "
         "(prediction and x0: largest relative error over noise levels;",
         "features: share of the distance between unrelated pictures):", "",
-        *markdown_table(["graph", "MB", *MEASURES, "certificate"], [
+        table(["graph", "MB", *MEASURES, "certificate"], [
             [v.graph, _megabytes(bundle, v.graph), *_of_graph(v)] for v in bundle.variants.values()
         ]),
     ]  # fmt: skip
@@ -67,7 +68,7 @@ def _card(bundle: Bundle) -> str:
             for e in engines
         ]  # fmt: skip
         heads = ["TensorRT engine", "MB", "module", "SM", "batch", *MEASURES, "certificate"]
-        lines += ["", *markdown_table(heads, rows)]
+        lines += ["", table(heads, rows)]
     return "\n".join(lines)
 
 
@@ -77,8 +78,8 @@ def _evaluated(evaluation: dict[str, Any]) -> list[str]:
         return []
     used, lines = evaluation["protocol"], []
     for key, name in evaluation.get("called", {}).items():
-        held_out = evaluation.get("held-out pictures", {}).get(key)
-        reference = "" if held_out is None else f" (held-out pictures: {held_out:.4g})"
+        real = evaluation.get("held-out pictures", {}).get(key)
+        reference = "" if real is None else f" (real pictures: {real:.4g})"
         lines.append(f"- {name}: {evaluation['quality'][key]['mean']:.4g}{reference}")
     if "class accuracy" in evaluation:
         lines.append(f"- class accuracy: {evaluation['class accuracy']:.1%}, by a classifier")
@@ -132,12 +133,3 @@ def _megabytes(bundle: Bundle, file: str) -> str:
 
 def _inline(value: Any) -> str:
     return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
-
-
-def markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table whose columns also align as plain text."""
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    lines = [heads, ["-" * width for width in widths], *rows]
-    return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]

@@ -39,11 +39,17 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted steps, and their mean squared error in x0 to the teacher's held-out pictures beside that of dpmpp-2m."""
+    """Fitted steps, and their error to the teacher on held-out pictures (`squared_error`) beside that of dpmpp-2m."""
 
     fitted: Fitted
     error: float
     plain_error: float
+
+
+def squared_error(pictures: np.ndarray, teacher: np.ndarray) -> float:
+    """The error to a teacher: mean squared difference to its pictures, pixels in -1 .. 1, to which uint8 is mapped."""
+    scale = 127.5 if teacher.dtype == np.uint8 else 1.0
+    return float(np.square((pictures.astype(np.float64) - teacher) / scale).mean())
 
 
 def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: int = 128, held_out: int = 32,
@@ -68,7 +74,10 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
         drawn = SAMPLERS["dpmpp-2m"].solve(
             predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise
         )
-        errors = (float(np.square(picture[pictures:] - teacher.states[-1][pictures:]).mean()) for picture in (x, drawn))
+        errors = (
+            squared_error(*(s * schedule.data_std for s in (x0[pictures:], teacher.states[-1][pictures:])))
+            for x0 in (x, drawn)
+        )
         fits[n] = Fit(fitted, *errors)
     return fits
 

@@ -25,7 +25,9 @@ class Sleeper:
     def __init__(self, seconds: float = 0.001) -> None:
         self.seconds, self.calls = seconds, list[tuple[int, int]]()
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """Half of the sample."""
         self.calls.append((len(sample), len(guidance)))
         time.sleep(self.seconds * (len(sample) + len(guidance)))

@@ -32,8 +32,16 @@ def test_the_features_are_pytorchs(weights: str, size: int, request: pytest.Fixt
     x = (x - torch.tensor(SHIFT).view(1, 3, 1, 1)) / torch.tensor(SCALE).view(1, 3, 1, 1)
     x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", align_corners=False)
     # the scaled picture is resized here, the resized one scaled there: the same, as weights of a resize sum to 1
-    for name, stride, padding, pool in (("0", 4, 2, 1), ("3", 1, 2, 1), ("6", 1, 1, 0), ("8", 1, 1, 0), ("10", 1, 1, 0)):
-        x = torch.nn.functional.conv2d(x, tensors[f"features.{name}.weight"], tensors[f"features.{name}.bias"], stride, padding).relu()
+    for name, stride, padding, pool in (
+        ("0", 4, 2, 1),
+        ("3", 1, 2, 1),
+        ("6", 1, 1, 0),
+        ("8", 1, 1, 0),
+        ("10", 1, 1, 0),
+    ):
+        x = torch.nn.functional.conv2d(
+            x, tensors[f"features.{name}.weight"], tensors[f"features.{name}.bias"], stride, padding
+        ).relu()
         x = torch.nn.functional.max_pool2d(x, 3, 2) if pool else x
     expected = x.mean((2, 3)).numpy()
     assert x.shape[1:] == (256, 3, 3) and expected.std() > 0.01
@@ -62,7 +70,12 @@ def lpips_of(weights: dict[str, np.ndarray]) -> object:
     torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
     lpips = pytest.importorskip("lpips", reason="needs the train extra: pip install 'cfgdiff[train]'")
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    own = {name: p for part in network.net.children() if isinstance(part, torch.nn.Sequential) for name, p in part.named_parameters()}
+    own = {
+        name: p
+        for part in network.net.children()
+        if isinstance(part, torch.nn.Sequential)
+        for name, p in part.named_parameters()
+    }
     for name, p in own.items():
         p.data.copy_(torch.from_numpy(weights[f"features.{name}"]))
     assert len(own) == len(weights)
@@ -72,7 +85,9 @@ def lpips_of(weights: dict[str, np.ndarray]) -> object:
 @pytest.mark.filterwarnings("ignore")  # torchvision's and lpips's own deprecations
 @pytest.mark.parametrize("size", [(32, 32), (40, 56)])
 @pytest.mark.parametrize("weights", ["drawn_weights", "published"])
-def test_squared_distances_are_those_of_the_lpips_package(weights: str, size: tuple[int, int], request: pytest.FixtureRequest) -> None:
+def test_squared_distances_are_those_of_the_lpips_package(
+    weights: str, size: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
     found = read_weights(request.getfixturevalue(weights), "--alexnet")
     network = lpips_of(found)
     import torch
@@ -93,11 +108,17 @@ def test_squared_distances_are_those_of_the_lpips_package(weights: str, size: tu
 def test_the_published_pairs(published: Path) -> None:
     folder = os.environ.get("CFGDIFF_LPIPS_PICTURES")
     if not folder:
-        pytest.skip("needs ex_ref.png, ex_p0.png and ex_p1.png of the lpips project: set CFGDIFF_LPIPS_PICTURES to their folder")
+        pytest.skip(
+            "needs ex_ref.png, ex_p0.png and ex_p1.png of the lpips project: set CFGDIFF_LPIPS_PICTURES to their folder"
+        )
     from PIL import Image
 
-    pictures = np.stack([np.asarray(Image.open(Path(folder) / f"ex_{name}.png").convert("RGB")) for name in ("ref", "p0", "p1")])
-    vectors = open_vectors(embedding(read_weights(published, "--alexnet"), read_linear(), *pictures.shape[1:3]), 1)(pictures)
+    pictures = np.stack(
+        [np.asarray(Image.open(Path(folder) / f"ex_{name}.png").convert("RGB")) for name in ("ref", "p0", "p1")]
+    )
+    vectors = open_vectors(embedding(read_weights(published, "--alexnet"), read_linear(), *pictures.shape[1:3]), 1)(
+        pictures
+    )
     squares = np.square(vectors[1:].astype(np.float64) - vectors[0]).sum(1)
     np.testing.assert_allclose(squares, [0.722, 0.138], atol=6e-4)
 

@@ -16,7 +16,9 @@ class Fake:
 
     name, precision, max_batch, calls = "fake", "float32", 4096, 0
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray) -> np.ndarray:
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
         """0.3 x plus something of the class."""
         self.calls += 1
         return (np.float32(0.3) * sample + class_label[:, None, None, None] / np.float32(10)).astype(np.float32)
@@ -45,7 +47,9 @@ def test_samples_are_those_of_generate_with_their_features(small_bundle: Bundle,
     one = sampling(tmp_path, small_bundle)
     one.fill(FAST, 300)
     found = one.read(FAST, 300)
-    assert found.pictures.shape == (300, 16, 16, 3) and found.logits.shape == (300, 0) and found.scores.shape == (300, 0)
+    assert (
+        found.pictures.shape == (300, 16, 16, 3) and found.logits.shape == (300, 0) and found.scores.shape == (300, 0)
+    )
     np.testing.assert_array_equal(found.labels, np.arange(300) % 3)
     expected = generate(Fake(), small_bundle, [i % 3 for i in range(300)], 2, 1.0, sampler="ddim")
     np.testing.assert_array_equal(found.pictures, np.concatenate([part for _, part in expected]))

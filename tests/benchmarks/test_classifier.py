@@ -1,4 +1,5 @@
-"""A classifier learns what can be learnt, is written as it was trained, and is read back; the packaged one is what it says."""
+"""A classifier learns what can be learnt, is written as it was trained, and is read back; the packaged one is what it
+says."""
 
 from pathlib import Path
 
@@ -10,8 +11,9 @@ pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff
 
 import torch
 
-from cfgdiff.benchmarks.classifier import Classifier, accuracy, augmented, build, command, to_float, train
+from cfgdiff.benchmarks.classifier import Classifier, accuracy, augmented, build, to_float, train
 from cfgdiff.benchmarks.features import PACKAGED, open_classifier
+from cfgdiff.cli.classifier import classifier as group
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer.data import PictureSet
 
@@ -28,7 +30,9 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_it_learns_and_is_written_as_it_is(tmp_path: Path) -> None:
     pictures, labels = coloured(1200, 0)
     np.savez(tmp_path / "data.npz", pictures=pictures.transpose(0, 2, 3, 1), labels=labels)
-    made = CliRunner().invoke(command, [str(tmp_path / "data.npz"), "--out", str(tmp_path / "c.onnx"), "--size", "16", "--epochs", "8"])
+    made = CliRunner().invoke(
+        group, ["train", str(tmp_path / "data.npz"), "--out", str(tmp_path / "c.onnx"), "--size", "16", "--epochs", "8"]
+    )
     assert made.exit_code == 0 and "held-out pictures" in made.output, made.output
     found = open_classifier(tmp_path / "c.onnx", 1)
     assert found.image_shape == (3, 16, 16) and len(found.class_names) == 3 and found.accuracy is not None
@@ -58,7 +62,9 @@ def test_pictures_are_moved_and_mirrored_and_nothing_else() -> None:
     padded = torch.nn.functional.pad(picture, [2] * 4, mode="reflect")[0, 0]
     allowed = [padded[y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
     turned = [
-        torch.nn.functional.pad(picture.flip(3), [2] * 4, mode="reflect")[0, 0][y : y + 8, x : x + 8] for y in range(5) for x in range(5)
+        torch.nn.functional.pad(picture.flip(3), [2] * 4, mode="reflect")[0, 0][y : y + 8, x : x + 8]
+        for y in range(5)
+        for x in range(5)
     ]
     for i, one in enumerate(seen[:, 0]):
         assert any(torch.equal(one, other) for other in (allowed, turned)[i % 2 == 0])
@@ -86,7 +92,18 @@ def test_the_same_seed_trains_the_same() -> None:
 
 def test_the_packaged_one_is_right_about_more_than_nine_in_ten() -> None:
     found = open_classifier(PACKAGED, 1)
-    assert found.class_names == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert found.class_names == [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     assert found.image_shape == (3, 32, 32) and found.accuracy is not None and found.accuracy > 0.9
     assert PACKAGED.stat().st_size < 2_000_000
 
@@ -94,5 +111,7 @@ def test_the_packaged_one_is_right_about_more_than_nine_in_ten() -> None:
 def test_what_is_no_classifier_is_refused(tmp_path: Path, packaged: object) -> None:
     (tmp_path / "text.onnx").write_text("no graph")
     for path in (tmp_path / "absent.onnx", tmp_path / "text.onnx", packaged.path / "model.onnx"):  # type: ignore[attr-defined]
-        with pytest.raises(Failure, match=r"^--classifier: .*: not readable as a classifier \([^\n]*\); train one with"):
+        with pytest.raises(
+            Failure, match=r"^--classifier: .*: not readable as a classifier \([^\n]*\); train one with"
+        ):
             open_classifier(path)

@@ -1,5 +1,6 @@
 """What is found of a model: the rule for defaults, the best samples, the summary."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -7,19 +8,46 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cfgdiff.benchmarks import evaluate as evaluate_module
 from cfgdiff.benchmarks.blocks import Measured
-from cfgdiff.benchmarks.evaluate import SWEPT_AT, Found, accuracy, best, choose, even, part, sweep_settings
-from cfgdiff.benchmarks.measures import Quality
+from cfgdiff.benchmarks.evaluate import (
+    METRICS,
+    SWEPT_AT,
+    Result,
+    accuracy,
+    best,
+    choose,
+    compared,
+    evaluate,
+    sweep_settings,
+)
+from cfgdiff.benchmarks.report import quality_rows
+from cfgdiff.benchmarks.subject import Figure, Real, Subject, even, part
 from cfgdiff.runtime import Bundle
+from cfgdiff.runtime.errors import Failure
 
 
 def measured(labels: list[int], scores: np.ndarray) -> Measured:
     n = len(labels)
-    return Measured(np.zeros((n, 2, 2, 3), np.uint8), np.array(labels), np.zeros((n, 4), np.float32), np.zeros((n, 0), np.float32), scores)
+    return Measured(
+        np.zeros((n, 2, 2, 3), np.uint8),
+        np.array(labels),
+        np.zeros((n, 4), np.float32),
+        np.zeros((n, 0), np.float32),
+        scores,
+    )
 
 
 def row(varied: str, frechet: float, accuracy: float | None, **others: Any) -> dict[str, Any]:
-    return {"varied": varied, "frechet": frechet, "accuracy": accuracy, "guidance": 4.0, "interval": None, "evaluations": 10, **others}
+    return {
+        "varied": varied,
+        "frechet": frechet,
+        "accuracy": accuracy,
+        "guidance": 4.0,
+        "interval": None,
+        "evaluations": 10,
+        **others,
+    }
 
 
 STEPS = [
@@ -30,7 +58,11 @@ STEPS = [
 
 
 def test_defaults_follow_the_rule() -> None:
-    guided = [row("guidance", 1.0, 0.5, guidance=1.0), row("guidance", 5.0, 0.88, guidance=3.0), row("guidance", 9.0, 0.90, guidance=6.0)]
+    guided = [
+        row("guidance", 1.0, 0.5, guidance=1.0),
+        row("guidance", 5.0, 0.88, guidance=3.0),
+        row("guidance", 9.0, 0.90, guidance=6.0),
+    ]
     assert choose([*guided, *STEPS]) == {"guidance": 3.0, "interval": None, "steps": 6}
     inside = row("guidance", 4.0, 0.89, guidance=3.0, interval=(0.3, 10.0))
     assert choose([*guided, inside, *STEPS])["interval"] == (0.3, 10.0)
@@ -53,23 +85,70 @@ def test_the_best_are_those_of_which_the_classifier_is_surest() -> None:
 def test_a_part_is_cut_from_every_array() -> None:
     found = measured([0, 1, 2, 3, 4], np.arange(10, dtype=np.float32).reshape(5, 2))
     one = part(found, 1, 3)
-    assert one.labels.tolist() == [1, 2, 3] and len(one.pictures) == len(one.features) == len(one.logits) == len(one.scores) == 3
+    assert (
+        one.labels.tolist() == [1, 2, 3]
+        and len(one.pictures) == len(one.features) == len(one.logits) == len(one.scores) == 3
+    )
 
 
 def test_even_numbers_reach_from_end_to_end() -> None:
-    assert even(100, 5).tolist() == [0, 25, 50, 74, 99] and even(3, 10).tolist() == [0, 1, 2] and even(0, 4).tolist() == []
+    assert (
+        even(100, 5).tolist() == [0, 25, 50, 74, 99] and even(3, 10).tolist() == [0, 1, 2] and even(0, 4).tolist() == []
+    )
+
+
+def subject_of(samples: Measured, n: int, data: Any = None, inception: bool = False) -> Subject:
+    """Samples that are there already."""
+    extractor = SimpleNamespace(inception=inception, empty=data is None)
+    sampling = SimpleNamespace(protocol=lambda settings: {"seed": 0}, extractor=extractor)
+    subject = Subject(
+        sampling, None, n, lambda label, length: nullcontext(lambda done: None), len(samples.labels) // n, data
+    )  # type: ignore[arg-type]
+    subject.__dict__["samples"] = samples
+    return subject
 
 
 def test_the_summary_holds_means_over_repeats() -> None:
-    found = Found({"seed": 0}, False, 2, measured([0, 1, 0, 1], np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]), ["a note"])
-    found.qualities = [Quality(1.0, 0.1, 0.0, 0.5, 0.5, None, None), Quality(3.0, 0.3, 0.0, 0.5, 0.7, None, None)]
-    told = found.summary()
-    assert told["quality"]["frechet"] == {"mean": 2.0, "deviation": 1.0, "of": 2} and "score" not in told["quality"]
-    assert told["called"]["frechet"] == "Fréchet distance"
-    found.inception = True
-    assert found.summary()["called"]["frechet"] == "FID"
-    assert told["class accuracy"] == 0.75 and told["confusion"] == [[1, 1], [0, 2]] and told["notes"] == ["a note"]
-    assert "nearest" not in told and told["sweep"] == [] and told["chosen"] is None
+    result = Result(subject_of(measured([0, 1, 0, 1], np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]), 2), ["a note"])
+    result.figures = {"frechet": Figure("FID", [1.0, 3.0], 0.5), "kernel_std": Figure(None, [0.1, 0.1])}
+    tree = result.summary()
+    assert tree["quality"]["frechet"] == {"mean": 2.0, "deviation": 1.0, "of": 2} and tree["held-out pictures"] == {
+        "frechet": 0.5
+    }
+    assert tree["called"] == {"frechet": "FID"}
+    assert tree["class accuracy"] == 0.75 and tree["confusion"] == [[1, 1], [0, 2]] and tree["notes"] == ["a note"]
+    assert "nearest" not in tree and tree["sweep"] == [] and tree["chosen"] is None
+    assert "quality" not in Result(subject_of(measured([0], np.zeros((1, 0), np.float32)), 1), []).summary()
+
+
+@pytest.mark.parametrize("inception", [False, True])
+def test_a_distance_is_taken_of_every_repeat_and_of_held_out_pictures(inception: bool) -> None:
+    subject = subject_of(measured([0, 1, 0, 1], np.zeros((4, 0), np.float32)), 2, data=object(), inception=inception)
+    subject.samples.features[:] = np.arange(4)[:, None]
+    held_out = np.arange(10, 20, dtype=np.float32)[:, None].repeat(4, axis=1)
+    subject.__dict__["real"] = Real(held_out, held_out, held_out, held_out, held_out[:, :0], None)  # type: ignore[arg-type]
+    figures = compared(lambda features, *_: {"frechet": float(features.mean()), "other": 0.0})(subject)
+    assert figures["frechet"] == Figure(
+        "FID" if inception else "Fréchet distance", [0.5, 2.5], 14.5
+    )  # 10 and 19 stand for all
+    assert figures["other"].name is None
+
+
+def test_a_new_metric_is_one_line_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def brightness(subject: Subject) -> dict[str, Figure]:
+        return {"brightness": Figure("mean brightness", [float(subject.samples.pictures.mean())], 127.0)}
+
+    def fails(subject: Subject) -> dict[str, Figure]:
+        raise Failure("out of luck")
+
+    monkeypatch.setattr(evaluate_module, "METRICS", METRICS | {"brightness": brightness, "luck": fails})
+    subject, notes = subject_of(measured([0, 1], np.zeros((2, 0), np.float32)), 2), list[str]()
+    tree = evaluate(subject, None, 0, notes).summary()
+    assert (
+        tree["quality"] == {"brightness": {"mean": 0.0, "deviation": 0.0, "of": 1}}
+        and notes[-1] == "No luck. out of luck."
+    )
+    assert quality_rows(tree) == [("mean brightness", "0.0000", "127.0000")]
 
 
 def test_guidance_is_swept_at_the_same_evaluations_whatever_the_default_is(packaged: Bundle) -> None:

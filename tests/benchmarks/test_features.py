@@ -33,22 +33,42 @@ def classifier() -> Classifier:
     return open_classifier(PACKAGED, 1)
 
 
-def test_offline_a_stand_in_is_taken_and_said(classifier: Classifier, drawn_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_a_stand_in_is_taken_and_said(
+    classifier: Classifier, drawn_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(features, "inception_features", offline)
     weights = read_weights(drawn_weights, "--alexnet")
     found, told = choose_features("auto", weights, classifier)
     assert found.name.startswith("AlexNet") and not found.inception
-    assert "cannot be fetched (no network)" in told and "In place of Inception: AlexNet" in told and "no distance here is FID" in told
+    assert (
+        "cannot be fetched (no network)" in told
+        and "In place of Inception: AlexNet" in told
+        and "no distance here is FID" in told
+    )
     found, told = choose_features("auto", None, classifier)
-    assert found.name.startswith("classifier of 10 classes") and not found.inception and "In place of Inception: classifier" in told
-    with pytest.raises(Failure, match=r"^--features: none can be had: .*no network.*--alexnet FILE.*--classifier"):
+    assert (
+        found.name.startswith("classifier of 10 classes")
+        and not found.inception
+        and "In place of Inception: classifier" in told
+    )
+    with pytest.raises(Failure, match=r"^--features: none available: .*no network.*--alexnet FILE.*--classifier"):
         choose_features("auto", None, None)
 
 
-def test_what_was_asked_for_is_taken_or_refused(classifier: Classifier, drawn_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_asked_for_is_taken_or_refused(
+    classifier: Classifier, drawn_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(features, "inception_features", offline)
-    assert choose_features("classifier", None, classifier)[1] == choose_features("alexnet", read_weights(drawn_weights, "x"), None)[1] == ""
-    for kind, message in (("inception", "cannot be fetched"), ("alexnet", "give --alexnet FILE"), ("classifier", "train one")):
+    assert (
+        choose_features("classifier", None, classifier)[1]
+        == choose_features("alexnet", read_weights(drawn_weights, "x"), None)[1]
+        == ""
+    )
+    for kind, message in (
+        ("inception", "cannot be fetched"),
+        ("alexnet", "give --alexnet FILE"),
+        ("classifier", "train one"),
+    ):
         with pytest.raises(Failure, match=f"^--features {kind}: .*{message}"):
             choose_features(kind, None, None)
     wanted = Extractor("Inception", "0", True, lambda pictures: (pictures, pictures))
@@ -66,7 +86,10 @@ def test_inceptions_features_are_torch_fidelitys(monkeypatch: pytest.MonkeyPatch
     def drawn(url: str, progress: bool) -> dict[str, object]:
         """Random weights in place of those that need a network."""
         generator = torch.Generator().manual_seed(0)
-        return {name: torch.rand(p.shape, generator=generator) * 0.05 if p.is_floating_point() else p for name, p in shapes.items()}
+        return {
+            name: torch.rand(p.shape, generator=generator) * 0.05 if p.is_floating_point() else p
+            for name, p in shapes.items()
+        }
 
     shapes: dict[str, object] = {}
     real_load = module.FeatureExtractorInceptionV3.load_state_dict
@@ -97,7 +120,9 @@ def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError("no route to host")
 
     monkeypatch.setattr(module, "load_state_dict_from_url", fail)
-    with pytest.raises(Failure, match=r"^--features inception: its weights cannot be fetched \(no route to host\); connect once"):
+    with pytest.raises(
+        Failure, match=r"^--features inception: its weights cannot be fetched \(no route to host\); connect once"
+    ):
         inception_features()
 
 
@@ -145,7 +170,9 @@ def test_a_classifier_of_other_classes_is_not_taken(packaged: Bundle, small_bund
     found, told = find_classifier(small_bundle, None)
     assert found is None and told.startswith("No class accuracy: ")
     with pytest.raises(
-        Failure, match=r"^--classifier .*cifar10.onnx: is of \(3, 32, 32\) pictures of airplane, .*; expected \(3, 16, 16\) of a, b, c$"
+        Failure,
+        match=r"^--classifier .*cifar10.onnx: is of \(3, 32, 32\) pictures of airplane, .*; "
+        r"expected \(3, 16, 16\) of a, b, c$",
     ):
         find_classifier(small_bundle, PACKAGED)
 

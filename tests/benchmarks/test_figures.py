@@ -32,8 +32,12 @@ def test_a_grid_is_whole_and_enlarged() -> None:
 
 def neighbours() -> Neighbours:
     distances = np.array([[0.3, 0.4], [0.1, 0.9], [0.2, 0.5]])
-    return Neighbours(distances, np.array([[0, 1], [2, 0], [1, 2]]), np.array([[False, False], [True, False], [False, False]]),
-                      np.array([0.5, 0.9, 0.5]))  # fmt: skip
+    return Neighbours(
+        distances,
+        np.array([[0, 1], [2, 0], [1, 2]]),
+        np.array([[False, False], [True, False], [False, False]]),
+        np.array([0.5, 0.9, 0.5]),
+    )
 
 
 def test_the_nearest_come_first_with_their_neighbours_as_they_match() -> None:
@@ -48,12 +52,19 @@ def test_the_nearest_come_first_with_their_neighbours_as_they_match() -> None:
 
 def test_plots_are_svgs_that_say_what_they_show() -> None:
     pytest.importorskip("matplotlib", reason="needs the train extra: pip install 'cfgdiff[train]'")
-    cells = [("guidance", 1.0, None, 10, 0.5), ("guidance", 3.0, None, 10, 0.9), ("guidance", 3.0, (0.3, 10.0), 10, 0.8),
-             ("evaluations", 4.0, None, 4, 0.9)]  # fmt: skip
+    cells = [
+        ("guidance", 1.0, None, 10, 0.5),
+        ("guidance", 3.0, None, 10, 0.9),
+        ("guidance", 3.0, (0.3, 10.0), 10, 0.8),
+        ("evaluations", 4.0, None, 4, 0.9),
+    ]
     keys = ("varied", "guidance", "interval", "evaluations", "accuracy")
     rows = [dict(zip(keys, cell, strict=True)) | {"frechet": 3.0 / cell[1]} for cell in cells]
-    for make in (lambda: histogram(neighbours(), neighbours()), lambda: sweep_plot(rows, "guidance"),
-                 lambda: sweep_plot([row | {"accuracy": None} for row in rows], "evaluations")):  # fmt: skip
+    for make in (
+        lambda: histogram(neighbours(), neighbours()),
+        lambda: sweep_plot(rows, "guidance"),
+        lambda: sweep_plot([row | {"accuracy": None} for row in rows], "evaluations"),
+    ):
         text = make()
         assert ElementTree.fromstring(text).tag.endswith("svg") and text == make()
 

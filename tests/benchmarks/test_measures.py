@@ -1,9 +1,19 @@
 """Distances against closed forms and torch-fidelity's own."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from cfgdiff.benchmarks.measures import confusion, frechet, gaussian, quality
+from cfgdiff.benchmarks.measures import (
+    confusion,
+    frechet,
+    frechet_distance,
+    gaussian,
+    kernel_distance,
+    precision_and_recall,
+    score,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -56,16 +66,23 @@ def test_quality_knows_the_same_from_other_and_from_less() -> None:
     rng = np.random.default_rng(1)
     real, same, moved = rng.standard_normal((3, 400, 8)).astype(np.float32)
     reference, none = gaussian(real), np.zeros((400, 0), np.float32)
-    good, far = quality(same, none, real, reference), quality(moved + 3, none, real, reference)
+    distances = (frechet_distance, kernel_distance, precision_and_recall, score)
+
+    def quality(features: np.ndarray, logits: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(
+            **{k: v for distance in distances for k, v in distance(features, logits, real, reference).items()}
+        )
+
+    good, far = quality(same, none), quality(moved + 3, none)
     assert good.frechet < 0.2 and far.frechet == pytest.approx(72, rel=0.1)  # 8 x 3^2
     assert abs(good.kernel) < 0.01 < 1 < far.kernel
     assert good.precision > 0.8 and good.recall > 0.8 and far.precision < 0.1 and far.recall < 0.1
-    narrow = quality(same * np.float32(0.3), none, real, reference)
+    narrow = quality(same * np.float32(0.3), none)
     assert narrow.precision > 0.9 and narrow.recall < 0.7
-    assert good.score is None
+    assert score(same, none, real, reference) == {}
     sure = np.eye(4, dtype=np.float32)[np.arange(400) % 4] * 50
-    assert quality(same, sure, real, reference).score == pytest.approx(4, rel=0.05)  # of ten parts, drawn unevenly
-    assert quality(same, np.zeros((400, 4), np.float32), real, reference).score == pytest.approx(1)
+    assert quality(same, sure).score == pytest.approx(4, rel=0.05)  # of ten parts, drawn unevenly
+    assert quality(same, np.zeros((400, 4), np.float32)).score == pytest.approx(1)
 
 
 def test_confusion_counts_what_was_asked_by_row() -> None:

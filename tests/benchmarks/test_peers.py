@@ -17,13 +17,17 @@ def test_the_peers_pictures_are_ours(packaged: Bundle, engine: Engine) -> None:
     torch.set_num_threads(1)
     wanted = ours(engine, packaged, 4)(3).astype(int)
     assert wanted.shape == (3, 32, 32, 3)
-    peers = {"two passes": two_passes(engine, packaged, 4)} | diffusers_loops(torch_network(packaged), packaged, 4, compiled=False)
+    peers = {"two passes": two_passes(engine, packaged, 4)} | diffusers_loops(
+        torch_network(packaged), packaged, 4, compiled=False
+    )
     for name, peer in peers.items():
         apart = np.abs(peer(3) - wanted)
         assert 0 < apart.mean() < 3 if "bfloat16" in name else (apart > 1).mean() < 1e-3, name
 
 
-def test_every_form_of_the_peer_that_may_be_its_fastest_is_there(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_form_of_the_peer_that_may_be_its_fastest_is_there(
+    packaged: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
     pytest.importorskip("diffusers", reason="the peer library is missing: pip install 'cfgdiff[dev]'")
     compiled: list[object] = []
@@ -50,7 +54,9 @@ def test_steps_that_do_not_divide_the_schedule_are_refused(packaged: Bundle) -> 
         diffusers_loop(torch_network(packaged), packaged, 7)
 
 
-def test_a_bundle_that_does_not_name_its_network_needs_a_checkpoint(packaged: Bundle, small_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_that_does_not_name_its_network_needs_a_checkpoint(
+    packaged: Bundle, small_bundle: Bundle, tmp_path: Path
+) -> None:
     pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
     with pytest.raises(Failure, match="does not say which network it is; give --checkpoint RUN"):
         torch_network(small_bundle)
@@ -64,9 +70,11 @@ def test_a_bundle_that_does_not_name_its_network_needs_a_checkpoint(packaged: Bu
     "command",
     [
         "cfgdiff train --preset cifar10-small --processes 2 --init BUNDLE --set data.options={skip_broken: true}",
-        "cfgdiff train --preset=cifar10-small --set network.multipliers=[1, 1, 1] --set train.pictures=64; cfgdiff train --resume RUN",
-        "cfgdiff train --preset smoke --set network.multipliers=[1, 1, 1] --set network.blocks=2 --set network.channels=64 --set "
-        "network.head_channels=64 --set network.narrow_up=false; cfgdiff train --resume RUN --set train.pictures=64",
+        "cfgdiff train --preset=cifar10-small --set network.multipliers=[1, 1, 1] --set train.pictures=64; "
+        "cfgdiff train --resume RUN",
+        "cfgdiff train --preset smoke --set network.multipliers=[1, 1, 1] --set network.blocks=2 "
+        "--set network.channels=64 --set network.head_channels=64 --set network.narrow_up=false; "
+        "cfgdiff train --resume RUN --set train.pictures=64",
     ],
 )
 @pytest.mark.parametrize("norm", ["group", "affine"])

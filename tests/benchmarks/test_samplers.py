@@ -14,14 +14,13 @@ from click.testing import CliRunner
 from cfgdiff.benchmarks import samplers
 from cfgdiff.benchmarks.samplers import (
     COMPARED,
+    cells_table,
     compare,
     gaussian,
     parse_samplers,
-    parse_steps,
     possible,
-    squared_error,
-    table,
 )  # fmt: skip
+from cfgdiff.cli.bench import bench
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.fitted import Fitted
@@ -29,22 +28,15 @@ from cfgdiff.runtime.fitted import Fitted
 RNG = np.random.default_rng(0)
 
 
-def test_the_error_is_of_pixels_from_minus_one_to_one() -> None:
-    black, white = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 255, np.uint8)
-    assert squared_error(black, black) == 0
-    assert squared_error(black, white) == squared_error(white, black) == 4
-    white[0] = 0
-    assert squared_error(black, white) == 2
-
-
-def test_lists_are_read_or_refused() -> None:
-    assert parse_steps("8,4, 6,4") == [4, 6, 8]
+def test_lists_are_read_or_refused(packaged: Bundle) -> None:
     for wrong in ("", "0", "4,", "a", "1001"):
-        with pytest.raises(BadInput, match="--steps: expected numbers from 1 to 1000"):
-            parse_steps(wrong)
-    assert parse_samplers("heun,ddim,heun") == ["heun", "ddim"]
+        made = CliRunner().invoke(bench, ["samplers", "--steps", wrong])
+        assert made.exit_code == 2 and "--steps: expected numbers from 1 to 1000" in made.output
+    assert parse_samplers("heun,ddim,heun", packaged) == ["heun", "ddim"]
+    assert parse_samplers(None, packaged) == list(COMPARED)
+    assert parse_samplers(None, replace(packaged, fitted={})) == [name for name in COMPARED if name != "fitted"]
     with pytest.raises(BadInput, match=r"--samplers: no sampler 'uinpc'; choose from .*; did you mean 'unipc'"):
-        parse_samplers("ddim,uinpc")
+        parse_samplers("ddim,uinpc", packaged)
 
 
 def test_only_what_a_sampler_can_do_is_drawn(packaged: Bundle) -> None:
@@ -70,31 +62,66 @@ def test_each_cell_is_its_own_pictures_against_the_teachers() -> None:
     errors, distances = compare(draw, [("ddim", 2), ("ddim", 4), ("ddpm", 2)], teacher, features, references)
     assert errors == pytest.approx({("ddim", 2): (2 / 127.5) ** 2, ("ddim", 4): (4 / 127.5) ** 2})
     assert list(distances) == ["the teacher", "others"]
-    assert distances["the teacher"] == pytest.approx({("ddim", 2): 3 * 2**2, ("ddim", 4): 3 * 4**2, ("ddpm", 2): 3 * 2**2})
-    assert distances["others"] == pytest.approx({("ddim", 2): 3 * 2**2, ("ddim", 4): 0, ("ddpm", 2): 3 * 2**2}, abs=1e-9)
+    assert distances["the teacher"] == pytest.approx(
+        {("ddim", 2): 3 * 2**2, ("ddim", 4): 3 * 4**2, ("ddpm", 2): 3 * 2**2}
+    )
+    assert distances["others"] == pytest.approx(
+        {("ddim", 2): 3 * 2**2, ("ddim", 4): 0, ("ddpm", 2): 3 * 2**2}, abs=1e-9
+    )
     assert compare(draw, [("ddim", 2)], teacher, None, {})[1] == {}
-    assert table(["ddim", "ddpm"], [2, 4], distances["the teacher"], ".3f").splitlines() == [
-        "| sampler | 2 | 4 |", "|---|---|---|", "| ddim | 12.000 | 48.000 |", "| ddpm | 12.000 | - |",
+    assert cells_table(["ddim", "ddpm"], [2, 4], distances["the teacher"], ".3f").splitlines() == [
+        "| sampler | 2      | 4      |",
+        "| ------- | ------ | ------ |",
+        "| ddim    | 12.000 | 48.000 |",
+        "| ddpm    | 12.000 | -      |",
     ]  # fmt: skip
 
 
 def call(*args: object) -> "subprocess.CompletedProcess[str]":
-    """The command in a process of its own, on one thread: NumPy's eigenvalues are slow on several where others are at work."""
-    command = [sys.executable, "-W", "error", "-m", "cfgdiff.benchmarks.samplers", *map(str, args)]
+    """The command in a process of its own, on one thread: NumPy's eigenvalues are slow on several where others are at
+    work."""
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        "from cfgdiff.cli.main import main; main()",
+        "bench",
+        "samplers",
+        *map(str, args),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
 
 
 def read(lines: list[str]) -> dict[str, list[str]]:
     """The cells of a Markdown table by its first column."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ") and "| ---" not in line
+    ]
     return {row[0]: row[1:] for row in rows}
 
 
 def test_the_command_compares_all_samplers(small_bundle: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    np.savez(tmp_path / "real.npz", pictures=rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), labels=np.arange(30) % 3)
-    args = [small_bundle.path, "--steps", "2,6", "--n", 4, "--teacher-steps", 30, "--threads", 2, "--frechet", drawn_weights]
+    np.savez(
+        tmp_path / "real.npz", pictures=rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), labels=np.arange(30) % 3
+    )
+    args = [
+        small_bundle.path,
+        "--steps",
+        "2,6",
+        "--n",
+        4,
+        "--teacher-steps",
+        30,
+        "--threads",
+        2,
+        "--frechet",
+        drawn_weights,
+    ]
     args += ["--data", tmp_path / "real.npz", "--out", tmp_path / "table.md"]
     made = call(*args)
     assert made.returncode == 0 and made.stderr == "", made.stderr
@@ -116,7 +143,7 @@ def test_the_command_compares_all_samplers(small_bundle: Bundle, drawn_weights: 
 
 def test_the_packaged_models_pictures_come_closer_with_more_evaluations() -> None:
     args = ["--steps", "2,5", "--samplers", "dpmpp-2m", "--n", "2", "--teacher-steps", "12", "--threads", "2"]
-    made = CliRunner().invoke(samplers.command, args, catch_exceptions=False)
+    made = CliRunner().invoke(bench, ["samplers", *args], catch_exceptions=False)
     few, more = read(made.stdout.splitlines())["dpmpp-2m"]
     assert 1e-6 < float(more) < float(few) < 1 and "Fréchet" not in made.stdout
 
@@ -125,13 +152,31 @@ def test_the_teacher_is_checked_against_many_evaluations(
     small_bundle: Bundle, drawn_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samplers, "MOST", 200)
-    args = [str(small_bundle.path), "--steps", "2", "--samplers", "ddim", "--n", "2", "--threads", "2", "--check-teacher", "3"]
+    args = [
+        str(small_bundle.path),
+        "--steps",
+        "2",
+        "--samplers",
+        "ddim",
+        "--n",
+        "2",
+        "--threads",
+        "2",
+        "--check-teacher",
+        "3",
+    ]
     found = []
     for steps in ("3", "40"):
         made = CliRunner().invoke(
-            samplers.command, [*args, "--teacher-steps", steps, "--frechet", str(drawn_weights)], catch_exceptions=False
+            bench,
+            ["samplers", *args, "--teacher-steps", steps, "--frechet", str(drawn_weights)],
+            catch_exceptions=False,
         )
-        (line,) = (line for line in made.stdout.splitlines() if line.startswith("Teacher to 200 evaluations of ddim, 3 pictures"))
+        (line,) = (
+            line
+            for line in made.stdout.splitlines()
+            if line.startswith("Teacher to 200 evaluations of ddim, 3 pictures")
+        )
         found.append([float(number) for number in re.findall(r"(?:error|features) (\d[\d.e+-]*\d)", line)])
         assert list(read(made.stdout.splitlines())) == ["sampler", "ddim"]
     assert all(0 < more < few / 10 for few, more in zip(*found, strict=True)) and len(found[0]) == 2
@@ -145,8 +190,10 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
         (["--data", tmp_path], 2, "add --frechet"),
         (["--out", tmp_path / "absent" / "table.md"], 1, "--out: "),
     ):
-        failed = CliRunner().invoke(samplers.command, list(map(str, wrong)))
+        failed = CliRunner().invoke(bench, ["samplers", *map(str, wrong)])
         assert isinstance(failed.exception, Failure) and failed.exception.exit_code == code
         assert reason in str(failed.exception) and "\n" not in str(failed.exception)
     made = call(tmp_path)
-    assert made.returncode == 1 and len(made.stderr.splitlines()) == 1 and made.stderr.startswith("Error: "), made.stderr
+    assert made.returncode == 1 and len(made.stderr.splitlines()) == 1 and made.stderr.startswith("Error: "), (
+        made.stderr
+    )

@@ -11,7 +11,9 @@ from cfgdiff.benchmarks.timing import Case, interleaved
 def test_cases_take_turns_after_one_that_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "PAUSE", 0)
     calls: list[str] = []
-    found = interleaved({"a": lambda: (time.sleep(0.01), calls.append("a")), "b": lambda: calls.append("b")}, rounds=3, pictures=2)
+    found = interleaved(
+        {"a": lambda: (time.sleep(0.01), calls.append("a")), "b": lambda: calls.append("b")}, rounds=3, pictures=2
+    )
     assert calls == ["a", "b"] * 4 and [len(case.seconds) for case in found.values()] == [3, 3]
     assert min(found["a"].seconds) >= 0.01 > found["b"].median
 

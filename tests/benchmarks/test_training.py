@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from cfgdiff.benchmarks import training
 from cfgdiff.benchmarks.timing import Case, interleaved
 from cfgdiff.benchmarks.training import configs, our_steps, report, steps_of, their_steps
+from cfgdiff.cli.bench import bench
 from cfgdiff.trainer import build
 from cfgdiff.trainer.config import Config, load_preset, make_config
 from cfgdiff.trainer.data import PictureSet, load_data
@@ -50,7 +51,9 @@ def test_both_loops_change_the_weights_in_the_same_precision(
 
     def watched(*args: Any) -> torch.nn.Module:
         made.append(make(*args))
-        made[-1].stem.register_forward_hook(lambda _module, _inputs, answer: seen.append(answer.dtype) if answer.requires_grad else None)
+        made[-1].stem.register_forward_hook(
+            lambda _module, _inputs, answer: seen.append(answer.dtype) if answer.requires_grad else None
+        )
         return made[-1]
 
     monkeypatch.setattr(training, "make_network", watched)
@@ -78,7 +81,11 @@ def test_the_settings_are_the_presets_but_for_the_norm(monkeypatch: pytest.Monke
 
 
 def test_every_loop_and_the_ratios_of_the_first_to_the_others_are_told() -> None:
-    cases = [Case("cfgdiff", 8, [1.0, 2.0]), Case("accelerate", 8, [2.0, 8.0]), Case("cfgdiff, group norm", 8, [0.5, 1.0])]
+    cases = [
+        Case("cfgdiff", 8, [1.0, 2.0]),
+        Case("accelerate", 8, [2.0, 8.0]),
+        Case("cfgdiff, group norm", 8, [0.5, 1.0]),
+    ]
     assert report({case.name: case for case in cases}, 2).splitlines() == [
         "cfgdiff                    5.3 pictures/s  (median of 2; 4.0 .. 8.0)",
         "accelerate                 1.6 pictures/s  (median of 2; 1.0 .. 4.0)",
@@ -89,13 +96,25 @@ def test_every_loop_and_the_ratios_of_the_first_to_the_others_are_told() -> None
 
 
 @pytest.mark.filterwarnings("ignore")  # of accelerate and diffusers
-def test_one_call_compares_all_three_loops(setting: tuple[Config, PictureSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_call_compares_all_three_loops(
+    setting: tuple[Config, PictureSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    words = "--preset smoke --set network.channels=16 --set network.norm=affine --precision float32 --batch 4 --steps 1 --rounds 1"
-    made = CliRunner().invoke(training.command, ["--data", str(tmp_path), *words.split()], catch_exceptions=False)
+    words = "--preset smoke --set network.channels=16 --set network.norm=affine --precision float32 --batch 4"
+    made = CliRunner().invoke(
+        bench,
+        ["training", "--data", str(tmp_path), *words.split(), "--steps", "1", "--rounds", "1"],
+        catch_exceptions=False,
+    )
     first, *lines = made.stdout.splitlines()
-    assert first == "smoke, network.norm=affine, float32, batch 4, 2 threads"
-    begins = ["cfgdiff ", "accelerate ", "cfgdiff, group norm ", "cfgdiff / accelerate: ", "cfgdiff / cfgdiff, group norm: "]
+    assert first == f"smoke, network.norm=affine, float32, batch 4, {torch.get_num_threads()} threads"
+    begins = [
+        "cfgdiff ",
+        "accelerate ",
+        "cfgdiff, group norm ",
+        "cfgdiff / accelerate: ",
+        "cfgdiff / cfgdiff, group norm: ",
+    ]
     assert len(lines) == 5 and all(line.startswith(begin) for line, begin in zip(lines, begins, strict=True))
 
 

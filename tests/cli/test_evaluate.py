@@ -1,4 +1,5 @@
-"""`cfgdiff eval` from end to end on small models: the page holds everything and asks for nothing; mistakes are one line."""
+"""`cfgdiff eval` from end to end on small models: the page holds everything and asks for nothing; mistakes are one
+line."""
 
 import json
 import os
@@ -66,7 +67,9 @@ def check_page(file: Path) -> Page:
     text = file.read_text(encoding="utf-8")
     page = Page(text)
     assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert all(link.startswith("#") for link in page.links) and not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links) and not {"script", "link", "iframe", "object"} & set(
+        page.tags
+    )
     assert "url(http" not in text and "@import" not in text and "<!DOCTYPE svg" not in text
     return page
 
@@ -74,18 +77,40 @@ def check_page(file: Path) -> Page:
 def test_a_whole_report_of_the_packaged_model(packaged: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data.npz", 32, packaged.class_names)
     out = tmp_path / "out"
-    args = ["--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", out, "--no-sweep", "--repeats", "2", *FAST]
+    args = [
+        "--data",
+        data,
+        "--n",
+        "64",
+        "--alexnet",
+        drawn_weights,
+        "--out",
+        out,
+        "--no-sweep",
+        "--repeats",
+        "2",
+        "--cas",
+        *FAST,
+    ]
     made = call(*args)
     assert made.returncode == 0, made.stderr
-    assert re.search(r"report\.html: Fréchet distance \d+\.\d+, class accuracy \d+\.\d%, \d+ copies in 100$", made.stdout.strip())
+    accuracies = r"classification accuracy score \d+\.\d%, class accuracy \d+\.\d%"
+    expected = rf"report\.html: Fréchet distance \d+\.\d+, {accuracies}, \d+ copies in 100$"
+    assert re.search(expected, made.stdout.strip())
     page = check_page(tmp_path / "out" / "report.html")
     assert page.tags.count("svg") == 1
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "In place of Inception: AlexNet" in text and "<td>FID</td>" not in text and "<td>Fréchet distance</td>" in text
+    assert (
+        "In place of Inception: AlexNet" in text and "<td>FID</td>" not in text and "<td>Fréchet distance</td>" in text
+    )
     tree = json.loads((tmp_path / "out" / "report.json").read_text())
     assert tree["n"] == 64 and tree["quality"]["frechet"]["of"] == 2 and tree["quality"]["frechet"]["deviation"] > 0
-    assert tree["nearest"]["samples"]["n"] == 100 and tree["held-out pictures"]["frechet"] < tree["quality"]["frechet"]["mean"]
+    assert (
+        tree["nearest"]["samples"]["n"] == 100
+        and tree["held-out pictures"]["frechet"] < tree["quality"]["frechet"]["mean"]
+    )
     assert np.array(tree["confusion"]).sum() == 128
+    assert {"cas", "cas_both"} <= set(tree["quality"]) and "<td>classification accuracy score, N = 64</td>" in text
     blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples").rglob("block-*.npz")}
     assert len(blocks) == 1
     again = call(*args)
@@ -93,7 +118,9 @@ def test_a_whole_report_of_the_packaged_model(packaged: Bundle, drawn_weights: P
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "samples").rglob("block-*.npz")} == blocks
 
 
-def test_a_model_without_a_classifier_swept_and_stored(small_bundle: Bundle, drawn_weights: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_classifier_swept_and_stored(
+    small_bundle: Bundle, drawn_weights: Path, tmp_path: Path
+) -> None:
     bundle = Path(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
     data = write_data(tmp_path / "data.npz", 16, small_bundle.class_names)
     code = """import cfgdiff.benchmarks.evaluate as e, cfgdiff.cli.evaluate as c
@@ -104,16 +131,38 @@ def offline(url, progress):
 inception.load_state_dict_from_url = offline
 from cfgdiff.cli.main import main
 main()"""
-    args = ["eval", bundle, "--data", data, "--n", "64", "--alexnet", drawn_weights, "--out", tmp_path / "out", "--store"]
+    args = [
+        "eval",
+        bundle,
+        "--data",
+        data,
+        "--n",
+        "64",
+        "--alexnet",
+        drawn_weights,
+        "--out",
+        tmp_path / "out",
+        "--store",
+    ]
     args += ["--threads", "1", "--engine", "cpu"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     made = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, args)], capture_output=True, text=True, encoding="utf-8", env=env
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=env,
     )
     assert made.returncode == 0, made.stderr
     assert "No class accuracy: no classifier of these classes" in made.stderr
     tree = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [(row["guidance"], row["evaluations"]) for row in tree["sweep"]] == [(1, 10), (3, 10), (3, 10), (2, 1), (2, 2)]
+    assert [(row["guidance"], row["evaluations"]) for row in tree["sweep"]] == [
+        (1, 10),
+        (3, 10),
+        (3, 10),
+        (2, 1),
+        (2, 2),
+    ]
     assert any("No nearest neighbours. LPIPS" in note for note in tree["notes"]) and "class accuracy" not in tree
     assert check_page(tmp_path / "out" / "report.html").tags.count("svg") == 2
     stored = load_bundle(bundle)
@@ -121,20 +170,37 @@ main()"""
     assert stored.evaluation["quality"] == tree["quality"]
     from cfgdiff.export.card import card
 
-    assert f"- Fréchet distance: {tree['quality']['frechet']['mean']:.4g} (held-out pictures: " in card(stored)
+    assert f"- Fréchet distance: {tree['quality']['frechet']['mean']:.4g} (real pictures: " in card(stored)
 
 
 def test_shards_then_the_whole(small_bundle: Bundle, tmp_path: Path) -> None:
     interval = ["--guidance", "2", "--guidance-interval", "0.3,5"]
-    args = [small_bundle.path, "--n", "600", "--out", tmp_path / "out", *FAST, *interval, "--features", "classifier", "--classifier"]
+    args = [
+        small_bundle.path,
+        "--n",
+        "600",
+        "--out",
+        tmp_path / "out",
+        *FAST,
+        *interval,
+        "--features",
+        "classifier",
+        "--classifier",
+    ]
     failed = call(*args, tmp_path / "absent.onnx")
     assert failed.returncode == 1 and "not readable as a classifier" in failed.stderr
     classifier = write_classifier(tmp_path / "c.onnx", small_bundle)
     made = [call(*args, classifier, "--shard", shard) for shard in ("2/2", "1/2")]
     assert [one.returncode for one in made] == [0, 0], made[0].stderr
-    assert made[0].stdout.strip().endswith("2 blocks are not yet there") and made[1].stdout.strip().endswith("all blocks are there")
+    assert made[0].stdout.strip().endswith("2 blocks are not yet there") and made[1].stdout.strip().endswith(
+        "all blocks are there"
+    )
     whole = call(*args, classifier)
-    assert whole.returncode == 0 and "class accuracy" in whole.stdout and "No --data" in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        whole.returncode == 0
+        and "class accuracy" in whole.stdout
+        and "No --data" in (tmp_path / "out" / "report.html").read_text()
+    )
     assert json.loads((tmp_path / "out" / "report.json").read_text())["protocol"]["interval"] == [0.3, 5]
 
 
@@ -150,18 +216,31 @@ def test_without_any_features_there_are_samples_interpolations_and_class_accurac
     monkeypatch.setattr(features, "inception_features", unavailable)
     monkeypatch.setattr(features, "find_weights", unavailable)
     monkeypatch.setattr("cfgdiff.benchmarks.blocks.BLOCK", 32)
-    monkeypatch.setattr("cfgdiff.runtime.open_engine", partial(open_engine, precision="float32"))  # without measuring what is fastest
+    monkeypatch.setattr(
+        "cfgdiff.runtime.open_engine", partial(open_engine, precision="float32")
+    )  # without measuring what is fastest
     bundle = Path(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
     data = write_data(tmp_path / "data.npz", 16, small_bundle.class_names)
     given = ["--data", str(data)] if with_data else []
     args = [str(bundle), *given, "--n", "32", "--out", str(tmp_path / "out"), *FAST, "--store"]
     made = CliRunner().invoke(evaluate, args)
     assert made.exit_code == 0, made.exception
-    assert "No distances and no sweep. --features: none can be had" in made.output and made.stdout.strip().endswith("32 samples")
+    assert "No distances and no sweep. --features: none available" in made.output and made.stdout.strip().endswith(
+        "32 samples"
+    )
     tree = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert "quality" not in tree and tree["sweep"] == [] and "class accuracy" not in tree and tree["protocol"]["features"] == "none"
+    assert (
+        "quality" not in tree
+        and tree["sweep"] == []
+        and "class accuracy" not in tree
+        and tree["protocol"]["features"] == "none"
+    )
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert check_page(tmp_path / "out" / "report.html").sources and 'alt="interpolations"' in text and text.count('alt="samples: ') == 3
+    assert (
+        check_page(tmp_path / "out" / "report.html").sources
+        and 'alt="interpolations"' in text
+        and text.count('alt="samples: ') == 3
+    )
     assert load_bundle(bundle).evaluation["n"] == 32
     if not with_data:  # no features of its own, but a classifier that the features of "auto" are not taken from
         return
@@ -171,12 +250,14 @@ def test_without_any_features_there_are_samples_interpolations_and_class_accurac
     assert again.exit_code == 0 and "class accuracy" in again.stdout, again.exception
 
 
-@pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity"])
+@pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity", "torch"])
 def test_a_missing_package_is_told_before_the_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.chdir(tmp_path)
-    made = CliRunner().invoke(evaluate, ["--data", "absent"])
-    assert isinstance(made.exception, ModuleNotFoundError) and name in str(made.exception)  # run_command makes it a line
+    made = CliRunner().invoke(evaluate, ["--data", "absent", "--cas"])
+    assert isinstance(made.exception, ModuleNotFoundError) and name in str(
+        made.exception
+    )  # run_command makes it a line
     assert not list(tmp_path.iterdir())
 
 
@@ -187,7 +268,9 @@ def write_classifier(path: Path, bundle: Bundle) -> Path:
 
     torch.manual_seed(0)
     network = Classifier(bundle.image_shape[0], len(bundle.class_names), widths=(8, 8)).eval()
-    path.write_bytes(build(network, bundle.image_shape[1], {"class_names": bundle.class_names, "accuracy": None}).SerializeToString())
+    path.write_bytes(
+        build(network, bundle.image_shape[1], {"class_names": bundle.class_names, "accuracy": None}).SerializeToString()
+    )
     return path
 
 
@@ -203,6 +286,7 @@ def write_classifier(path: Path, bundle: Bundle) -> Path:
         (["--classifier", "absent"], 1, "--classifier: absent: not readable as a classifier"),
         (["--features", "inception"], 1, "--features inception: its weights cannot be fetched (no network)"),
         (["--sampler", "dimm"], 2, "sampler: no sampler 'dimm'"),
+        (["--cas"], 2, "--cas: tests a classifier on real pictures, found no --data"),
     ],
 )
 def test_mistakes_are_said_before_the_work(

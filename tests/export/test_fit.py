@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from cfgdiff.export.fit import choose, fit_steps, step_costs, total_evaluations
+from cfgdiff.export.fit import choose, fit_steps, squared_error, step_costs, total_evaluations
 from cfgdiff.runtime import Bundle, generate
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.noise import normals
@@ -117,3 +117,22 @@ def test_a_step_costs_what_lies_outside_its_span() -> None:
         _, residual, *_ = np.linalg.lstsq(basis, states[j].ravel().astype(float), rcond=None)
         assert cost[k, i, j] == pytest.approx(residual[0] / 12, rel=1e-4)
     assert np.isinf(cost[0, 2, 1]) and np.isinf(cost[2, 1, 3])
+
+
+def test_the_error_is_of_pixels_from_minus_one_to_one() -> None:
+    black, white = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 255, np.uint8)
+    assert squared_error(black, black) == 0
+    assert squared_error(black, white) == squared_error(white, black) == 4
+    white[0] = 0
+    assert squared_error(black, white) == 2
+    assert squared_error(np.float32([0.5, -1]), np.float32([0.5, 1])) == 2
+
+
+def test_the_error_that_is_reported_is_of_pixels_too(bundle: Bundle) -> None:
+    errors = []
+    for data_std in (0.5, 1.0):  # what pixels were divided by before they were noised
+        schedule = dataclasses.replace(bundle.schedule, data_std=data_std)
+        changed = dataclasses.replace(bundle, schedule=schedule)
+        found = fit_steps(Gaussians(changed), changed, [3], pictures=8, held_out=8, teacher_evaluations=20)[3]
+        errors.append((found.error, found.plain_error))
+    assert errors[1] == pytest.approx([4 * error for error in errors[0]])

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
 
-from cfgdiff.benchmarks.whole import operators, outside_rows, shell_rows
+from cfgdiff.benchmarks.shell import outside_rows, shell_rows
 from cfgdiff.runtime import Bundle
 from cfgdiff.runtime.errors import Failure
 
@@ -23,10 +23,3 @@ def test_whole_calls_are_timed_or_their_failure_is_told(small_bundle: Bundle, tm
     assert row["call"] == "cfgdiff-run --n 2" and 0.1 < row["s"] < 60 and 30 < row["MB"] < 2000
     with pytest.raises(Failure, match=r"^cfgdiff-run --n 1: fails \(Error: .*no bundle there"):
         shell_rows(tmp_path, [1], 1, 1)
-
-
-def test_the_shares_of_operators_are_of_the_whole(small_bundle: Bundle) -> None:
-    rows = operators(small_bundle.path / "model.onnx", small_bundle, 4, 1)
-    shares = [row["share"] for row in rows]
-    assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
-    assert any("Conv" in row["operator"] for row in rows[:4])

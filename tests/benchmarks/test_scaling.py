@@ -6,23 +6,35 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
 
-from cfgdiff.benchmarks.work import bound, of_size, work_rows
+from cfgdiff.benchmarks.scaling import bound, of_size, scaling_rows
 from cfgdiff.runtime import Bundle
 
 
 def test_one_thing_is_changed_at_a_time(small_bundle: Bundle, sleeper: Any) -> None:
     engine = sleeper(0.0)
     engine.max_batch = 64
-    rows = work_rows(engine, small_bundle, 1, [], 1, {"float32": 1e12})
+    rows = scaling_rows(engine, small_bundle, 1, [], 1, {"float32": 1e12})
     assert [(row["varied"], row["value"]) for row in rows] == [
         ("pictures", 4), ("pictures", 16), ("pictures", 32), ("batch", 1), ("batch", 4), ("batch", 16),
         ("evaluations", 2), ("evaluations", 4), ("evaluations", 8),
     ]  # fmt: skip
-    expected = [(4, 4, 1), (16, 4, 1), (16, 4, 2), (1, 4, 16), (4, 4, 4), (16, 4, 1), (16, 2, 1), (16, 4, 1), (16, 8, 1)]
-    assert [b for b, _ in engine.calls] == [batch for batch, steps, batches in expected for _ in range(2 * steps * batches)]
+    expected = [
+        (4, 4, 1),
+        (16, 4, 1),
+        (16, 4, 2),
+        (1, 4, 16),
+        (4, 4, 4),
+        (16, 4, 1),
+        (16, 2, 1),
+        (16, 4, 1),
+        (16, 8, 1),
+    ]
+    assert [b for b, _ in engine.calls] == [
+        batch for batch, steps, batches in expected for _ in range(2 * steps * batches)
+    ]
     assert all(row["ms"] > 0 and row["of peak"] > 0 for row in rows)
     engine.precision = "bfloat16"  # whose product was not measured
-    assert all(row["of peak"] is None for row in work_rows(engine, small_bundle, 1, [], 1, {"float32": 1e12}))
+    assert all(row["of peak"] is None for row in scaling_rows(engine, small_bundle, 1, [], 1, {"float32": 1e12}))
 
 
 def test_untrained_networks_of_other_sizes_run() -> None:
