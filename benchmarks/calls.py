@@ -50,7 +50,10 @@ def call_rows(engines: dict[str, Engine], bundle: Bundle, batches: list[int], ro
     (None without `BASE`)."""
     rows = []
     for b, g in [(batch, guided) for batch in batches for guided in (0, batch)]:
-        inputs, work = call_inputs(bundle, b, g), operations(bundle.path / bundle.variants["float32"].graph, b, g)
+        inputs, work = (
+            call_inputs(bundle, b, g),
+            operations(bundle.path / bundle.variants["float32"].graph, b, g, bundle.rows(b, g)),
+        )
         able = {name: engine for name, engine in engines.items() if b <= engine.max_batch}
         cases = interleaved({name: partial(engine.predict, *inputs) for name, engine in able.items()}, rounds, b)
         for name, case in cases.items():

@@ -94,9 +94,9 @@ def peak(kind: str, threads: int, rounds: int = 5) -> float:
     return best
 
 
-def operations(graph: Path, b: int, g: int) -> int:
+def operations(graph: Path, b: int, g: int, rows: int | None = None) -> int:
     """Multiplications and additions in the convolutions and matrix products of a guided graph, for B rows of which G
-    are guided."""
+    are guided; the network computes `rows`, by default B + G."""
     import onnx
     from onnx import helper, shape_inference
 
@@ -118,6 +118,8 @@ def operations(graph: Path, b: int, g: int) -> int:
             inner = (
                 int(np.prod(second[1:])) if node.op_type == "Conv" else across
             )  # its weights: (outputs, inputs / groups, ...)
-            rows = out if out[0] else (b + g, *out[1:])  # shape inference does not always know B + G
-            total += 2 * int(np.prod(rows)) * inner
+            size = (
+                out if out[0] else (b + g if rows is None else rows, *out[1:])
+            )  # inference does not always know B + G
+            total += 2 * int(np.prod(size)) * inner
     return total

@@ -96,6 +96,7 @@ def log_to_stderr(verbose: bool = False) -> None:
 
 @contextmanager
 def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, hidden where that is no terminal, or where there is nothing to do. Call it with what is done."""
-    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty() or not length) as bar:
+    """A progress bar on standard error, if a terminal, and if there is something to do. Call it with what is done."""
+    hidden = not sys.stderr.isatty() or not length
+    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden) as bar:
         yield bar.update

@@ -117,7 +117,7 @@ Examples:
   cfgdiff info cifar10-turbo"""
 )
 def models() -> None:
-    """List the packaged models: size, default steps, rows of the network a picture, quality, and speed on this machine."""
+    """List the packaged models: size, default steps, rows a picture, quality, and speed on this machine."""
     from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.bundle import packaged_models
 

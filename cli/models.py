@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cfgdiff.export.card import markdown_table
+from cfgdiff.export import markdown
 from cfgdiff.runtime import Bundle, Plan, Request, resolve
 from cfgdiff.runtime.speeds import MANY, speeds
 
@@ -11,7 +11,7 @@ HEADS = ["model", "MB", "steps", "rows a picture", "Fréchet distance", "class a
 
 def table(bundles: list[Bundle]) -> str:
     """A row for each bundle. Speeds are those that were measured before: listing takes no time."""
-    return "\n".join(markdown_table(HEADS, [_row(bundle) for bundle in bundles]))
+    return markdown.table(HEADS, [_row(bundle) for bundle in bundles])
 
 
 def rows_a_picture(plan: Plan) -> int:

@@ -177,7 +177,8 @@ def _report(drawing: "Drawing", seconds: dict[str, float]) -> str:
     """What --json prints."""
     plan, engine, w = drawing.plan, drawing.engine, drawing.plan.weights.tolist()
     return json.dumps({
-        "n": len(plan), "model": plan.bundle.name, "steps": plan.steps, "rows": engine.rows, "engine": engine.name, "precision": engine.precision,
+        "n": len(plan), "model": plan.bundle.name, "steps": plan.steps, "rows": engine.rows,
+        "engine": engine.name, "precision": engine.precision,
         "sampler": plan.course.sampler, "spacing": plan.course.spacing, "guidance": w[0] if len(set(w)) == 1 else w,
         "seed": plan.request.seed, "seconds": {name: round(value, 4) for name, value in seconds.items()},
     })  # fmt: skip

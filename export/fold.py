@@ -1,4 +1,4 @@
-"""The network that is exported: it predicts with and without the class in one batch, and guides; or it takes w itself."""
+"""The network that is exported: it predicts with and without the class in one batch and guides, or takes w itself."""
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class GuidedNetwork(nn.Module):
 
 
 class FoldedNetwork(nn.Module):
-    """A `network`, `(x, t, label, w) -> prediction`, that takes w as an input (`trainer.guided`), behind the same inputs."""
+    """A `network`, `(x, t, label, w) -> prediction`, whose input w is (`trainer.guided`), behind the same inputs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

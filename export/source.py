@@ -37,7 +37,7 @@ def from_bundle(path: Path | None, name: str, changes: dict[str, Any]) -> Source
 
 
 def checked_defaults(model: "LoadedModel", defaults: Defaults) -> Defaults:
-    """Those of a bundle. Raises `BadInput`, naming the one that a network with w as an input, or of few steps, refuses."""
+    """The defaults. Raises `BadInput`, naming the one that a network of few steps, or with w as an input, refuses."""
     known = Model(
         model.config.network.name, model.class_names, model.image_shape, model.schedule, defaults, **model.sampling
     )

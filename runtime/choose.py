@@ -90,7 +90,8 @@ def fastest(timed: list[Speed], by_name: bool, evaluations: float | None, batch:
     Args:
         by_name: the user named the precision, and so does not ask for float32's pictures.
     """
-    usable = sorted((s for s in timed if (s.right if by_name else s.certified)), key=lambda s: s.seconds(evaluations, batch))
+    usable = [s for s in timed if (s.right if by_name else s.certified)]
+    usable.sort(key=lambda s: s.seconds(evaluations, batch))
     for s in timed:
         if s not in usable:
             log.info("%s, %s passed over: %s", *s.way, s.verdict)

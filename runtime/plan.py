@@ -129,7 +129,7 @@ def guidance_of(bundle: Model, request: Request) -> Guidance:
 
 
 def _refuse_two_rows(bundle: Model, request: Request) -> None:
-    """Raises `BadInput` for what needs predictions without guidance beside the guided ones, and for a w out of range."""
+    """Raises `BadInput` for what needs predictions without guidance beside the guided ones, and for other w."""
     for parameter, given in (("interval", request.interval is not None), ("rescale", request.rescale != 0)):
         if given:
             raise BadInput(

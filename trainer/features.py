@@ -1,4 +1,4 @@
-"""A distance of pictures as a trained network sees them, to train on: unlike squared errors it does not prefer what is blurred."""
+"""A distance of pictures as a trained network sees them, to train on: it does not prefer blurred ones."""
 
 from functools import cache
 
@@ -14,7 +14,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class AlexNetFeatures(nn.Module):
-    """AlexNet's five convolutions, after each ReLU, divided by their length over the channels, as LPIPS compares them."""
+    """AlexNet's five convolutions after each ReLU, divided by their length over the channels, as in LPIPS."""
 
     shift: Tensor
     scale: Tensor
@@ -73,14 +73,13 @@ def _alexnet(path: str, device: str) -> AlexNetFeatures:
 
 
 def feature_distance(path: str, pictures: Tensor, targets: Tensor) -> Tensor:
-    """The mean over pictures of |a - b|^2, over channels summed, over positions averaged and over AlexNet's layers summed: a scalar.
+    """The distance |a - b|^2 of AlexNet's activations: summed over channels and layers, averaged over the rest.
 
-    LPIPS with all of its channel weights 1. `path` holds AlexNet's convolutions as safetensors; without one torchvision fetches them.
+    This is LPIPS with all weights 1. `path` is a file of AlexNet's convolutions; without one torchvision fetches them.
     """
     network = _alexnet(path, str(pictures.device))
     with torch.no_grad():
         wanted = network(targets.clamp(-1, 1))
-    found = network(
-        pictures + (pictures.clamp(-1, 1) - pictures).detach()
-    )  # seen as drawn, and pulled back from outside
-    return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).sum()
+    clamped = pictures + (pictures.clamp(-1, 1) - pictures).detach()  # its gradient also pulls back from outside
+    pairs = zip(network(clamped), wanted, strict=True)
+    return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).sum()

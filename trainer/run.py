@@ -107,7 +107,7 @@ class Run:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "float32")
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor, *w: Tensor) -> Tensor:
-        """The prediction of the averaged network, (B, C, H, W) float32 on the CPU; w (B,) is for networks that take it."""
+        """The averaged network's prediction, (B, C, H, W) float32 on the CPU; w (B,) is for networks that take it."""
         with torch.no_grad(), self.autocast():
             prediction: Tensor = self.ema.network(*(value.to(self.device) for value in (x_t, t, label, *w)))
         return prediction.float().cpu()

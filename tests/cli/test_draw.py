@@ -11,7 +11,7 @@ from PIL import Image
 
 from cfgdiff.cli import draw as module
 from cfgdiff.cli.draw import CountingEngine, Drawing, Target, draw, redraw
-from cfgdiff.runtime import Bundle, Request, resolve
+from cfgdiff.runtime import Bundle, Request, load_bundle, resolve
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.images import encoded, read_note
 
@@ -44,7 +44,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_rows_are_counted() -> None:
-    engine = CountingEngine(Fast())
+    engine = CountingEngine(Fast(), load_bundle())
     for b, g in ((5, 3), (2, 0)):
         engine.predict(np.zeros((b, 3, 2, 2)), np.zeros(b), np.zeros(b), np.ones(g))
     assert engine.rows == 10

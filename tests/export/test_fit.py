@@ -61,7 +61,10 @@ def test_few_fitted_evaluations_come_closer_to_the_exact_end_than_the_solver_doe
         fitted = one.fitted
         assert len(fitted.timesteps) == n + 1 and fitted.guidance == 2.0 and np.all(np.diff(fitted.timesteps) < 0)
         plain_times, errors = timesteps_for("dpmpp-2m", n, bundle.schedule), []
-        for sampler, times in ((fitted.sampler(), np.array(fitted.timesteps)), (SAMPLERS["dpmpp-2m"].solve, plain_times)):
+        for sampler, times in (
+            (fitted.sampler(), np.array(fitted.timesteps)),
+            (SAMPLERS["dpmpp-2m"].solve, plain_times),
+        ):
             drawn = sampler(
                 lambda x, t: engine.predict(x, np.full(len(x), t), np.zeros(0), np.zeros(0)),
                 x,

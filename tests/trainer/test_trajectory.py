@@ -94,7 +94,7 @@ def test_trained_steps_end_at_the_closed_form(steps: int, teacher: Teacher, monk
         optimiser.param_groups[0]["lr"] = 0.05 * (1 - i / 120)
         optimiser.zero_grad()
         value = trajectory.trajectory(network, ObjectiveConfig(), SCHEDULE, pictures, labels, 2, Draws(0, i, 16),
-                                      teacher="given", steps=(steps,), teacher_steps=64)  # fmt: skip
+                                      steps=(steps,), teacher_steps=64)  # fmt: skip
         value.backward()
         optimiser.step()
     x, timesteps = torch.ones(1, 1, 1, 1), student_timesteps(steps, 1000)
@@ -113,8 +113,9 @@ def test_each_number_of_steps_has_its_turn(teacher: Teacher, monkeypatch: pytest
             return super().forward(x, t, label, w)
 
     for i in range(3):
-        trajectory.trajectory(Watched(), ObjectiveConfig(), SCHEDULE, torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), 2,
-                              Draws(0, i, 2), teacher="given", steps=(1, 3), teacher_steps=6)  # fmt: skip
+        pictures, labels = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
+        trajectory.trajectory(Watched(), ObjectiveConfig(), SCHEDULE, pictures, labels, 2,
+                              Draws(0, i, 2), steps=(1, 3), teacher_steps=6)  # fmt: skip
     one, three = (student_timesteps(n, 1000)[:-1].round(1).tolist() for n in (1, 3))
     assert seen == [*one, *three, *one]
 
