@@ -23,7 +23,7 @@ from cfgdiff.benchmarks.evaluate import (
 )
 from cfgdiff.benchmarks.report import quality_rows
 from cfgdiff.benchmarks.subject import Figure, Real, Subject, even, part
-from cfgdiff.runtime import Bundle
+from cfgdiff.runtime import Bundle, load_bundle, resolve
 from cfgdiff.runtime.errors import Failure
 
 
@@ -66,8 +66,10 @@ def test_defaults_follow_the_rule() -> None:
     assert choose([*guided, *STEPS]) == {"guidance": 3.0, "interval": None, "steps": 6}
     inside = row("guidance", 4.0, 0.89, guidance=3.0, interval=(0.3, 10.0))
     assert choose([*guided, inside, *STEPS])["interval"] == (0.3, 10.0)
-    guided[1] |= {"accuracy": 0.86}  # more than 3 points below the highest
+    guided[1] |= {"accuracy": 0.84}  # too little
     assert choose([*guided, *STEPS])["guidance"] == 6.0
+    poor = [row("guidance", 5.0, 0.50, guidance=3.0), row("guidance", 9.0, 0.52, guidance=6.0)]
+    assert choose([*poor, *STEPS])["guidance"] == 3.0  # none is good enough: within 3 points of the best
     assert choose([row("guidance", 2.0, 0.9, interval=None), *STEPS])["interval"] is None
     blind = [row("guidance", 2.0, None, guidance=2.0), row("guidance", 1.0, None, guidance=1.5), *STEPS]
     assert choose(blind)["guidance"] == 1.5  # without a classifier the distance alone decides
@@ -149,6 +151,14 @@ def test_a_new_metric_is_one_line_in_the_table(monkeypatch: pytest.MonkeyPatch) 
         and notes[-1] == "No luck. out of luck."
     )
     assert quality_rows(tree) == [("mean brightness", "0.0000", "127.0000")]
+
+
+def test_a_model_of_few_steps_is_swept_over_what_it_was_trained_for() -> None:
+    turbo = load_bundle("cifar10-turbo")
+    cells = sweep_settings(SimpleNamespace(bundle=turbo), seed=0)
+    assert [cell.steps for cell in cells if cell.guidance is None] == [1, 2, 3, 4]
+    for cell in cells:
+        resolve(turbo, replace(cell, classes=["frog"]))
 
 
 def test_guidance_is_swept_at_the_same_evaluations_whatever_the_default_is(packaged: Bundle) -> None:
