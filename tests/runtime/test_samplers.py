@@ -112,7 +112,7 @@ def test_steps_of_samplers_at_other_timesteps_can_share_calls() -> None:
             except StopIteration as end:
                 ends[i] = end.value
                 del asked[i]
-    assert list(ends)[0] == 0 and len(ends) == len(SAMPLERS)  # the shortest first
+    assert next(iter(ends)) == 0 and len(ends) == len(SAMPLERS)  # the shortest first
     for i, x0 in enumerate(alone):
         np.testing.assert_array_equal(ends[i], x0)
 
