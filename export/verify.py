@@ -80,15 +80,13 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     Rows must not depend on order, repetition or batch, and guided rows must be uncond + w (cond - uncond), with cond
     from an unguided call and uncond independent of the class.
     """
-    classes, whole_engine = len(bundle.class_names), _InParts(engine)
-    x, t = (
-        normals(0, np.arange(B), 0, bundle.image_shape),
-        np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T,
-    )
+    classes, any_batch = len(bundle.class_names), _InParts(engine)
+    x = normals(0, np.arange(B), 0, bundle.image_shape)
+    t = np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T
     label, w = np.arange(B) % classes, np.linspace(-1, 6, G, dtype=np.float32)
 
     def ask(rows: np.ndarray, w: np.ndarray, label: np.ndarray = label) -> np.ndarray:
-        return whole_engine.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
+        return any_batch.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
 
     everyone, guided, none = np.arange(B), np.arange(G), np.zeros(0, np.float32)
     whole = ask(everyone, w)
@@ -130,10 +128,8 @@ class _InParts(WrappedEngine):
     ) -> np.ndarray:
         """See `Engine.predict`."""
         most, inputs = self.max_batch, (sample, timestep, class_label, guidance)
-        parts = [
-            self.engine.predict(*(array[lo : lo + most] for array in inputs)) for lo in range(0, len(sample), most)
-        ]
-        return np.concatenate(parts)
+        parts = ([array[lo : lo + most] for array in inputs] for lo in range(0, len(sample), most))
+        return np.concatenate([self.engine.predict(*part) for part in parts])
 
 
 def _rounded(errors: dict[str, float]) -> dict[str, float]:
