@@ -89,8 +89,8 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
         return any_batch.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
 
     everyone, guided, none = np.arange(B), np.arange(G), np.zeros(0, np.float32)
-    whole = ask(everyone, w)
-    size = float(np.abs(whole).max()) + 1e-12
+    answers = ask(everyone, w)
+    size = float(np.abs(answers).max()) + 1e-12
 
     def apart(answer: np.ndarray, expected: np.ndarray) -> float:
         return float(np.abs(answer - expected).max()) / size
@@ -99,12 +99,12 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     twice = np.concatenate([guided, guided, everyone[G:], everyone[G:]])
     cond, uncond = ask(everyone, none), ask(everyone, np.zeros(B, np.float32))
     errors = {
-        "rows in another order": apart(ask(order, w[::-1].copy()), whole[order]),
-        "rows twice": apart(ask(twice, np.tile(w, 2)), whole[twice]),
+        "rows in another order": apart(ask(order, w[::-1].copy()), answers[order]),
+        "rows twice": apart(ask(twice, np.tile(w, 2)), answers[twice]),
         "w = 1 against no guidance": apart(ask(everyone, np.ones(B, np.float32)), cond),
         "w = 0 with other classes": apart(ask(everyone, np.zeros(B, np.float32), (label + 1) % classes), uncond),
-        "uncond + w (cond - uncond)": apart(whole[:G], uncond[:G] + w[:, None, None, None] * (cond - uncond)[:G]),
-        "rows without w": apart(whole[G:], cond[G:]),
+        "uncond + w (cond - uncond)": apart(answers[:G], uncond[:G] + w[:, None, None, None] * (cond - uncond)[:G]),
+        "rows without w": apart(answers[G:], cond[G:]),
     }
     for b in _batches(engine):
         rows, every_w = np.arange(b) % B, np.resize(w, b)
