@@ -24,11 +24,10 @@ def store_half(model: onnx.ModelProto) -> None:
         if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= SMALL:
             i.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(i).astype(np.float16), i.name))
             cast_names[i.name] = f"{i.name}.float32"
-            casts.append(
-                helper.make_node(
-                    "Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT
-                )
+            cast = helper.make_node(
+                "Cast", [i.name], [f"{i.name}.float32"], f"cast.{i.name}", to=onnx.TensorProto.FLOAT
             )
+            casts.append(cast)
     for node in model.graph.node:
         node.input[:] = [cast_names.get(name, name) for name in node.input]
     replace_nodes(model, [*casts, *model.graph.node])
@@ -36,11 +35,8 @@ def store_half(model: onnx.ModelProto) -> None:
 
 def with_description(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> onnx.ModelProto:
     """A copy with bundle.json's description of the model in its metadata, and how to draw with the graph alone."""
-    schedule, defaults, classes = (
-        Schedule(**description["schedule"]),
-        description["defaults"],
-        len(description["class_names"]),
-    )
+    schedule, classes = Schedule(**description["schedule"]), len(description["class_names"])
+    defaults = description["defaults"]
     described = inputs(classes, schedule.T)
     metadata = {"model": description["name"], "precision": precision}
     metadata |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}

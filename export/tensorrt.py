@@ -45,9 +45,7 @@ def find_module() -> ModuleType:
     """
     names = ("tensorrt", "tensorrt_rtx") if gpu_here() else ("tensorrt_rtx", "tensorrt")
     for name in names:
-        with suppress(
-            Exception
-        ):  # incomplete installations fail in many ways: a stub of a package, a missing shared library
+        with suppress(Exception):  # incomplete installations fail in many ways: a stub, a missing shared library
             module = importlib.import_module(name)
             if hasattr(module, "Builder"):
                 return module
@@ -170,9 +168,8 @@ def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -
     config.add_optimization_profile(profile)
     config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32; float16 is the fast one
     if key.module == "tensorrt_rtx":
-        config.set_flag(
-            module.BuilderFlag.REQUIRE_USER_ALLOCATION
-        )  # else its runs could not be captured as CUDA graphs
+        # Without it, runs could not be captured as CUDA graphs.
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(key.sm)
         for i, capability in enumerate(_capabilities(module, key.sm)):
             config.set_compute_capability(capability, i)
