@@ -185,9 +185,12 @@ def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
     }
     for part in sm:
         if part not in known:
-            raise BadInput(
-                f"sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}"
-            )
+            gpu = gpu_here()
+            own = (
+                "; for this GPU, pip install tensorrt" if gpu and gpu[0] == part else ""
+            )  # RTX is not for H100, H200, ...
+            problem = f"{module.__name__} {module.__version__} cannot build for {part}"
+            raise BadInput(f"sm: {problem}; choose from {', '.join(known)}{own}")
     return [known[part] for part in sm]
 
 
