@@ -133,6 +133,17 @@ def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path,
 def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress) -> bytes:
     log, monitor = logger_of(module), _monitor(module, progress)
     log.last = ""
+    with _ctrl_c_stops(monitor):  # from the first call on: native code loses what is raised in the logger
+        serialized = _serialized(module, graph, key, log, monitor)
+    if monitor.error is not None:
+        raise monitor.error
+    if serialized is None:
+        raise _failure(key, log)
+    return serialized
+
+
+def _serialized(module: ModuleType, graph: bytes, key: EngineKey, log: Any, monitor: Any) -> bytes | None:
+    """None where it was not built."""
     try:
         builder = module.Builder(log)
     except TypeError:  # raised by the binding where there is no builder
@@ -148,15 +159,10 @@ def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress)
     if key.module != "tensorrt_rtx":
         timings = cache_folder() / f"timing-{key.module}-{key.version}-sm{key.sm[0].replace('.', '')}.cache"
         _load_timings(config, timings)
-    with _ctrl_c_stops(monitor):
-        serialized = builder.build_serialized_network(network, config)
-    if monitor.error is not None:
-        raise monitor.error
-    if serialized is None:
-        raise _failure(key, log)
-    if timings is not None:
+    serialized = builder.build_serialized_network(network, config)
+    if timings is not None and serialized is not None:
         _keep_timings(config, timings)
-    return bytes(serialized)
+    return None if serialized is None else bytes(serialized)
 
 
 def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -> Any:
