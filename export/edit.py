@@ -37,12 +37,17 @@ def with_description(model: onnx.ModelProto, description: dict[str, Any], precis
     """A copy with bundle.json's description of the model in its metadata, and how to draw with the graph alone."""
     schedule, classes = Schedule(**description["schedule"]), len(description["class_names"])
     defaults = description["defaults"]
-    described = inputs(classes, schedule.T)
+    described = inputs(classes, schedule.T, description.get("guidance_input"))
     metadata = {"model": description["name"], "precision": precision}
     metadata |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
-    metadata["guidance"] = "inside: the first G rows are uncond + w (cond - uncond)"
+    folded = "guidance_input" in description
+    metadata["guidance"] = (
+        "an input of the network" if folded else "inside: the first G rows are uncond + w (cond - uncond)"
+    )
     metadata["null_class"] = str(classes)
-    metadata["sampling"] = "\n".join(recipe(schedule, defaults.get("steps", 20), defaults.get("guidance", 1.0)))
+    steps, few = defaults.get("steps", 20), description.get("few_steps")
+    timesteps = {int(n): fitted["timesteps"] for n, fitted in description["fitted"].items()}[steps] if few else None
+    metadata["sampling"] = "\n".join(recipe(schedule, steps, defaults.get("guidance", 1.0), timesteps))
     kept = [entry for entry in model.metadata_props if entry.key not in metadata]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
