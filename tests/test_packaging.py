@@ -25,7 +25,8 @@ LAYERS = ["runtime", "trainer", "export", "benchmarks", "cli"]
 def test_every_folder_is_in_the_wheel() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {p.parent.name for p in ROOT.glob("*/__init__.py") if p.parent.name != "tests"}
-    assert set(setuptools["packages"]) == {f"cfgdiff.{name}" for name in folders}
+    below = {".".join(p.parent.relative_to(ROOT).parts) for name in folders for p in (ROOT / name).rglob("__init__.py")}
+    assert set(setuptools["packages"]) == {f"cfgdiff.{name}" for name in below} and "runtime.server" in below
     assert setuptools["package-dir"] == {f"cfgdiff.{name}": name for name in folders}
 
 
@@ -53,8 +54,18 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_point_down_only(layer: str) -> None:
     above = set(LAYERS[LAYERS.index(layer) + 1 :]) | ({"torch"} if layer == "runtime" else set())
-    wrong = {path.name: found for path in (ROOT / layer).glob("*.py") if (found := imported(path) & above)}
+    wrong = {path.name: found for path in (ROOT / layer).rglob("*.py") if (found := imported(path) & above)}
     assert not wrong
+
+
+def test_the_runtime_does_not_know_the_server() -> None:
+    """By any import: a file outside of `server` names it nowhere."""
+    trees = {path.name: ast.parse(path.read_text()) for path in (ROOT / "runtime").glob("*.py")}
+    nodes = [(name, node) for name, tree in trees.items() for node in ast.walk(tree)]
+    modules = [(name, node.module or "") for name, node in nodes if isinstance(node, ast.ImportFrom)]
+    modules += [(name, alias.name) for name, node in nodes if isinstance(node, ast.Import | ast.ImportFrom)
+                for alias in node.names]  # fmt: skip
+    assert not [(name, module) for name, module in modules if "server" in module.split(".")]
 
 
 def imported_beside(path: Path) -> set[str]:
