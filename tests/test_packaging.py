@@ -19,20 +19,23 @@ WITH_COMMANDS = {
     "bundle.py", "choose.py", "cuda.py", "engine_openvino.py", "engine_ort.py", "engine_tensorrt.py", "files.py",
     "sidecar.py", "survey.py",
 }  # fmt: skip
+SERVER = ROOT / "runtime" / "server"
 LAYERS = ["runtime", "trainer", "export", "benchmarks", "cli"]
 
 
 def test_every_folder_is_in_the_wheel() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {p.parent.name for p in ROOT.glob("*/__init__.py") if p.parent.name != "tests"}
-    assert set(setuptools["packages"]) == {f"cfgdiff.{name}" for name in folders}
-    assert setuptools["package-dir"] == {f"cfgdiff.{name}": name for name in folders}
+    files = [path.relative_to(ROOT) for pattern in ("*", "*/*") for path in ROOT.glob(f"{pattern}/__init__.py")]
+    folders = {path.parent for path in files if path.parts[0] not in ("tests", "build")}
+    assert setuptools["package-dir"] == {f"cfgdiff.{'.'.join(folder.parts)}": str(folder) for folder in folders}
+    assert set(setuptools["packages"]) == setuptools["package-dir"].keys()
 
 
 def test_every_file_of_data_is_in_the_wheel() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for name, folder in setuptools["package-dir"].items():
         held = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        held = {path for path in held if name == "cfgdiff.runtime.server" or path.parent != SERVER}
         listed = {
             path for pattern in setuptools["package-data"].get(name, []) for path in (ROOT / folder).glob(pattern)
         }
@@ -53,8 +56,23 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_point_down_only(layer: str) -> None:
     above = set(LAYERS[LAYERS.index(layer) + 1 :]) | ({"torch"} if layer == "runtime" else set())
-    wrong = {path.name: found for path in (ROOT / layer).glob("*.py") if (found := imported(path) & above)}
+    wrong = {path.name: found for path in (ROOT / layer).rglob("*.py") if (found := imported(path) & above)}
     assert not wrong
+
+
+def test_the_runtime_does_not_import_the_server() -> None:
+    """Nor what only the server needs."""
+    served = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "anyio"}
+    for path in (ROOT / "runtime").glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level and (node.module or "").split(".")[0] == "server" for node in nodes), path.name
+        assert not imported(path) & served, path.name
+
+
+def test_the_scheduler_knows_no_http() -> None:
+    for name in ("scheduler.py", "batches.py", "events.py"):
+        if (SERVER / name).is_file():
+            assert not imported(SERVER / name) & {"fastapi", "starlette", "uvicorn", "pydantic"}, name
 
 
 def imported_beside(path: Path) -> set[str]:
@@ -109,4 +127,4 @@ def test_plain_dependencies_are_the_small_ones() -> None:
     """Their installed size is measured by .ci/run, in a new environment with the wheel alone."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {d.split(">")[0] for d in project["dependencies"]} == {"numpy", "pillow", "click", "onnxruntime"}
-    assert {"train", "cuda", "openvino", "tensorrt", "dev"} <= set(project["optional-dependencies"])
+    assert {"train", "cuda", "openvino", "tensorrt", "serve", "dev"} <= set(project["optional-dependencies"])
