@@ -159,26 +159,34 @@ def test_a_full_queue_makes_a_job_wait(served: list[Any], scheduler: Any, tmp_pa
         assert ended(client, name)["done"] == 5
 
 
-def test_events_give_progress_and_previews(served: list[Any], scheduler: Any, tmp_path: Path) -> None:
+def test_events_give_progress_and_previews(
+    running: Callable[..., str], served: list[Any], scheduler: Any, tmp_path: Path
+) -> None:
+    import httpx
+
+    from cfgdiff.runtime.server.limits import Limits
+    from cfgdiff.runtime.server.orders import Orders
+
     scheduler.hold.set()
-    with server(served, tmp_path) as client:
-        name = client.post("/v1/jobs", json={"class": "frog", "n": 12, "steps": 4}).json()["id"]
-        entry = next(iter(served)).scheduler  # the stand-in, which is released while the stream is read
-        kinds = []
-        with client.stream("GET", f"/v1/jobs/{name}/events") as answer:
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            for line in answer.iter_lines():
-                entry.hold.clear()
-                entry.slow = 0.05
-                if line.startswith("event: "):
-                    kinds.append(line[7:])
-                elif kinds and kinds[-1] == "preview" and line.startswith("data: "):
-                    picture = Image.open(io.BytesIO(base64.b64decode(json.loads(line[6:])["b64_json"])))
-                    assert picture.size == (32, 32)
-                elif kinds and kinds[-1] == "end" and line.startswith("data: "):
-                    assert json.loads(line[6:])["done"] == 12
-        assert kinds[0] == "progress" and kinds[-1] == "end" and "preview" in kinds
-    assert {job.settings["watch"] for job in scheduler.jobs} == {False, True}  # only while somebody looks
+    url = running(orders=Orders(tmp_path, {one.bundle.name: one for one in served}, Limits()))
+    name = httpx.post(f"{url}/v1/jobs", json={"class": "frog", "n": 12, "steps": 4}).json()["id"]
+    until(lambda: len(scheduler.jobs) == 2)
+    events: list[tuple[str, dict[str, Any]]] = []
+    with httpx.stream("GET", f"{url}/v1/jobs/{name}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            scheduler.slow = 0.05
+            scheduler.hold.clear()
+            kind, _, text = line.partition(": ")
+            if kind == "event":
+                events.append((text, {}))
+            elif kind == "data":
+                events[-1] = events[-1][0], json.loads(text)
+    previews = [base64.b64decode(data["b64_json"]) for kind, data in events if kind == "preview"]
+    assert events[0][0] == "progress" and events[0][1]["done"] == 0 and events[-1][0] == "end"
+    assert events[-1][1]["status"] == "done" and events[-1][1]["done"] == 12
+    assert previews and all(Image.open(io.BytesIO(png)).size == (32, 32) for png in previews)
+    assert [job.settings["watch"] for job in scheduler.jobs] == [False, False, True]  # only while somebody looks
 
 
 @pytest.mark.parametrize(
