@@ -67,7 +67,7 @@ class Served:
         if isinstance(event, Preview):
             return Drawn(event.i, preview_png(event), None)
         note = self.note(plan, event.i)
-        return Drawn(event.i, encoded(event.array, note=note), note)
+        return Drawn(event.i, encoded(event.picture, note=note), note)
 
 
 def preview_png(event: Preview) -> bytes:

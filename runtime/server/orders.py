@@ -263,6 +263,6 @@ class Orders:
                 if event.i < SHOWN:
                     entry.previews = entry.previews | {int(indices[event.i]): preview_png(event)}
             else:
-                pictures[event.i] = event.array
+                pictures[event.i] = event.picture
         entry.previews = {}
         return np.stack([pictures[i] for i in range(len(indices))])

@@ -61,7 +61,7 @@ def _counted(text: str, known: Sequence[str]) -> tuple[int | None, list[str]]:
 
 def _forms(known: Sequence[str]) -> dict[str, str]:
     """Each class by its name and its plurals, all in lower case. A name goes before another's plural."""
-    forms = {}
+    forms: dict[str, str] = {}
     for name in known:
         lower = name.casefold()
         forms |= {lower + "s": name, lower + "es": name}

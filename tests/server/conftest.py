@@ -28,7 +28,7 @@ if find_spec("cfgdiff.runtime.server.scheduler") is None:  # the interface, unti
             self.retry_after = retry_after
 
     module.Full, module.Closed = _Full, type("Closed", (Failure,), {})  # type: ignore[attr-defined]
-    for kind, fields in {"Picture": "i array", "Preview": "i x0 step", "Failed": "error reason"}.items():
+    for kind, fields in {"Picture": "i picture", "Preview": "i x0 step", "Failed": "error reason"}.items():
         setattr(module, kind, make_dataclass(kind, fields.split()))
     module.Job = module.Scheduler = object  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module

@@ -6,13 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cfgdiff.cli.main import main
 from cfgdiff.runtime.images import load_picture
@@ -20,13 +23,6 @@ from cfgdiff.runtime.server import http
 
 SCHEDULER = Path(http.__file__).with_name("scheduler.py")
 CODE, RUN = "from cfgdiff.cli.main import main; main()", "from cfgdiff.cli.run import main; main()"
-
-
-@pytest.fixture
-def word(tmp_path: Path) -> Path:
-    """A file with a token."""
-    (tmp_path / "token.txt").write_text("secret\n")
-    return tmp_path / "token.txt"
 
 
 @pytest.mark.parametrize(
@@ -68,45 +64,69 @@ def test_without_the_extra_it_says_what_to_install(
     assert "uvicorn is not installed; pip install 'cfgdiff[serve]'" in capsys.readouterr().err
 
 
-@pytest.fixture
-def server(tmp_path: Path, word: Path) -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
-    """A server of cifar10-turbo in a process of its own, its address, and the lines that it wrote until then."""
-    if not SCHEDULER.is_file():
-        pytest.skip("needs the scheduler")
-    command = [sys.executable, "-c", CODE, "serve", "cifar10-turbo", "--engine", "cpu", "--port", "0"]
-    command += ["--token-file", str(word), "--jobs-dir", str(tmp_path / "jobs"), "--threads", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    lines: list[str] = []
-    assert process.stderr is not None
-    while not (found := re.match(r"(http://127\.0\.0\.1:\d+): serving", lines[-1] if lines else "")):
-        lines.append(process.stderr.readline())
-        assert lines[-1], lines
-    yield process, found[1], lines
-    process.kill()
-    process.wait()
-    process.stderr.close()
-
-
-def test_a_served_picture_is_the_one_of_the_command_line(server: Any, tmp_path: Path) -> None:
+@contextmanager
+def started(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", Any, list[str]]]:
+    """A server of cifar10-turbo in a process of its own, a client of it, and the lines that it wrote until then."""
     import httpx
 
-    process, url, lines = server
-    assert lines[0] == "cifar10-turbo: cpu, float32\n"
-    with httpx.Client(base_url=url, headers={"authorization": "Bearer secret"}, timeout=60) as client:
-        body = {"prompt": "2 frogs, 1 ship", "seed": 11, "steps": 2}
-        data = client.post("/v1/images/generations", json=body).raise_for_status().json()["data"]
-        assert client.get("/metrics").text.count('model="cifar10-turbo"') >= 5
-        job = client.post("/v1/jobs", json={"class": "frog", "n": 3}).json()
-        assert job["status"] == "queued"
-    for i, entry in enumerate(data):
-        (tmp_path / f"{i}.png").write_bytes(base64.b64decode(entry["b64_json"]))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
-    assert process.stderr.read() == ""
-    again = tmp_path / "again.png"
-    command = [sys.executable, "-c", RUN, "--remake", str(tmp_path / "2.png"), "--out", str(again)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if not SCHEDULER.is_file():
+        pytest.skip("needs the scheduler")
+    (tmp_path / "token.txt").write_text("secret\n")
+    command = [sys.executable, "-c", CODE, "serve", "cifar10-turbo", "--engine", "cpu", "--port", "0", "--threads", "1"]
+    command += ["--token-file", str(tmp_path / "token.txt"), "--jobs-dir", str(tmp_path / "jobs")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines: list[str] = []
+            assert process.stderr is not None
+            while not (found := re.match(r"(http://127\.0\.0\.1:\d+): serving", lines[-1] if lines else "")):
+                lines.append(process.stderr.readline())
+                assert lines[-1], lines
+            with httpx.Client(base_url=found[1], headers={"authorization": "Bearer secret"}, timeout=60) as client:
+                yield process, client, lines
+        finally:
+            process.kill()
+
+
+def test_kill_9_a_restart_and_sigterm_under_load(tmp_path: Path) -> None:
+    """A job continues where it was killed; SIGTERM finishes what was asked for; pictures are the command line's."""
+    with started(tmp_path) as (process, client, lines):
+        assert lines[0] == "cifar10-turbo: cpu, float32\n"
+        job = client.post("/v1/jobs", json={"class": "frog", "n": 600, "steps": 1, "seed": 5}).json()["id"]
+        while client.get(f"/v1/jobs/{job}").json()["done"] < 256:
+            time.sleep(0.01)
+        process.kill()
+    assert not (tmp_path / "jobs" / f"{job}.tar").exists()
+    with started(tmp_path) as (process, client, _):
+        done = [0]
+        while (state := client.get(f"/v1/jobs/{job}").json())["status"] != "done":
+            done.append(state["done"])
+            time.sleep(0.01)
+        assert done == sorted(done) and next(filter(None, done), 600) >= 256
+        data = _sigterm_under_load(process, client)
+    with tarfile.open(tmp_path / "jobs" / f"{job}.tar") as archive:
+        assert archive.getnames()[::3] == [f"{i:06d}.png" for i in range(600)]
+    _check_remake(tmp_path, base64.b64decode(data[15]["b64_json"]))
+
+
+def _sigterm_under_load(process: "subprocess.Popen[str]", client: Any) -> list[dict[str, Any]]:
+    """The pictures of one of the requests that were there when the signal came."""
+    with ThreadPoolExecutor(8) as pool:
+        body = {"prompt": "frog", "n": 16, "steps": 4}
+        answers = [pool.submit(client.post, "/v1/images/generations", json=body) for _ in range(8)]
+        while 'cfgdiff_jobs{model="cifar10-turbo"} 8.0' not in client.get("/metrics").text:
+            assert process.poll() is None and not all(answer.done() for answer in answers)
+        process.send_signal(signal.SIGTERM)
+        pictures = [answer.result().raise_for_status().json()["data"] for answer in answers]
+    assert [len(data) for data in pictures] == [16] * 8
+    assert process.wait(30) == 128 + signal.SIGTERM and process.stderr.read() == ""  # type: ignore[union-attr]
+    return list(pictures[0])
+
+
+def _check_remake(folder: Path, png: bytes) -> None:
+    """The command line draws a served picture again from its note."""
+    (folder / "served.png").write_bytes(png)
+    command = [sys.executable, "-c", RUN, "--remake", "served.png", "--out", "again.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
     assert done.returncode == 0, done.stderr
-    first, second = (np.asarray(load_picture(path, "")).astype(int) for path in (tmp_path / "2.png", again))
-    assert np.abs(first - second).max() <= 1 and Image.open(again).size == (32, 32)
-    assert list((tmp_path / "jobs").glob("*.json"))
+    first, second = (np.asarray(load_picture(folder / name, name)).astype(int) for name in ("served.png", "again.png"))
+    assert first.shape == (32, 32, 3) and np.abs(first - second).max() <= 1
