@@ -39,6 +39,7 @@ Examples:
 @click.option("--precision", default="auto", show_default=True, metavar="NAME",
               help="A variant of the bundles, or bfloat16 on openvino.")  # fmt: skip
 @click.option("--threads", type=Count(most=1024), help="CPU threads of each model. Default: the engine's choice.")
+@click.option("--rows", type=Count(most=4096), help="Of the network in a call. Default: what is fastest, measured.")
 @click.option("--max-queue", default=4096, show_default=True, type=Count(),
               help="Unfinished pictures of a model; beyond them requests get status 429.")  # fmt: skip
 @click.option("--max-n", default=256, show_default=True, type=Count(), help="Pictures of a request; jobs take more.")
@@ -49,8 +50,8 @@ Examples:
               help="Let pages of another site use this server, as https://example.org; repeats.")  # fmt: skip
 @click.option("--jobs-dir", type=FilePath(), metavar="DIR", help="Take jobs, and keep them and their results there.")
 @click.option("-v", "--verbose", is_flag=True, help="Say why an engine is taken, and log every request.")
-def serve(models: tuple[str, ...], host: str, port: int, max_queue: int, max_n: int, max_seconds: float,
-          token_file: Path | None, origins: tuple[str, ...], jobs_dir: Path | None, verbose: bool,
+def serve(models: tuple[str, ...], host: str, port: int, rows: int | None, max_queue: int, max_n: int,
+          max_seconds: float, token_file: Path | None, origins: tuple[str, ...], jobs_dir: Path | None, verbose: bool,
           **wanted: Any) -> None:  # fmt: skip
     """Serve models over HTTP: OpenAI's image API, jobs, and a page in the browser.
 
@@ -67,7 +68,7 @@ def serve(models: tuple[str, ...], host: str, port: int, max_queue: int, max_n: 
     limits = Limits(pictures=min(max_n, max_queue), seconds=max_seconds)
     with _listening(host, port) as listening:
         with contextlib.ExitStack() as stack:
-            served = _opened(models, wanted, max_queue, stack)
+            served = _opened(models, wanted, {"rows": rows, "most_waiting": max_queue}, stack)
             orders = None if jobs_dir is None else Orders(jobs_dir, {one.bundle.name: one for one in served}, limits)
             app = make_app(served, limits, token, origins, orders)
             stack.pop_all()  # from here on the app closes what it was given
@@ -121,7 +122,7 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def _opened(models: tuple[str, ...], wanted: dict[str, Any], max_queue: int, stack: contextlib.ExitStack,
+def _opened(models: tuple[str, ...], wanted: dict[str, Any], queue: dict[str, Any], stack: contextlib.ExitStack,
             ) -> "list[Served]":  # fmt: skip
     """The models with their schedulers, which `stack` closes after an error."""
     from cfgdiff.runtime import load_bundle, open_engine
@@ -134,12 +135,12 @@ def _opened(models: tuple[str, ...], wanted: dict[str, Any], max_queue: int, sta
     names = [bundle.name for bundle in bundles]
     if twice := [name for name in names if names.count(name) > 1]:
         raise click.UsageError(f"MODEL: expected models of different names, found {twice[0]} twice")
-    served = []
+    served = list[Served]()
     for bundle in bundles:
         engine = open_engine(bundle, **wanted)
         note = model_note(bundle, engine)
         again = partial(open_engine, bundle, engine.name, engine.precision, wanted["threads"])
-        scheduler = Scheduler(bundle, engine, most_waiting=max_queue, reopen=lambda _, again=again: again())
+        scheduler = Scheduler(bundle, engine, **queue, reopen=lambda _, again=again: again())
         stack.callback(scheduler.close, drain=False)
         served.append(Served(bundle, scheduler, note))
     return served

@@ -72,7 +72,21 @@ def started(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", Any, list
     if not SCHEDULER.is_file():
         pytest.skip("needs the scheduler")
     (tmp_path / "token.txt").write_text("secret\n")
-    command = [sys.executable, "-c", CODE, "serve", "cifar10-turbo", "--engine", "cpu", "--port", "0", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        CODE,
+        "serve",
+        "cifar10-turbo",
+        "--engine",
+        "cpu",
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        "--rows",
+        "16",
+    ]
     command += ["--token-file", str(tmp_path / "token.txt"), "--jobs-dir", str(tmp_path / "jobs")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
