@@ -14,7 +14,7 @@ from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.fitted import TERMS, Fitted, terms
 from cfgdiff.runtime.guidance import Guidance, guided
 from cfgdiff.runtime.noise import normals
-from cfgdiff.runtime.samplers import SAMPLERS, Predict
+from cfgdiff.runtime.samplers import SAMPLERS, Predict, run
 from cfgdiff.runtime.spacing import timesteps_for
 
 BATCH = 32
@@ -71,9 +71,10 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
     paths, fits = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
     for n in evaluations:
         fitted, x = fit(predict, bundle, teacher, guidance, paths[n], known)
-        drawn = SAMPLERS["dpmpp-2m"].solve(
-            predict, teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise
+        steps = SAMPLERS["dpmpp-2m"].solve(
+            teacher.states[0], timesteps_for("dpmpp-2m", n, schedule), schedule, _no_noise
         )
+        drawn = run(steps, predict)
         errors = (
             squared_error(*(s * schedule.data_std for s in (x0[pictures:], teacher.states[-1][pictures:])))
             for x0 in (x, drawn)
@@ -97,15 +98,15 @@ def predictor(
         [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)],
         guidance.weights_of(np.arange(len(labels))),
     )
-    predicts = [
+    evaluations = [
         guided(engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance)
         for part in parts
     ]
 
     def predict(x: np.ndarray, t: float) -> np.ndarray:
         answers = []
-        for part, predict_part in zip(parts, predicts, strict=True):
-            answers.append(predict_part(x[part], t))
+        for part, evaluate in zip(parts, evaluations, strict=True):
+            answers.append(run(evaluate(x[part], t), engine.predict))
             watch(len(answers[-1]))
         return np.concatenate(answers)
 
@@ -124,7 +125,7 @@ def teach(predict: Predict, bundle: Bundle, evaluations: int, n: int) -> Teacher
         return answer
 
     latent = normals(SEED, np.arange(n), 0, bundle.image_shape)
-    states.append(SAMPLERS["dpmpp-2m"].solve(recorded, latent, timesteps, schedule, _no_noise))
+    states.append(run(SAMPLERS["dpmpp-2m"].solve(latent, timesteps, schedule, _no_noise), recorded))
     return Teacher(timesteps, np.stack(states), np.stack(cleans))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .samplers import Noise, Predict, Solve
+from .samplers import Noise, Solve, Steps
 from .schedule import Schedule
 
 TERMS = 4  # x, x0, and the last two changes of x0
@@ -33,12 +33,10 @@ class Fitted:
     def sampler(self) -> Solve:
         """The sampler's function, for its own timesteps."""
 
-        def sample(
-            predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise
-        ) -> np.ndarray:
+        def sample(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> Steps:
             x0s: list[np.ndarray] = []  # of the last three evaluations, the newest first
             for (t, _), row in zip(pairwise(timesteps.tolist()), self.coefficients, strict=True):
-                x0s = [schedule.to_x0(predict(x, t), x, t), *x0s[:2]]
+                x0s = [schedule.to_x0((yield x, t), x, t), *x0s[:2]]
                 x = np.asarray(sum(c * term for c, term in zip(row, terms(x, x0s), strict=False)))
             return x.astype(np.float32, copy=False)
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from .bundle import Model
 from .engine import Engine
-from .guidance import finite, guided, mixed, thresholded, watched, with_x0
+from .guidance import Evaluate, finite, guided, mixed, thresholded, watched, with_x0
 from .noise import normals
 from .plan import Plan, resolve
 from .request import Classes, Request, Seed
-from .samplers import Predict
+from .samplers import Steps, nested, run
 
 Watch = Callable[[int, np.ndarray], object]
 
@@ -63,11 +63,27 @@ def sample(engine: Engine, plan: Plan, watch: Watch | None = None) -> Iterator[t
     batch = plan.batch(engine.max_batch)
     for first in range(0, len(plan), batch):
         part = plan.take(slice(first, first + batch))
-        yield first, _draw(engine, part, None if watch is None else partial(watch, first))
+        steps = drawing(engine, part, None if watch is None else partial(watch, first))
+        with np.errstate(over="ignore", invalid="ignore"):  # `finite` names what is not
+            pictures = run(steps, engine.predict)
+        yield first, pictures
 
 
-def _draw(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> np.ndarray:
-    """All pictures of a plan in one batch: (B, H, W, C) uint8."""
+def drawing(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None = None) -> Steps:
+    """All pictures of a plan in one batch, as steps: who drives them calls the engine, which errors name.
+
+    Args:
+        watch: called after every evaluation with x0, see `sample`.
+
+    Yields:
+        The arguments of `Engine.predict`.
+
+    Returns:
+        (B, H, W, C) uint8.
+
+    Raises:
+        Failure: see `sample`.
+    """
     schedule, timesteps, shape = plan.bundle.schedule, plan.course.timesteps, plan.bundle.image_shape
     noise = partial(normals, plan.seeds, plan.indices, shape=shape)
     x = noise(0)  # (B, C, H, W)
@@ -75,27 +91,27 @@ def _draw(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | No
         x = arc(x, normals(plan.end.seeds, plan.indices, 0, shape), plan.end.shares)
     if plan.known is not None:
         x = schedule.noised(plan.known, x, timesteps[0]).astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # `finite` names what is not
-        x0 = finite(plan.course.solve(_predictor(engine, plan, watch), x, timesteps, schedule, noise), engine, 0)
+    steps = plan.course.solve(x, timesteps, schedule, noise)
+    x0 = finite((yield from nested(steps, _evaluation(engine, plan, watch))), engine, 0)
     return to_uint8(_keep(plan, x0) * schedule.data_std)
 
 
-def _predictor(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> Predict:
+def _evaluation(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> Evaluate:
     """The network's predictions for all pictures of a plan, guided and changed as it says."""
     schedule, guidance, null_class = plan.bundle.schedule, plan.guidance, len(plan.bundle.class_names)
     weights = plan.weights.astype(np.float32)
-    predict = guided(engine, schedule, plan.labels, null_class, weights, guidance)
+    evaluate = guided(engine, schedule, plan.labels, null_class, weights, guidance)
     if plan.end is not None and (plan.labels != plan.end.labels).any():
         end = guided(engine, schedule, plan.end.labels, null_class, weights, guidance)
-        predict = mixed(predict, end, plan.end.shares)
+        evaluate = mixed(evaluate, end, plan.end.shares)
     if guidance.threshold is not None:
         limit = 1 / schedule.data_std
-        predict = with_x0(predict, schedule, partial(thresholded, quantile=guidance.threshold, limit=limit))
+        evaluate = with_x0(evaluate, schedule, partial(thresholded, quantile=guidance.threshold, limit=limit))
     if plan.mask is not None:
-        predict = with_x0(predict, schedule, partial(_keep, plan))
+        evaluate = with_x0(evaluate, schedule, partial(_keep, plan))
     if watch is not None:
-        predict = watched(predict, schedule, watch)
-    return predict
+        evaluate = watched(evaluate, schedule, watch)
+    return evaluate
 
 
 def _keep(plan: Plan, x0: np.ndarray) -> np.ndarray:

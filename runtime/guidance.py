@@ -1,6 +1,7 @@
 """Predictions as a sampler takes them: guided, mixed, changed, watched.
 
-Functions here return a `Predict`, and most wrap another; generate.py stacks them.
+Functions here return an `Evaluate`, and most wrap another; generate.py stacks them. It computes no network: its steps
+yield the arguments of `Engine.predict` and are sent the answers, so that many of them can share a call.
 """
 
 import math
@@ -11,9 +12,10 @@ import numpy as np
 
 from .engine import Engine
 from .errors import BadInput, Failure
-from .samplers import Predict
+from .samplers import Steps
 from .schedule import Schedule
 
+Evaluate = Callable[[np.ndarray, float], Steps]  # of x_t (B, C, H, W) and t; returns the prediction, (B, C, H, W)
 LARGEST = float(np.finfo(np.float32).max)  # w is float32 in the graph
 
 
@@ -70,27 +72,27 @@ class Guidance:
 
 
 def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: int, weights: np.ndarray,
-           guidance: Guidance) -> Predict:  # fmt: skip
-    """Guided predictions for a batch of `labels` (B,) with `weights` (B,).
+           guidance: Guidance) -> Evaluate:  # fmt: skip
+    """Guided predictions for a batch of `labels` (B,) with `weights` (B,), by calls of `engine`, which errors name.
 
     They raise `Failure` for a prediction that is not finite, which would be a black picture.
     """
 
-    def predict(x: np.ndarray, t: float) -> np.ndarray:
+    def evaluate(x: np.ndarray, t: float) -> Steps:
         x, times = x.astype(np.float32, copy=False), np.full(len(x), t, np.float32)
         lo, hi = guidance.limits
         acts = (weights != 1) & (lo <= float(schedule.ratio(t)) <= hi)
         if guidance.rescale and acts.any():
             pairs = np.concatenate([x, x]), np.concatenate([times, times])
             classes = np.concatenate([labels, np.full_like(labels, null_class)])
-            cond, uncond = np.split(engine.predict(*pairs, classes, np.zeros(0, np.float32)), 2)
+            cond, uncond = np.split((yield *pairs, classes, np.zeros(0, np.float32)), 2)
             w = np.where(acts, weights, np.float32(1))[:, None, None, None]
             return finite(rescaled(uncond + w * (cond - uncond), cond, guidance.rescale), engine, t)
         order = np.argsort(~acts, kind="stable")  # the graph guides the first G rows
-        prediction = engine.predict(x[order], times, labels[order], weights[order][: acts.sum()])
+        prediction = yield x[order], times, labels[order], weights[order][: acts.sum()]
         return finite(prediction, engine, t)[np.argsort(order)]
 
-    return predict
+    return evaluate
 
 
 def finite(array: np.ndarray, engine: Engine, t: float) -> np.ndarray:
@@ -113,19 +115,23 @@ def rescaled(prediction: np.ndarray, cond: np.ndarray, share: float) -> np.ndarr
     return prediction * (share * factor + (1 - share))
 
 
-def mixed(start: Predict, end: Predict, shares: np.ndarray) -> Predict:
+def mixed(start: Evaluate, end: Evaluate, shares: np.ndarray) -> Evaluate:
     """Predictions `shares` (B,) of the way from `start` to `end`: the scores of two conditions, interpolated."""
     share = shares.astype(np.float32)[:, None, None, None]
-    return lambda x, t: (1 - share) * start(x, t) + share * end(x, t)
+
+    def evaluate(x: np.ndarray, t: float) -> Steps:
+        return (1 - share) * (yield from start(x, t)) + share * (yield from end(x, t))
+
+    return evaluate
 
 
-def with_x0(predict: Predict, schedule: Schedule, change: Callable[[np.ndarray], np.ndarray]) -> Predict:
-    """The predictions whose clean pictures are `change` of those of `predict`."""
+def with_x0(evaluate: Evaluate, schedule: Schedule, change: Callable[[np.ndarray], np.ndarray]) -> Evaluate:
+    """The predictions whose clean pictures are `change` of those of `evaluate`."""
 
-    def predict_changed(x: np.ndarray, t: float) -> np.ndarray:
-        return schedule.from_x0(change(schedule.to_x0(predict(x, t), x, t)), x, t)
+    def evaluate_changed(x: np.ndarray, t: float) -> Steps:
+        return schedule.from_x0(change(schedule.to_x0((yield from evaluate(x, t)), x, t)), x, t)
 
-    return predict_changed
+    return evaluate_changed
 
 
 def thresholded(x0: np.ndarray, quantile: float, limit: float) -> np.ndarray:
@@ -135,12 +141,12 @@ def thresholded(x0: np.ndarray, quantile: float, limit: float) -> np.ndarray:
     return np.clip(x0, -s, s) * (limit / s)
 
 
-def watched(predict: Predict, schedule: Schedule, watch: Callable[[np.ndarray], object]) -> Predict:
-    """`predict`, which calls `watch` with the clean pictures of every prediction, (B, C, H, W) in about -1 .. 1."""
+def watched(evaluate: Evaluate, schedule: Schedule, watch: Callable[[np.ndarray], object]) -> Evaluate:
+    """`evaluate`, which calls `watch` with the clean pictures of every prediction, (B, C, H, W) in about -1 .. 1."""
 
-    def predict_watched(x: np.ndarray, t: float) -> np.ndarray:
-        prediction = predict(x, t)
+    def evaluate_watched(x: np.ndarray, t: float) -> Steps:
+        prediction = yield from evaluate(x, t)
         watch(schedule.to_x0(prediction, x, t) * schedule.data_std)
         return prediction
 
-    return predict_watched
+    return evaluate_watched

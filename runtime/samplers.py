@@ -1,13 +1,14 @@
-"""Samplers as pure functions `(predict, x, timesteps, schedule, noise) -> x0`.
+"""Samplers as generators `(x, timesteps, schedule, noise) -> x0`, which `run` drives.
 
-    predict(x, t)   the network's prediction (eps, v or x0) at x_t, (B, C, H, W); t is a float
     x               the initial latent, standard normal, (B, C, H, W) float32
     timesteps       (n + 1,) float64, falling, the last one 0 (clean): one evaluation at each of the others
     noise(step)     standard normals like x; step 1, 2, .. (0 was the latent)
-    returns x0      (B, C, H, W) float32, in units of data_std
+    yield x, t      asks for the network's prediction (eps, v or x0) at x_t, (B, C, H, W); t is a float
+    return x0       (B, C, H, W) float32, in units of data_std
 
-They have no state and no output, and know no engine; spacing.py chooses the timesteps. Coefficients are float64
-scalars, pictures float32. The probability-flow ODE is solved in one of two forms; the last step, to t = 0, is x0:
+They know no engine and have no output; spacing.py chooses the timesteps. Their driver decides when each continues, so
+that steps of many, at different t, can share a call of an engine. Coefficients are float64 scalars, pictures float32.
+The probability-flow ODE is solved in one of two forms; the last step, to t = 0, is x0:
 
     over lambda = ln(alpha / sigma)    dpmpp-2m, dpmpp-3m, unipc: exact but for x0, a polynomial in lambda
     over ratio = sigma / alpha         ddim, heun, ipndm: dz / dratio = eps, z = x / alpha (Karras et al. 2022, eq. 1)
@@ -18,10 +19,11 @@ eps, is sigma_down. So `euler` and `euler-a` are names for it, with another spac
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -30,41 +32,62 @@ from .schedule import Schedule
 
 Predict = Callable[[np.ndarray, float], np.ndarray]
 Noise = Callable[[int], np.ndarray]
-Solve = Callable[[Predict, np.ndarray, np.ndarray, Schedule, Noise], np.ndarray]
+Steps = Generator[tuple[Any, ...], np.ndarray, np.ndarray]  # yields the arguments of calls, and is sent their answers
+Solve = Callable[[np.ndarray, np.ndarray, Schedule, Noise], Steps]
 Nodes = list[tuple[float, np.ndarray]]  # evaluations as (t, x0), the newest first
 
 
-def ddpm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+def run(steps: Steps, call: Callable[..., np.ndarray]) -> np.ndarray:
+    """What `steps` returns, with the answers of `call` to what it yields: the x0 of a sampler, with `predict(x, t)`."""
+    answer: Any = None  # a generator begins with None
+    while True:
+        try:
+            arguments = steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = call(*arguments)
+
+
+def nested(steps: Steps, evaluate: Callable[..., Steps]) -> Steps:
+    """`run` where the answers take calls themselves: yields those of `evaluate`, and returns what `steps` does."""
+    answer: Any = None
+    while True:
+        try:
+            arguments = steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = yield from evaluate(*arguments)
+
+
+def ddpm(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> Steps:
     """Algorithm 2 of DDPM (Ho et al. 2020), with the variance of equation 7; steps t -> s may be longer than 1."""
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
         bar_t, bar_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
         alpha, beta = bar_t / bar_s, 1 - bar_t / bar_s
-        eps = schedule.to_eps(predict(x, t), x, t)
+        eps = schedule.to_eps((yield x, t), x, t)
         x = (x - beta / np.sqrt(1 - bar_t) * eps) / np.sqrt(alpha)  # the mean, equation 11
         if s > 0:
             x = x + np.sqrt(beta * (1 - bar_s) / (1 - bar_t)) * noise(step)  # beta tilde
     return x.astype(np.float32, copy=False)
 
 
-def ddim(
-    predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise, eta: float = 0.0
-) -> np.ndarray:
+def ddim(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise, eta: float = 0.0) -> Steps:
     """DDIM (Song et al. 2021, equation 12), with eta times the noise of DDPM (equation 16): 0 is the ODE."""
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
         bar_t, bar_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
         sigma = eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
-        x0, eps = _x0_and_eps(predict, x, t, schedule)
+        x0, eps = _x0_and_eps((yield x, t), x, t, schedule)
         x = float(schedule.alpha(s)) * x0 + math.sqrt(1 - bar_s - sigma**2) * eps
         if sigma > 0:
             x = x + sigma * noise(step)
     return x.astype(np.float32, copy=False)
 
 
-def dpmpp_2m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+def dpmpp_2m(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> Steps:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), in lambda = ln(alpha / sigma); the step to t = 0 is x0 itself."""
     before: tuple[np.ndarray, float] | None = None  # x0 of the step before, and its step in lambda
     for t, s in pairwise(timesteps.tolist()):
-        x0 = schedule.to_x0(predict(x, t), x, t)
+        x0 = schedule.to_x0((yield x, t), x, t)
         if s == 0:
             x = x0
             break
@@ -78,7 +101,7 @@ def dpmpp_2m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: S
     return x.astype(np.float32, copy=False)
 
 
-def dpmpp_3m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+def dpmpp_3m(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> Steps:
     """DPM-Solver++ of order 3, multistep (Lu et al. 2022): x0 is a parabola in lambda through three evaluations.
 
     The order grows over the first steps. The last step but one is of order 2, which is more stable at few steps
@@ -86,13 +109,13 @@ def dpmpp_3m(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: S
     """
     nodes: Nodes = []
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
-        x0 = schedule.to_x0(predict(x, t), x, t)
+        x0 = schedule.to_x0((yield x, t), x, t)
         nodes = [(t, x0), *nodes][: min(3, len(timesteps) - step)]
         x = _exponential_step(x, t, s, nodes, schedule) if s > 0 else x0
     return x.astype(np.float32, copy=False)
 
 
-def unipc(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+def unipc(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> Steps:
     """UniPC of order 3 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2, for x0).
 
     The orders at both ends are those of `dpmpp_3m`. An evaluation at the predicted x_t serves twice: UniC repeats the
@@ -101,7 +124,7 @@ def unipc(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sche
     nodes: Nodes = []
     x_before = x
     for step, (t, s) in enumerate(pairwise(timesteps.tolist()), start=1):
-        x0 = schedule.to_x0(predict(x, t), x, t)
+        x0 = schedule.to_x0((yield x, t), x, t)
         if nodes and s > 0:
             x = _exponential_step(x_before, nodes[0][0], t, [*nodes, (t, x0)], schedule)  # UniC
         nodes, x_before = [(t, x0), *nodes][: min(3, len(timesteps) - step)], x
@@ -109,7 +132,7 @@ def unipc(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sche
     return x.astype(np.float32, copy=False)
 
 
-def ipndm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+def ipndm(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> Steps:
     """iPNDM of order 4 (Zhang & Chen 2023): dz / dratio = eps by Adams-Bashforth; the order grows over the first steps.
 
     The coefficients are those of even steps for any timesteps, as in the published tables: the order is 4 where ratio
@@ -117,7 +140,7 @@ def ipndm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sche
     """
     history: list[np.ndarray] = []  # eps, the newest first
     for t, s in pairwise(timesteps.tolist()):
-        x0, eps = _x0_and_eps(predict, x, t, schedule)
+        x0, eps = _x0_and_eps((yield x, t), x, t, schedule)
         history = [eps, *history][: len(ADAMS_BASHFORTH) if s > 0 else 1]
         d = sum(b * eps_i for b, eps_i in zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True))
         z = x0 + float(schedule.ratio(t)) * (eps - d)  # at ratio 0, along d
@@ -125,7 +148,7 @@ def ipndm(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sche
     return x.astype(np.float32, copy=False)
 
 
-def heun(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> np.ndarray:
+def heun(x: np.ndarray, timesteps: np.ndarray, schedule: Schedule, noise: Noise) -> Steps:
     """Algorithm 1 of Karras et al. 2022 with sigma(t) = t and z for x, of order 2; the last step is Euler's.
 
     A t that `timesteps` lists twice is evaluated twice: at Euler's x_t (line 7), then at the corrected one. The step to
@@ -133,7 +156,7 @@ def heun(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
     """
     ratio_before, eps_before = 0.0, x
     for t, s in pairwise(timesteps.tolist()):
-        x0, eps = _x0_and_eps(predict, x, t, schedule)
+        x0, eps = _x0_and_eps((yield x, t), x, t, schedule)
         ratio = float(schedule.ratio(t))
         if s == t:
             x = x + float(schedule.alpha(t)) * (ratio - ratio_before) / 2 * (eps - eps_before)  # line 8
@@ -143,9 +166,8 @@ def heun(predict: Predict, x: np.ndarray, timesteps: np.ndarray, schedule: Sched
     return x.astype(np.float32, copy=False)
 
 
-def _x0_and_eps(predict: Predict, x: np.ndarray, t: float, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
-    """The clean picture and the noise that one evaluation at x_t predicts, both (B, C, H, W)."""
-    prediction = predict(x, t)
+def _x0_and_eps(prediction: np.ndarray, x: np.ndarray, t: float, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """The clean picture and the noise that `prediction` at x_t implies, both (B, C, H, W)."""
     return schedule.to_x0(prediction, x, t), schedule.to_eps(prediction, x, t)
 
 

@@ -10,7 +10,7 @@ from cfgdiff.export.fit import choose, fit_steps, squared_error, step_costs, tot
 from cfgdiff.runtime import Bundle, generate
 from cfgdiff.runtime.bundle import Defaults
 from cfgdiff.runtime.noise import normals
-from cfgdiff.runtime.samplers import SAMPLERS
+from cfgdiff.runtime.samplers import SAMPLERS, run
 from cfgdiff.runtime.spacing import timesteps_for
 
 SCALES = np.geomspace(0.05, 1, 4)[:, None, None]
@@ -65,12 +65,9 @@ def test_few_fitted_evaluations_come_closer_to_the_exact_end_than_the_solver_doe
             (fitted.sampler(), np.array(fitted.timesteps)),
             (SAMPLERS["dpmpp-2m"].solve, plain_times),
         ):
-            drawn = sampler(
+            drawn = run(
+                sampler(x, times, bundle.schedule, lambda s: x),
                 lambda x, t: engine.predict(x, np.full(len(x), t), np.zeros(0), np.zeros(0)),
-                x,
-                times,
-                bundle.schedule,
-                lambda s: x,
             )
             errors.append(np.square(drawn - exact(bundle, x, float(times[0]))).mean())
         assert errors[0] < errors[1] / 5, (n, errors)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime.fitted import Fitted, parse_fitted
-from cfgdiff.runtime.samplers import SAMPLERS
+from cfgdiff.runtime.samplers import SAMPLERS, run
 from cfgdiff.runtime.schedule import Schedule
 
 SCHEDULE, TIMES = Schedule(), (990.0, 700.0, 300.0, 50.0, 0.0)
@@ -30,9 +30,12 @@ def as_coefficients(order: int) -> tuple[tuple[float, ...], ...]:
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp-2m", 2)])
 def test_with_the_coefficients_of_a_sampler_it_is_that_sampler(name: str, order: int) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
-    settings = (lambda x, t: np.tanh(x + t / 1000), x, np.array(TIMES), SCHEDULE, lambda step: x)
-    found = Fitted(TIMES, as_coefficients(order), 2.0).sampler()(*settings)
-    np.testing.assert_allclose(found, SAMPLERS[name].solve(*settings), atol=2e-6)
+    fitted, plain = Fitted(TIMES, as_coefficients(order), 2.0).sampler(), SAMPLERS[name].solve
+    found, expected = (
+        run(solve(x, np.array(TIMES), SCHEDULE, lambda step: x), lambda x, t: np.tanh(x + t / 1000))
+        for solve in (fitted, plain)
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(

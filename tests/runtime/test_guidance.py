@@ -1,11 +1,14 @@
 """Guidance outside the graph against guidance inside it, against diffusers and against closed forms."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.errors import BadInput, Failure
-from cfgdiff.runtime.guidance import Guidance, guided, mixed, rescaled, thresholded, watched, with_x0
+from cfgdiff.runtime.guidance import Evaluate, Guidance, guided, mixed, rescaled, thresholded, watched, with_x0
+from cfgdiff.runtime.samplers import Steps, run
 from cfgdiff.runtime.schedule import Schedule
 
 LABELS, T = np.array([3, 5, 6, 0, 6]), 400.5
@@ -14,7 +17,18 @@ WEIGHTS = np.array([1, 4, 1, 2.5, 1], np.float32)
 
 
 def predict(engine: Engine, bundle: Bundle, weights: np.ndarray = WEIGHTS, **settings: object) -> np.ndarray:
-    return guided(engine, bundle.schedule, LABELS, 10, weights, Guidance((1.0,), **settings))(X, T)  # type: ignore[arg-type]
+    evaluate = guided(engine, bundle.schedule, LABELS, 10, weights, Guidance((1.0,), **settings))  # type: ignore[arg-type]
+    return run(evaluate(X, T), engine.predict)
+
+
+def plain(function: Callable[[np.ndarray], np.ndarray]) -> Evaluate:
+    """Predictions by a formula, without a call."""
+
+    def evaluate(x: np.ndarray, t: float) -> Steps:
+        yield from ()
+        return function(x)
+
+    return evaluate
 
 
 def rows(engine: Engine, w: list[float]) -> np.ndarray:
@@ -67,16 +81,18 @@ def test_thresholding_keeps_a_share_of_the_pixels_in_range() -> None:
 
 
 def test_mixtures_are_linear_in_the_share() -> None:
-    found = mixed(lambda x, t: x, lambda x, t: 5 * x, np.array([0, 0.25, 0.5, 0.75, 1]))(X, T)
+    evaluate = mixed(plain(lambda x: x), plain(lambda x: 5 * x), np.array([0, 0.25, 0.5, 0.75, 1]))
+    found = run(evaluate(X, T), None)
     np.testing.assert_allclose(found, X * np.array([1, 2, 3, 4, 5])[:, None, None, None], rtol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_the_clean_picture_is_changed_and_watched(prediction: str) -> None:
     schedule, seen = Schedule(prediction=prediction), list[np.ndarray]()
-    changed = with_x0(lambda x, t: 0.3 * x, schedule, lambda x0: x0 * 0 + 0.25)
+    changed = with_x0(plain(lambda x: 0.3 * x), schedule, lambda x0: x0 * 0 + 0.25)
     x = X.astype(np.float64)
-    np.testing.assert_allclose(schedule.to_x0(watched(changed, schedule, seen.append)(x, T), x, T), 0.25, atol=1e-12)
+    prediction = run(watched(changed, schedule, seen.append)(x, T), None)
+    np.testing.assert_allclose(schedule.to_x0(prediction, x, T), 0.25, atol=1e-12)
     np.testing.assert_allclose(seen[0], 0.25, atol=1e-12)
 
 
@@ -98,7 +114,10 @@ def test_an_answer_that_is_not_finite_fails_and_names_the_evaluation(value: floa
     expected = r"^damaged, float16: the network's prediction at t = 400\.5 is not finite: "
     expected += r"weights [^\n]* or float16 overflows [^\n]*$"
     with pytest.raises(Failure, match=expected), np.errstate(invalid="ignore"):
-        guided(Damaged(), Schedule(), LABELS, 10, WEIGHTS, Guidance((1.0,), rescale=rescale))(X, T)
+        run(
+            guided(Damaged(), Schedule(), LABELS, 10, WEIGHTS, Guidance((1.0,), rescale=rescale))(X, T),
+            Damaged().predict,
+        )
 
 
 @pytest.mark.parametrize(

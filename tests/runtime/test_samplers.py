@@ -9,7 +9,7 @@ import pytest
 from cfgdiff.runtime import Bundle, Request, resolve, sample
 from cfgdiff.runtime.errors import BadInput
 from cfgdiff.runtime.noise import normals
-from cfgdiff.runtime.samplers import SAMPLERS, Sampler, solver
+from cfgdiff.runtime.samplers import SAMPLERS, Sampler, Steps, run, solver
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.runtime.spacing import timesteps_for
 
@@ -38,7 +38,7 @@ def ode_error(name: str, levels: np.ndarray, prediction: str) -> float:
         for alpha in schedule.alpha([ts[0], ts[-1]]).tolist()
     )
     timesteps = timesteps_for(name, 2 * len(ts) - 1 if name == "heun" else len(ts), schedule, timesteps=ts)
-    found = SAMPLERS[name].solve(predict, x, timesteps, schedule, lambda step: x)
+    found = run(SAMPLERS[name].solve(x, timesteps, schedule, lambda step: x), predict)
     return float(np.abs(found - schedule.to_x0(predict(last, ts[-1]), last, ts[-1])).max())
 
 
@@ -67,7 +67,9 @@ def test_the_noisy_samplers_draw_from_the_distribution(name: str, eta: float, st
     schedule, rng = Schedule(prediction="eps"), np.random.default_rng(5)
     x = rng.standard_normal((500, 1, 4, 4), np.float32)
     timesteps = timesteps_for(name, steps, schedule)
-    found = solver(name, eta)(exact(schedule), x, timesteps, schedule, lambda step: rng.standard_normal(x.shape, "f4"))
+    found = run(
+        solver(name, eta)(x, timesteps, schedule, lambda step: rng.standard_normal(x.shape, "f4")), exact(schedule)
+    )
     found = found.astype(np.float64)
     assert found.mean() == pytest.approx(MEAN, abs=5 * STD / found.size**0.5)
     assert found.std() == pytest.approx(STD, rel=0.03)
@@ -84,9 +86,35 @@ def test_the_network_is_evaluated_once_a_step_in_float32(name: str, steps: int) 
         seen.append(t)
         return np.sin(x).astype(np.float32)
 
-    found = SAMPLERS[name].solve(answer, x, timesteps_for(name, steps, schedule), schedule, lambda step: x)
+    found = run(SAMPLERS[name].solve(x, timesteps_for(name, steps, schedule), schedule, lambda step: x), answer)
     assert len(seen) == steps and all(0 < s <= t <= 1000 for t, s in pairwise([*seen, seen[-1]]))
     assert found.dtype == np.float32 and found.shape == x.shape and np.isfinite(found).all()
+
+
+def test_steps_of_samplers_at_other_timesteps_can_share_calls() -> None:
+    """One driver answers all of them, a step of each in turn, and each ends where it does alone."""
+    schedule, latents = Schedule(), normals(0, np.arange(len(SAMPLERS)), 0, (1, 2, 4, 4))
+
+    def steps_of(i: int, name: str) -> Steps:
+        timesteps = timesteps_for(name, 3 + i, schedule)
+        return SAMPLERS[name].solve(latents[i], timesteps, schedule, lambda step: np.float32(0.1 * step) * latents[i])
+
+    alone = [run(steps_of(i, name), answer) for i, name in enumerate(SAMPLERS)]
+    ends, asked = (
+        dict[int, np.ndarray](),
+        {i: (steps := steps_of(i, name), next(steps)) for i, name in enumerate(SAMPLERS)},
+    )
+    while asked:
+        together = np.concatenate([answer(x, t) for _, (x, t) in asked.values()])
+        for row, (i, (steps, _)) in zip(together, list(asked.items()), strict=True):
+            try:
+                asked[i] = steps, steps.send(row[None])
+            except StopIteration as end:
+                ends[i] = end.value
+                del asked[i]
+    assert next(iter(ends)) == 0 and len(ends) == len(SAMPLERS)  # the shortest first
+    for i, x0 in enumerate(alone):
+        np.testing.assert_array_equal(ends[i], x0)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp-3m", "unipc", "ipndm", "heun"])
@@ -97,19 +125,17 @@ def test_pictures_stay_float32_between_evaluations(name: str) -> None:
         assert x.dtype == np.float32
         return np.sin(x)
 
-    SAMPLERS[name].solve(answer, x, timesteps_for(name, 9, schedule), schedule, lambda step: x)
+    run(SAMPLERS[name].solve(x, timesteps_for(name, 9, schedule), schedule, lambda step: x), answer)
 
 
 def test_a_new_sampler_is_a_function_and_an_entry(packaged: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Restarts its Euler steps from the clean picture, and evaluates at every level but the first twice."""
     seen = list[tuple[float, ...]]()
 
-    def mine(
-        predict: Any, x: Any, timesteps: np.ndarray, schedule: Schedule, noise: Any, eta: float = 0.0
-    ) -> np.ndarray:
+    def mine(x: Any, timesteps: np.ndarray, schedule: Schedule, noise: Any, eta: float = 0.0) -> Any:
         seen.append((*timesteps.tolist(), eta))
         for t in timesteps[:-1]:
-            x = schedule.to_x0(predict(x, float(t)), x, float(t))
+            x = schedule.to_x0((yield x, float(t)), x, float(t))
         return x.astype(np.float32)
 
     class Half:
@@ -198,7 +224,7 @@ def test_agrees_with_diffusers(name: str, eta: float, monkeypatch: pytest.Monkey
     is of order 2.
     """
     steps, schedule = 50, Schedule(prediction="v")
-    ours = solver(name, eta)(answer, LATENT, np.linspace(1000, 0, steps + 1), schedule, noise)
+    ours = run(solver(name, eta)(LATENT, np.linspace(1000, 0, steps + 1), schedule, noise), answer)
 
     kind, settings = PEERS[name]
     peer, torch = diffusers_peer(kind, steps, **TRAILING, **settings)
@@ -222,7 +248,7 @@ def test_euler_and_its_ancestral_form_agree_with_diffusers(
 ) -> None:
     """As for heun, the peer's x is z = x / alpha, and its sigmas are ratio."""
     schedule, timesteps = Schedule(prediction="v"), np.linspace(950, 0, 51)
-    ours = solver(name)(answer, LATENT, timesteps, schedule, noise)
+    ours = run(solver(name)(LATENT, timesteps, schedule, noise), answer)
 
     peer, torch = diffusers_peer(kind, 50, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     peer.timesteps, peer.sigmas = torch.from_numpy(timesteps[:-1]), torch.from_numpy(schedule.ratio(timesteps))
@@ -241,7 +267,7 @@ def test_heun_agrees_with_diffusers() -> None:
     """The peer's x is z = x / alpha, and it repeats its timesteps. From t = 950: its float32 is too coarse near T."""
     schedule, levels = Schedule(prediction="v"), np.linspace(950, 0, 51)[:-1]
     timesteps = timesteps_for("heun", 99, schedule, timesteps=levels.tolist())
-    ours = SAMPLERS["heun"].solve(answer, LATENT, timesteps, schedule, noise)
+    ours = run(SAMPLERS["heun"].solve(LATENT, timesteps, schedule, noise), answer)
 
     peer, torch = diffusers_peer("HeunDiscreteScheduler", 50, **TRAILING)
     peer.set_timesteps(timesteps=(levels - 1).tolist())
@@ -258,7 +284,7 @@ def test_ipndm_agrees_with_diffusers() -> None:
     """The peer gets our schedule for its own (its betas are sigma). It has no special last step; ours is Euler's."""
     steps, schedule = 50, Schedule(prediction="v")
     timesteps = np.linspace(950, 0, steps + 1)
-    ours = SAMPLERS["ipndm"].solve(answer, LATENT, timesteps, schedule, noise)
+    ours = run(SAMPLERS["ipndm"].solve(LATENT, timesteps, schedule, noise), answer)
 
     peer, torch = diffusers_peer("IPNDMScheduler", steps)
     peer.betas, peer.alphas = torch.from_numpy(schedule.sigma(timesteps)), torch.from_numpy(schedule.alpha(timesteps))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfgdiff.runtime.samplers import ddim, dpmpp_2m
+from cfgdiff.runtime.samplers import ddim, dpmpp_2m, run
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.trainer import trajectory
 from cfgdiff.trainer.config import ObjectiveConfig
@@ -72,7 +72,7 @@ def test_a_teacher_goes_where_the_runtime_s_sampler_goes(teacher: Teacher) -> No
     def predict(x: np.ndarray, t: float) -> np.ndarray:
         return Gaussian()(torch.from_numpy(x).float(), torch.full((2,), t), torch.zeros(2)).numpy()
 
-    expected = dpmpp_2m(predict, x.numpy(), timesteps, SCHEDULE, lambda step: x.numpy())
+    expected = run(dpmpp_2m(x.numpy(), timesteps, SCHEDULE, lambda step: x.numpy()), predict)
     reached = follow(teacher, x, timesteps, torch.zeros(2, dtype=torch.int64), torch.ones(2))
     np.testing.assert_allclose(reached.numpy(), expected, atol=2e-5)
 
@@ -129,7 +129,7 @@ def test_fitted_steps_are_ddim_with_these_timesteps() -> None:
     for n in (1, 3):
         fitted = fitted_steps(SCHEDULE, n)
         timesteps = np.array(fitted.timesteps)
-        expected = ddim(predict, x, timesteps, SCHEDULE, lambda step: x)
-        np.testing.assert_allclose(
-            fitted.sampler()(predict, x, timesteps, SCHEDULE, lambda step: x), expected, atol=1e-5
+        expected, found = (
+            run(solve(x, timesteps, SCHEDULE, lambda step: x), predict) for solve in (ddim, fitted.sampler())
         )
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -1,0 +1,175 @@
+"""Calls of an engine that the steps of many pictures share. It knows no queue and no threads."""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..bundle import Model
+from ..engine import Engine
+from ..generate import drawing
+from ..samplers import Steps
+from .events import Job, Preview
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # rows of the network in the calls that are measured
+LONGEST, BUDGET = 0.5, 4.0  # seconds of a call, and of all that count, after which no larger ones are measured
+ENOUGH = 0.97  # of the most rows a second: a smaller call that computes as many ends sooner
+RECENT = 256  # calls
+
+
+class Rows(NamedTuple):
+    """The arguments of `Engine.predict`, for one picture or for many."""
+
+    sample: np.ndarray
+    timestep: np.ndarray
+    class_label: np.ndarray
+    guidance: np.ndarray
+
+
+def joined(requests: Sequence[Rows]) -> Rows:
+    """The rows of all requests: first the guided ones of each, as the graph guides the first G, then the others."""
+    guided = [len(rows.guidance) for rows in requests]
+    return Rows(
+        *(
+            np.concatenate(
+                [
+                    *(array[:g] for array, g in zip(arrays, guided, strict=True)),
+                    *(array[g:] for array, g in zip(arrays, guided, strict=True)),
+                ]
+            )
+            for arrays in zip(*requests, strict=True)
+        )
+    )
+
+
+def divided(answer: np.ndarray, requests: Sequence[Rows]) -> list[np.ndarray]:
+    """The answers of each request, from that of `joined`: its inverse."""
+    answers, first, rest = [], 0, sum(len(rows.guidance) for rows in requests)
+    for rows in requests:
+        g, plain = len(rows.guidance), len(rows.sample) - len(rows.guidance)
+        parts = answer[first : first + g], answer[rest : rest + plain]
+        answers.append(np.concatenate(parts) if g and plain else parts[0] if g else parts[1])
+        first, rest = first + g, rest + plain
+    return answers
+
+
+class Drawing:
+    """Picture `i` of a job, step by step: the rows that it needs next, or `pixels` (H, W, C) uint8 at its end."""
+
+    def __init__(self, job: Job, i: int, engine: Engine, tell: Callable[[Job, Preview], object]) -> None:
+        self.job, self.i = job, i
+        self.rows: Rows | None = None
+        self.pixels: np.ndarray | None = None
+        self._tell, self._step = tell, 0
+        self._steps = self._draw(engine)
+
+    def _draw(self, engine: Engine) -> Steps:
+        plan = self.job.plan.take([self.i])
+        return (yield from drawing(engine, plan, self._watch if self.job.watch else None))
+
+    def advance(self, answer: np.ndarray | None) -> None:
+        """To its next call, with the engine's answer to the one before; with None to its first."""
+        try:
+            self.rows = Rows(*self._steps.send(answer))  # type: ignore[arg-type]  # a generator begins with None
+        except StopIteration as end:
+            self.rows, (self.pixels,) = None, end.value
+
+    def _watch(self, x0: np.ndarray) -> None:
+        self._step += 1
+        self._tell(self.job, Preview(self.i, x0[0], self._step))
+
+
+class Call(NamedTuple):
+    """What a call took: `rows` of the network, which are `fill` times those of the best size, for so many pictures."""
+
+    seconds: float
+    rows: int
+    pictures: int
+    fill: float
+
+
+class Lane:
+    """An engine, and what its calls took.
+
+    Attributes:
+        rows: of the network in a call of its best size.
+        calls, computed, seconds: how many calls there were, their rows, and their time, in all.
+        recent: the last calls.
+    """
+
+    def __init__(self, bundle: Model, engine: Engine, rows: int | None, lock: AbstractContextManager[Any]) -> None:
+        self.bundle, self.engine, self.rows = bundle, engine, rows or best_rows(bundle, engine)
+        self.calls, self.computed, self.seconds = 0, 0, 0.0
+        self.recent: deque[Call] = deque(maxlen=RECENT)
+        self._lock = lock  # for the figures
+
+    def fits(self, b: int, g: int) -> bool:
+        """Whether b rows, of which g are guided, are no more than a call's best size."""
+        return b <= self.engine.max_batch and self.bundle.rows(b, g) <= self.rows
+
+    def call(self, batch: Sequence[Drawing]) -> list[tuple[Drawing, np.ndarray]]:
+        """Each picture with the engine's answer to its rows, from one call."""
+        requests = [drawing.rows for drawing in batch if drawing.rows]
+        started, rows = time.monotonic(), joined(requests)
+        answers = divided(self.engine.predict(*rows), requests)
+        seconds, n = time.monotonic() - started, self.bundle.rows(len(rows.sample), len(rows.guidance))
+        with self._lock:
+            self.calls, self.computed, self.seconds = self.calls + 1, self.computed + n, self.seconds + seconds
+            self.recent.append(Call(seconds, n, len(batch), n / self.rows))
+        return list(zip(batch, answers, strict=True))
+
+
+def call_figures(lanes: Sequence[Lane]) -> dict[str, float]:
+    """What the calls of some engines took: in all, and in the last `RECENT` of each.
+
+    Of the last: `batch_fill`, their rows as shares of the best size; `rows_per_second` of the network and
+    `evaluations_per_second` of pictures, of all engines together while they run; the seconds of a step, which are those
+    of a call, `step_seconds` (median) and `step_seconds_p95`.
+    """
+    totals = (
+        ("best_rows", "rows"),
+        ("calls_total", "calls"),
+        ("rows_total", "computed"),
+        ("busy_seconds_total", "seconds"),
+    )
+    calls = [call for lane in lanes for call in lane.recent]
+    seconds = sorted(call.seconds for call in calls) or [0.0]
+    pace = len(lanes) / max(1e-9, sum(seconds))
+    return {name: sum(getattr(lane, each) for lane in lanes) for name, each in totals} | {
+        "batch_fill": statistics.fmean(call.fill for call in calls) if calls else 0.0,
+        "rows_per_second": pace * sum(call.rows for call in calls),
+        "evaluations_per_second": pace * sum(call.pictures for call in calls),
+        "step_seconds": statistics.median(seconds),
+        "step_seconds_p95": seconds[math.ceil(0.95 * len(seconds)) - 1],
+    }
+
+
+def best_rows(bundle: Model, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> int:
+    """How many rows of the network the fewest have that, in one call, are computed about as fast as by any other.
+
+    Measured by calls of guided pictures. An engine's first call of a size may take long, and is not counted.
+    """
+    rates, spent = dict[int, float](), 0.0
+    for size in SIZES:
+        n = size if bundle.guidance_input else max(1, size // 2)
+        if n > engine.max_batch and rates:
+            break
+        g = n if bundle.rows(n, n) <= size else 0
+        rows = Rows(
+            np.zeros((n, *bundle.image_shape), np.float32), np.full(n, bundle.schedule.T / 2, np.float32),
+            np.arange(n) % len(bundle.class_names), np.full(g, 1.5, np.float32),
+        )  # fmt: skip
+        seconds = []
+        for _ in range(4):
+            before = clock()
+            engine.predict(*rows)
+            seconds.append(clock() - before)
+        rates[size], spent = size / max(1e-9, statistics.median(seconds[1:])), spent + sum(seconds[1:])
+        if seconds[-1] > LONGEST or spent > BUDGET:
+            break
+    return next(size for size, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
