@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+    from cfgdiff.runtime import Bundle, Engine
     from cfgdiff.runtime.server.drawing import Served
     from cfgdiff.runtime.server.limits import Limits
 
@@ -139,11 +140,18 @@ def _opened(models: tuple[str, ...], wanted: dict[str, Any], queue: dict[str, An
     for bundle in bundles:
         engine = open_engine(bundle, **wanted)
         note = model_note(bundle, engine)
-        again = partial(open_engine, bundle, engine.name, engine.precision, wanted["threads"])
-        scheduler = Scheduler(bundle, engine, **queue, reopen=lambda _, again=again: again())
+        again = partial(_again, bundle, wanted["threads"])
+        scheduler = Scheduler(bundle, engine, **queue, reopen=again)
         stack.callback(scheduler.close, drain=False)
         served.append(Served(bundle, scheduler, note))
     return served
+
+
+def _again(bundle: "Bundle", threads: int | None, engine: "Engine") -> "Engine":
+    """The engine that takes the place of one that failed."""
+    from cfgdiff.runtime import open_engine
+
+    return open_engine(bundle, engine.name, engine.precision, threads)
 
 
 def _run(app: "FastAPI", listening: socket.socket, limits: "Limits", verbose: bool) -> None:

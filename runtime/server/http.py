@@ -41,6 +41,7 @@ from .refusals import Refused, bad_input, broken, closing
 from .scheduler import Job
 
 log = logging.getLogger("cfgdiff.server")
+GRACE = 5.0  # seconds in which a client reads what was drawn just in time
 PAGE = Path(__file__).with_name("page.html")
 BODIES: dict[str, type[Pictures]] = {"/v1/images/generations": Generation, "/v1/jobs": Order}
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -173,7 +174,7 @@ def _add_images(app: FastAPI, server: Server) -> None:
         job = served.submit(plan, seconds=server.limits.seconds, watch=previews > 0)
         if body.stream:
             given = map(partial(served.drawn, plan), thinned(events(job), plan.steps, previews))
-            return EventStream(job, _frames(server, plan, one_by_one(given, server.threads)))
+            return EventStream(job, _frames(plan, one_by_one(given, server.threads)), server.limits.seconds + GRACE)
         with watched(request.receive, job), in_time(server.limits):
             drawn = await in_thread(lambda: [served.drawn(plan, event) for event in events(job)], server.threads)
         shown = partial(_entry, server, str(request.base_url) if body.response_format == "url" else None)
@@ -205,21 +206,22 @@ def _entry(server: Server, base: str | None, one: Drawn) -> dict[str, Any]:
 class EventStream(StreamingResponse):
     """Server-sent events of a job, which is cancelled when they end, also before the first one."""
 
-    def __init__(self, job: Job, content: AsyncIterator[bytes]) -> None:
+    def __init__(self, job: Job, content: AsyncIterator[bytes], seconds: float) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._job = job
+        self._job, self._seconds = job, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         try:
-            await super().__call__(scope, receive, send)
+            with anyio.move_on_after(self._seconds):  # a client that never reads
+                await super().__call__(scope, receive, send)
         finally:
             self._job.cancel()
 
 
-async def _frames(server: Server, plan: Plan, drawn: AsyncIterator[Drawn]) -> AsyncIterator[bytes]:
+async def _frames(plan: Plan, drawn: AsyncIterator[Drawn]) -> AsyncIterator[bytes]:
     """The events of OpenAI's image streams, with the picture's number and note beside."""
-    until, previews = anyio.current_time() + server.limits.seconds, dict[int, int]()
+    previews = dict[int, int]()
     try:
         async for one in drawn:
             event: dict[str, Any] = {"b64_json": one.base64, "created_at": int(time.time()), "index": one.i}
@@ -229,8 +231,6 @@ async def _frames(server: Server, plan: Plan, drawn: AsyncIterator[Drawn]) -> As
                 yield frame("image_generation.partial_image", event | {"partial_image_index": previews[one.i]})
             else:
                 yield frame("image_generation.completed", event | {"note": one.note})
-            if anyio.current_time() > until:  # a client that reads slowly
-                return
     except Refused as refused:
         yield frame("error", refused.body)
 

@@ -1,4 +1,4 @@
-"""Large orders: drawn one after the other into files, in the background, and continued after a restart.
+"""Large orders: drawn into files, in the background, and continued after a restart.
 
 An order is `ID.json` in the folder, written when it arrives; its result is `ID.tar` or `ID.npz`, whole or absent.
 What a restart finds without a result or an error is drawn again: a .tar from the picture on where it stopped.
@@ -31,6 +31,7 @@ from .scheduler import Job, Preview
 
 log = logging.getLogger("cfgdiff.server")
 PIECE = 256  # pictures that are submitted at a time: they are in memory until the first of them is written
+AT_ONCE = 4  # orders, in equal shares: a large one does not hold up small ones
 AHEAD = 2  # pieces in the scheduler, so that the next fills the batches that the last leaves half empty
 TRIES = 3  # of a piece whose engine fails
 SHOWN = 16  # previews
@@ -79,13 +80,13 @@ class Entry:
 
 
 class Orders:
-    """The orders in a folder, which are read at once, and the thread that draws them. Raises `Failure`."""
+    """The orders in a folder, which are read at once, and the threads that draw them. Raises `Failure`."""
 
     def __init__(self, folder: Path, served: dict[str, Served], limits: Limits) -> None:
         self._folder, self._served, self._limits = folder, served, limits
         self._entries: dict[str, Entry] = {}
         self._changed, self._closing, self._ended = threading.Condition(), False, threading.Event()
-        self._thread = threading.Thread(target=self._work, name="cfgdiff-jobs", daemon=True)
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(AT_ONCE)]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in sorted(self._folder.glob("*.json")):
@@ -98,7 +99,8 @@ class Orders:
 
     def start(self) -> None:
         """Draw what is unfinished, and what comes."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop drawing. What is unfinished is continued by the next `start`."""
@@ -108,7 +110,8 @@ class Orders:
             for entry in self._entries.values():
                 entry.stop()
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def add(self, body: Order) -> Entry:
         """Take an order whose model is set. Raises `BadInput`, or `Refused` where there are too many."""

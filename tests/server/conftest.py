@@ -1,37 +1,13 @@
 """A scheduler that draws without a network, and servers around it."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle, Plan, load_bundle
-from cfgdiff.runtime.errors import Failure
-
-for package in ("fastapi", "uvicorn", "httpx", "prometheus_client"):
-    pytest.importorskip(package, reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
-
-
-if find_spec("cfgdiff.runtime.server.scheduler") is None:  # the interface, until the scheduler is there
-    from dataclasses import make_dataclass
-
-    module = ModuleType("cfgdiff.runtime.server.scheduler")
-
-    class _Full(Failure):
-        def __init__(self, message: str, retry_after: int) -> None:
-            super().__init__(message)
-            self.retry_after = retry_after
-
-    module.Full, module.Closed = _Full, type("Closed", (Failure,), {})  # type: ignore[attr-defined]
-    for kind, fields in {"Picture": "i picture", "Preview": "i x0 step", "Failed": "error reason"}.items():
-        setattr(module, kind, make_dataclass(kind, fields.split()))
-    module.Job = module.Scheduler = object  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
 
 
 class StandInJob:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
+
 from cfgdiff.runtime.server.guard import new_token
 from cfgdiff.runtime.server.limits import Limits
 

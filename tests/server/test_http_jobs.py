@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
+
 from cfgdiff.runtime.errors import Failure
 
 
@@ -118,9 +120,9 @@ def test_a_random_seed_is_the_same_after_a_restart(served: list[Any], scheduler:
 def test_a_job_that_is_removed_stops_and_leaves_nothing(served: list[Any], scheduler: Any, tmp_path: Path) -> None:
     scheduler.hold.set()
     with server(served, tmp_path) as client:
-        names = [client.post("/v1/jobs", json={"class": "frog", "n": 100}).json()["id"] for _ in range(2)]
-        until(lambda: scheduler.jobs)
-        for name in names:  # the one that is drawn, and the one that waits
+        names = [client.post("/v1/jobs", json={"class": "frog", "n": 100}).json()["id"] for _ in range(6)]
+        until(lambda: len(scheduler.jobs) == 8)  # two pieces of four jobs
+        for name in reversed(names):  # those that wait, and those that are drawn
             assert client.delete(f"/v1/jobs/{name}").status_code == 200
         assert scheduler.jobs[0].cancelled.wait(5)
         until(lambda: not list(tmp_path.iterdir()))
@@ -234,3 +236,12 @@ def test_a_folder_that_cannot_be_used_is_a_failure(served: list[Any], tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(Failure, match="jobs_dir: cannot be used"), server(served, tmp_path / "file"):
         pass
+
+
+def test_a_large_job_does_not_hold_up_a_small_one(served: list[Any], scheduler: Any, tmp_path: Path) -> None:
+    scheduler.hold_from = 8
+    with server(served, tmp_path) as client:
+        large = client.post("/v1/jobs", json={"class": "frog", "n": 100}).json()["id"]
+        small = client.post("/v1/jobs", json={"class": "ship", "n": 3}).json()["id"]
+        assert ended(client, small)["status"] == "done"
+        assert client.get(f"/v1/jobs/{large}").json()["status"] == "running"

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
+
 openai = pytest.importorskip("openai", reason="needs the client: pip install openai")
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
+
 from cfgdiff.runtime.server.http import PAGE
 
 DRIVER = Path(__file__).with_name("page_driver.mjs")

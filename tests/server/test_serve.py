@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
+
 from cfgdiff.cli.main import main
 from cfgdiff.runtime.images import load_picture
-from cfgdiff.runtime.server import http
 
-SCHEDULER = Path(http.__file__).with_name("scheduler.py")
 CODE, RUN = "from cfgdiff.cli.main import main; main()", "from cfgdiff.cli.run import main; main()"
 
 
@@ -69,8 +69,6 @@ def started(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", Any, list
     """A server of cifar10-turbo in a process of its own, a client of it, and the lines that it wrote until then."""
     import httpx
 
-    if not SCHEDULER.is_file():
-        pytest.skip("needs the scheduler")
     (tmp_path / "token.txt").write_text("secret\n")
     command = [
         sys.executable,
