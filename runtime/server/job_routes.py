@@ -3,31 +3,20 @@
 import base64
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from fastapi import FastAPI
 from starlette.responses import FileResponse, StreamingResponse
 
 from .bodies import Order
-from .drawing import Served
 from .orders import DONE, UNFINISHED, Entry, Orders
 from .refusals import Refused
+from .shared import ERRORS, Server
 
 PAUSE, SILENCE = 0.2, 15.0  # seconds between looks at a job; after which a comment keeps the connection alive
+KNOWN: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404)}
 TYPES = {"tar": "application/x-tar", "npz": "application/zip"}
-
-
-class Server(Protocol):
-    """What the routes need to know of the server."""
-
-    draining: bool
-
-    def model(self, name: str | None) -> Served:
-        """The model of a request."""
-
-    def check_open(self) -> None:
-        """Raises `Refused` where it accepts nothing any more."""
 
 
 def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
@@ -38,30 +27,30 @@ def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
             raise Refused(404, "this server takes no jobs: it was started without a folder for them", code="no_jobs")
         return orders
 
-    @app.post("/v1/jobs", status_code=202)
+    @app.post("/v1/jobs", status_code=202, responses=ERRORS)
     async def create(body: Order) -> dict[str, Any]:
         """Order many pictures. They are drawn in the background into a file."""
         server.check_open()
         name = server.model(body.model).bundle.name
         return kept().add(body.model_copy(update={"model": name})).public
 
-    @app.get("/v1/jobs")
+    @app.get("/v1/jobs", responses=KNOWN)
     async def listed() -> dict[str, Any]:
         """All jobs, the oldest first."""
         return {"object": "list", "data": [entry.public for entry in kept().all()]}
 
-    @app.get("/v1/jobs/{name}")
+    @app.get("/v1/jobs/{name}", responses=KNOWN)
     async def state(name: str) -> dict[str, Any]:
         """How far a job is."""
         return kept().get(name).public
 
-    @app.delete("/v1/jobs/{name}")
+    @app.delete("/v1/jobs/{name}", responses=KNOWN)
     async def remove(name: str) -> dict[str, Any]:
         """Stop a job, and remove its result."""
         kept().remove(name)
         return {"id": name, "object": "job", "deleted": True}
 
-    @app.get("/v1/jobs/{name}/result", response_class=FileResponse)
+    @app.get("/v1/jobs/{name}/result", response_class=FileResponse, responses=KNOWN)
     async def result(name: str) -> FileResponse:
         """The file of a job that is done."""
         entry = kept().get(name)
@@ -70,7 +59,7 @@ def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
         kind = entry.body.format
         return FileResponse(kept().result(entry), media_type=TYPES[kind], filename=f"{name}.{kind}")
 
-    @app.get("/v1/jobs/{name}/events", response_class=StreamingResponse)
+    @app.get("/v1/jobs/{name}/events", response_class=StreamingResponse, responses=KNOWN)
     async def events(name: str) -> StreamingResponse:
         """The progress of a job as server-sent events, with previews of the first pictures that are drawn now."""
         stream = _events(server, kept().get(name))
