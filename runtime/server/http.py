@@ -5,7 +5,6 @@ It decides nothing about pictures: `plan_of` reads a request, the scheduler draw
 
 import base64
 import hashlib
-import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -36,7 +35,6 @@ from .orders import Orders
 from .refusals import Refused, bad_input, broken
 from .shared import ERRORS, Server, size_of
 
-log = logging.getLogger("cfgdiff.server")
 PAGE = Path(__file__).with_name("page.html")
 BODIES: dict[str, type[Pictures]] = {"/v1/images/generations": Generation, "/v1/jobs": Order}
 

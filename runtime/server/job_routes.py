@@ -3,9 +3,11 @@
 import base64
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from fastapi import FastAPI
 from starlette.responses import FileResponse, StreamingResponse
 
@@ -32,7 +34,8 @@ def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
         """Order many pictures. They are drawn in the background into a file."""
         server.check_open()
         name = server.model(body.model).bundle.name
-        return kept().add(body.model_copy(update={"model": name})).public
+        add = partial(kept().add, body.model_copy(update={"model": name}))
+        return (await anyio.to_thread.run_sync(add)).public  # a million names take a while
 
     @app.get("/v1/jobs", responses=KNOWN)
     async def listed() -> dict[str, Any]:

@@ -183,7 +183,7 @@ class Orders:
         with self._changed:
             while not self._closing:
                 for entry in self._entries.values():
-                    if entry.status == "queued":
+                    if entry.status == "queued" and entry.body.model in self._served:  # else for another start
                         entry.status = "running"
                         return entry
                 self._changed.wait()
@@ -208,9 +208,7 @@ class Orders:
                     self._write(entry)
 
     def _draw(self, entry: Entry) -> None:
-        served = self._served.get(str(entry.body.model))
-        if served is None:
-            raise Refused(404, f"model: {entry.body.model} is not served any more", "model", "model_not_found")
+        served = self._served[str(entry.body.model)]
         plan, path = plan_of(entry.body, served.bundle, self._limits.order), self.result(entry)
         with output(path, plan.labels, partial(served.note, plan), resume=entry.body.format == "tar") as sink:
             missing = sink.missing() if isinstance(sink, Tar) else np.arange(len(plan))

@@ -245,3 +245,17 @@ def test_a_large_job_does_not_hold_up_a_small_one(served: list[Any], scheduler: 
         small = client.post("/v1/jobs", json={"class": "ship", "n": 3}).json()["id"]
         assert ended(client, small)["status"] == "done"
         assert client.get(f"/v1/jobs/{large}").json()["status"] == "running"
+
+
+def test_a_job_of_a_model_that_is_not_served_waits_for_a_server_with_it(
+    served: list[Any], scheduler: Any, tmp_path: Path
+) -> None:
+    scheduler.hold.set()
+    with server(served, tmp_path) as client:
+        name = client.post("/v1/jobs", json={"class": "frog"}).json()["id"]
+    scheduler.hold.clear()
+    with server(served[1:], tmp_path) as client:
+        other = client.post("/v1/jobs", json={"class": "frog"}).json()["id"]
+        assert ended(client, other)["status"] == "done" and client.get(f"/v1/jobs/{name}").json()["status"] == "queued"
+    with server(served, tmp_path) as client:
+        assert ended(client, name)["status"] == "done"
