@@ -88,6 +88,8 @@ def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: i
             cond, uncond = np.split((yield *pairs, classes, np.zeros(0, np.float32)), 2)
             w = np.where(acts, weights, np.float32(1))[:, None, None, None]
             return finite(rescaled(uncond + w * (cond - uncond), cond, guidance.rescale), engine, t)
+        if acts.all() or not acts.any():
+            return finite((yield x, times, labels, weights[acts]), engine, t)
         order = np.argsort(~acts, kind="stable")  # the graph guides the first G rows
         prediction = yield x[order], times, labels[order], weights[order][: acts.sum()]
         return finite(prediction, engine, t)[np.argsort(order)]

@@ -13,7 +13,7 @@ x0 here is the picture in [-1, 1] divided by `data_std`. Nothing here knows of n
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,9 @@ class Schedule:
 
         Only the last of the cosine's T betas exceeds 0.999 (it would be 1): clipping is a floor, alpha_bar(T-1) / 1000.
         """
+        return _alpha_bar_at(self, float(t)) if isinstance(t, float) else self._alpha_bar(t)
+
+    def _alpha_bar(self, t: Any) -> np.ndarray:
         if self.kind == "linear":
             return np.exp(np.interp(np.asarray(t, np.float64), np.arange(self.T + 1), _linear_log_alpha_bars(self.T)))
         floor = self._cosine(self.T - 1.0) * (1 - MAX_BETA)
@@ -136,6 +139,12 @@ class Schedule:
         if self.prediction == "x0":
             return (x - alpha * prediction) / sigma
         return sigma * x + alpha * prediction
+
+
+@lru_cache(4096)
+def _alpha_bar_at(schedule: Schedule, t: float) -> np.ndarray:
+    """A sampler's step asks for it ten times, which would take longer than the step of one small picture."""
+    return schedule._alpha_bar(t)
 
 
 def _rows(values: np.ndarray, like: Any) -> Any:
