@@ -59,6 +59,7 @@ Examples:
   cfgdiff bench exported/mine --checkpoint runs/mine --threads 8
   cfgdiff bench calls exported/all --batches 1,64
   cfgdiff bench samplers --steps 4,6,8,10 --n 2048 --frechet alexnet.safetensors --out table.md
+  cfgdiff bench serving --engine openvino --clients 64
   cfgdiff bench training --data DATA
   cfgdiff bench gpu --out report""",
 )
@@ -181,6 +182,26 @@ def samplers(bundle: Path | None, steps: tuple[int, ...], samplers: str | None, 
     click.echo(text)
     if setting.out is not None:
         write_whole(setting.out, (text + "\n").encode())
+
+
+@bench.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="As for cfgdiff-run.")
+@click.option("--precision", default="auto", show_default=True, metavar="NAME", help="As for cfgdiff-run.")
+@click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
+@click.option("--requests", default=64, show_default=True, type=POSITIVE, help="Requests for one picture each.")
+@click.option("--clients", default=16, show_default=True, type=POSITIVE, help="Clients that ask at once, for 1 to 64.")
+@click.option("--rounds", default=5, show_default=True, type=POSITIVE, help="Turns of each that are measured.")
+@click.option("--steps", type=POSITIVE, help="Evaluations of the single pictures. Default: the model's.")
+def serving(bundle: Path | None, engine: str, precision: str, threads: int | None, **setting: Any) -> None:
+    """Compare the server's scheduler with requests one after the other, on one engine: pictures a second, and how long
+    a single picture takes while others ask for many."""
+    from cfgdiff.benchmarks.serving import serving_report
+    from cfgdiff.runtime import load_bundle, open_engine
+
+    model = load_bundle(bundle)
+    with open_engine(model, engine, precision, threads) as opened:
+        click.echo(serving_report(model, opened, **setting))
 
 
 @bench.command()

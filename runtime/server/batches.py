@@ -16,8 +16,8 @@ from ..generate import drawing
 from ..samplers import Steps
 from .events import Job, Preview
 
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # rows of the network in the calls that are measured
-LONGEST, BUDGET = 0.5, 4.0  # seconds of a call, and of all that count, after which no larger ones are measured
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of the network in the calls that are measured
+LONGEST, TURNS = 0.1, 3  # seconds of a call, after which no larger ones are measured; of all sizes
 ENOUGH = 0.97  # of the most rows a second: a smaller call that computes as many ends sooner
 RECENT = 256  # calls
 
@@ -152,24 +152,30 @@ def call_figures(lanes: Sequence[Lane]) -> dict[str, float]:
 def best_rows(bundle: Model, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> int:
     """How many rows of the network the fewest have that, in one call, are computed about as fast as by any other.
 
-    Measured by calls of guided pictures. An engine's first call of a size may take long, and is not counted.
+    Measured by calls of guided pictures: the shortest of a few, as others may use the machine, and all sizes in turns,
+    as its speed may drift. An engine's first call of a size may take long, and does not count.
     """
-    rates, spent = dict[int, float](), 0.0
-    for size in SIZES:
+
+    def seconds(size: int) -> float:
         n = size if bundle.guidance_input else max(1, size // 2)
-        if n > engine.max_batch and rates:
-            break
-        g = n if bundle.rows(n, n) <= size else 0
-        rows = Rows(
+        g = n if bundle.rows(n, n) == size else 0
+        inputs = Rows(
             np.zeros((n, *bundle.image_shape), np.float32), np.full(n, bundle.schedule.T / 2, np.float32),
             np.arange(n) % len(bundle.class_names), np.full(g, 1.5, np.float32),
         )  # fmt: skip
-        seconds = []
-        for _ in range(4):
-            before = clock()
-            engine.predict(*rows)
-            seconds.append(clock() - before)
-        rates[size], spent = size / max(1e-9, statistics.median(seconds[1:])), spent + sum(seconds[1:])
-        if seconds[-1] > LONGEST or spent > BUDGET:
+        before = clock()
+        engine.predict(*inputs)
+        return clock() - before
+
+    least = dict[int, float]()
+    for size in SIZES:
+        if least and size > engine.max_batch * (1 if bundle.guidance_input else 2):
             break
+        seconds(size)
+        least[size] = seconds(size)
+        if least[size] > LONGEST:
+            break
+    for _ in range(TURNS):
+        least = {size: min(shortest, seconds(size)) for size, shortest in least.items()}
+    rates = {size: size / max(1e-9, shortest) for size, shortest in least.items()}
     return next(size for size, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
