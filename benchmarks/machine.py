@@ -115,11 +115,9 @@ def operations(graph: Path, b: int, g: int, rows: int | None = None) -> int:
             out, second = shapes[node.output[0]], shapes[node.input[1]]
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             across = second[-1] if attributes.get("transB") else second[-2]
-            inner = (
-                int(np.prod(second[1:])) if node.op_type == "Conv" else across
-            )  # its weights: (outputs, inputs / groups, ...)
-            size = (
-                out if out[0] else (b + g if rows is None else rows, *out[1:])
-            )  # inference does not always know B + G
-            total += 2 * int(np.prod(size)) * inner
+            # the weights of a convolution are (outputs, inputs / groups, ...)
+            inner = int(np.prod(second[1:])) if node.op_type == "Conv" else across
+            # shape inference does not always know the rows
+            first = out[0] or (b + g if rows is None else rows)
+            total += 2 * first * int(np.prod(out[1:])) * inner
     return total

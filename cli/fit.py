@@ -47,6 +47,8 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
         raise click.UsageError(
             f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}"
         )
+    if loaded.few_steps:
+        raise Failure(f"{loaded.path}: {loaded.name} was trained for its own steps; fit those of a model of many steps")
     guided = guidance_of(loaded, Request([], guidance=guidance, interval=interval))
     if not os.access(loaded.path, os.W_OK | os.X_OK):
         raise Failure(f"{loaded.path}: cannot be written, but the result is kept there; give a copy of the bundle")

@@ -13,6 +13,7 @@ from .evaluate import evaluate
 from .export import export, verify
 from .fit import fit_steps
 from .flags import Numbers
+from .serve import serve
 from .train import PATH, plugin_option, train
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def group() -> None:
     """Train, export and inspect class-conditional diffusion models."""
 
 
-for part in (train, export, verify, fit_steps, evaluate, bench, classifier, engines):
+for part in (train, export, verify, fit_steps, evaluate, bench, classifier, engines, serve):
     group.add_command(part)
 
 

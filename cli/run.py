@@ -121,6 +121,7 @@ def command(
     started = time.perf_counter()
     _refuse_idle_flags(click.get_current_context())
     from cfgdiff.runtime import load_bundle, resolve
+    from cfgdiff.runtime.measured import doubt
     from cfgdiff.runtime.outputs import check_place
 
     from .draw import Drawing, Target, draw, redraw
@@ -149,6 +150,8 @@ def command(
         return bundle, resolve(bundle, request), columns
 
     bundle, plan, columns = planned(load_bundle(model)) if model else _on_packaged(planned)
+    if warning := doubt(bundle, plan):
+        log.warning(one_line(warning.replace("`steps`", "--steps")))
     noted = first_note(out, target.kind) if target.resume else None
     opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(bundle, plan)
     drawing, loaded = Drawing(bundle, plan, opened), time.perf_counter()

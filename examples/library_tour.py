@@ -25,9 +25,8 @@ def main(folder: Path) -> None:
     print(f"{bundle.name}: {len(bundle.class_names)} classes, {bundle.image_shape}, {bundle.defaults}")
 
     # 2. One call, one array, by the fastest engine of this machine.
-    save(
-        draw(bundle, ["ship"] * 4, seed=[1, 1, 1, 1], guidance=[1, 2, 4, 8]), folder, "guidance"
-    )  # one latent, more and more guided
+    ships = draw(bundle, ["ship"] * 4, seed=[1, 1, 1, 1], guidance=[1, 2, 4, 8])  # one latent, more and more guided
+    save(ships, folder, "guidance")
 
     # 3. Several calls share an engine. Picture i depends on (seed, i), its class and its guidance, not on the others.
     with open_engine(bundle, "cpu", "float32") as engine:
@@ -51,9 +50,8 @@ def main(folder: Path) -> None:
         seen: list[np.ndarray] = []
         for first, pictures in generate(engine, bundle, ["truck"] * 4, batch=2, watch=lambda _, x0: seen.append(x0)):
             print(f"pictures {first} .. {first + len(pictures) - 1}")
-        truck = np.stack(
-            [x0[0] for x0 in seen[: len(seen) // 2]]
-        )  # (evaluations, C, H, W), of the first batch's first picture
+        # (evaluations, C, H, W), of the first batch's first picture
+        truck = np.stack([x0[0] for x0 in seen[: len(seen) // 2]])
         save(np.rint((truck.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1), folder, "denoising")
 
     # Mistakes are one line that says what was expected.

@@ -94,8 +94,9 @@ def _evaluated(evaluation: dict[str, Any]) -> list[str]:
 
 def _graph(bundle: Bundle) -> list[str]:
     """The graph's contract, and how to draw with it alone."""
-    described = inputs(len(bundle.class_names), bundle.schedule.T)
-    how = recipe(bundle.schedule, bundle.defaults.steps, bundle.defaults.guidance)
+    described, steps = inputs(len(bundle.class_names), bundle.schedule.T, bundle.guidance_input), bundle.defaults.steps
+    timesteps = bundle.fitted[steps].timesteps if bundle.few_steps else None
+    how = recipe(bundle.schedule, steps, bundle.defaults.guidance, timesteps)
     lines = [f"- {name}: {text}" for name, text in described.items()]
     return ["", "The graphs take and give, with any B and G:", "", *lines, "", "To draw with a graph alone (DDIM):", "",
             *(f"{i}. {line}" for i, line in enumerate(how, 1))]  # fmt: skip

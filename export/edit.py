@@ -24,11 +24,10 @@ def store_half(model: onnx.ModelProto) -> None:
         if i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) >= SMALL:
             i.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(i).astype(np.float16), i.name))
             cast_names[i.name] = f"{i.name}.float32"
-            casts.append(
-                helper.make_node(
-                    "Cast", [i.name], [cast_names[i.name]], name=f"cast.{i.name}", to=onnx.TensorProto.FLOAT
-                )
+            cast = helper.make_node(
+                "Cast", [i.name], [f"{i.name}.float32"], f"cast.{i.name}", to=onnx.TensorProto.FLOAT
             )
+            casts.append(cast)
     for node in model.graph.node:
         node.input[:] = [cast_names.get(name, name) for name in node.input]
     replace_nodes(model, [*casts, *model.graph.node])
@@ -36,17 +35,19 @@ def store_half(model: onnx.ModelProto) -> None:
 
 def with_description(model: onnx.ModelProto, description: dict[str, Any], precision: str) -> onnx.ModelProto:
     """A copy with bundle.json's description of the model in its metadata, and how to draw with the graph alone."""
-    schedule, defaults, classes = (
-        Schedule(**description["schedule"]),
-        description["defaults"],
-        len(description["class_names"]),
-    )
-    described = inputs(classes, schedule.T)
+    schedule, classes = Schedule(**description["schedule"]), len(description["class_names"])
+    defaults = description["defaults"]
+    described = inputs(classes, schedule.T, description.get("guidance_input"))
     metadata = {"model": description["name"], "precision": precision}
     metadata |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
-    metadata["guidance"] = "inside: the first G rows are uncond + w (cond - uncond)"
+    folded = "guidance_input" in description
+    metadata["guidance"] = (
+        "an input of the network" if folded else "inside: the first G rows are uncond + w (cond - uncond)"
+    )
     metadata["null_class"] = str(classes)
-    metadata["sampling"] = "\n".join(recipe(schedule, defaults.get("steps", 20), defaults.get("guidance", 1.0)))
+    steps, few = defaults.get("steps", 20), description.get("few_steps")
+    timesteps = {int(n): fitted["timesteps"] for n, fitted in description["fitted"].items()}[steps] if few else None
+    metadata["sampling"] = "\n".join(recipe(schedule, steps, defaults.get("guidance", 1.0), timesteps))
     kept = [entry for entry in model.metadata_props if entry.key not in metadata]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

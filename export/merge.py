@@ -49,11 +49,10 @@ def _is_linear(node: onnx.NodeProto) -> bool:
 def _merged(model: onnx.ModelProto, x: str, products: list[onnx.NodeProto], sizes: list[int]) -> list[onnx.NodeProto]:
     model.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), f"{x}.sizes"))
     weights, biases = ([node.input[i] for node in products] for i in (1, 2))
+    outputs = [node.output[0] for node in products]
     return [
         helper.make_node("Concat", weights, [f"{x}.weights"], name=f"concat.{x}.weights", axis=0),
         helper.make_node("Concat", biases, [f"{x}.biases"], name=f"concat.{x}.biases", axis=0),
         helper.make_node("Gemm", [x, f"{x}.weights", f"{x}.biases"], [f"{x}.products"], name=f"gemm.{x}", transB=1),
-        helper.make_node(
-            "Split", [f"{x}.products", f"{x}.sizes"], [node.output[0] for node in products], name=f"split.{x}", axis=1
-        ),
+        helper.make_node("Split", [f"{x}.products", f"{x}.sizes"], outputs, name=f"split.{x}", axis=1),
     ]

@@ -45,9 +45,7 @@ def find_module() -> ModuleType:
     """
     names = ("tensorrt", "tensorrt_rtx") if gpu_here() else ("tensorrt_rtx", "tensorrt")
     for name in names:
-        with suppress(
-            Exception
-        ):  # incomplete installations fail in many ways: a stub of a package, a missing shared library
+        with suppress(Exception):  # incomplete installations fail in many ways: a stub, a missing shared library
             module = importlib.import_module(name)
             if hasattr(module, "Builder"):
                 return module
@@ -135,6 +133,17 @@ def build_engine(module: ModuleType, graph: bytes, key: EngineKey, target: Path,
 def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress) -> bytes:
     log, monitor = logger_of(module), _monitor(module, progress)
     log.last = ""
+    with _ctrl_c_stops(monitor):  # from the first call on: native code loses what is raised in the logger
+        serialized = _serialized(module, graph, key, log, monitor)
+    if monitor.error is not None:
+        raise monitor.error
+    if serialized is None:
+        raise _failure(key, log)
+    return serialized
+
+
+def _serialized(module: ModuleType, graph: bytes, key: EngineKey, log: Any, monitor: Any) -> bytes | None:
+    """None where it was not built."""
     try:
         builder = module.Builder(log)
     except TypeError:  # raised by the binding where there is no builder
@@ -150,15 +159,10 @@ def _build(module: ModuleType, graph: bytes, key: EngineKey, progress: Progress)
     if key.module != "tensorrt_rtx":
         timings = cache_folder() / f"timing-{key.module}-{key.version}-sm{key.sm[0].replace('.', '')}.cache"
         _load_timings(config, timings)
-    with _ctrl_c_stops(monitor):
-        serialized = builder.build_serialized_network(network, config)
-    if monitor.error is not None:
-        raise monitor.error
-    if serialized is None:
-        raise _failure(key, log)
-    if timings is not None:
+    serialized = builder.build_serialized_network(network, config)
+    if timings is not None and serialized is not None:
         _keep_timings(config, timings)
-    return bytes(serialized)
+    return None if serialized is None else bytes(serialized)
 
 
 def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -> Any:
@@ -170,9 +174,8 @@ def _configure(module: ModuleType, builder: Any, network: Any, key: EngineKey) -
     config.add_optimization_profile(profile)
     config.clear_flag(module.BuilderFlag.TF32)  # float32 means float32; float16 is the fast one
     if key.module == "tensorrt_rtx":
-        config.set_flag(
-            module.BuilderFlag.REQUIRE_USER_ALLOCATION
-        )  # else its runs could not be captured as CUDA graphs
+        # Without it, runs could not be captured as CUDA graphs.
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(key.sm)
         for i, capability in enumerate(_capabilities(module, key.sm)):
             config.set_compute_capability(capability, i)
@@ -188,9 +191,12 @@ def _capabilities(module: ModuleType, sm: tuple[str, ...]) -> list[Any]:
     }
     for part in sm:
         if part not in known:
-            raise BadInput(
-                f"sm: {module.__name__} {module.__version__} cannot build for {part}; choose from {', '.join(known)}"
-            )
+            gpu = gpu_here()
+            own = (
+                "; for this GPU, pip install tensorrt" if gpu and gpu[0] == part else ""
+            )  # RTX is not for H100, H200, ...
+            problem = f"{module.__name__} {module.__version__} cannot build for {part}"
+            raise BadInput(f"sm: {problem}; choose from {', '.join(known)}{own}")
     return [known[part] for part in sm]
 
 

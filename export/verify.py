@@ -80,21 +80,19 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     Rows must not depend on order, repetition or batch, and guided rows must be uncond + w (cond - uncond), with cond
     from an unguided call and uncond independent of the class; but where w is an input of the network, any w is right.
     """
-    classes, whole_engine = len(bundle.class_names), _InParts(engine)
-    x, t = (
-        normals(0, np.arange(B), 0, bundle.image_shape),
-        np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T,
-    )
+    classes, any_batch = len(bundle.class_names), _InParts(engine)
+    x = normals(0, np.arange(B), 0, bundle.image_shape)
+    t = np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T
     lo, hi = bundle.guidance_input or (-1.0, 9.0)
     label, every_w = np.arange(B) % classes, np.linspace(lo, hi, B, dtype=np.float32)
     w = every_w[:G]
 
     def ask(rows: np.ndarray, w: np.ndarray, label: np.ndarray = label) -> np.ndarray:
-        return whole_engine.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
+        return any_batch.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
 
     everyone, guided, none = np.arange(B), np.arange(G), np.zeros(0, np.float32)
-    whole = ask(everyone, w)
-    size = float(np.abs(whole).max()) + 1e-12
+    answers = ask(everyone, w)
+    size = float(np.abs(answers).max()) + 1e-12
 
     def apart(answer: np.ndarray, expected: np.ndarray) -> float:
         return float(np.abs(answer - expected).max()) / size
@@ -103,11 +101,11 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     twice = np.concatenate([guided, guided, everyone[G:], everyone[G:]])
     cond, all_guided = ask(everyone, none), ask(everyone, every_w)
     errors = {
-        "rows in another order": apart(ask(order, w[::-1].copy()), whole[order]),
-        "rows twice": apart(ask(twice, np.tile(w, 2)), whole[twice]),
+        "rows in another order": apart(ask(order, w[::-1].copy()), answers[order]),
+        "rows twice": apart(ask(twice, np.tile(w, 2)), answers[twice]),
         "w = 1 against no guidance": apart(ask(everyone, np.ones(B, np.float32)), cond),
-        "rows with w": apart(whole[:G], all_guided[:G]),
-        "rows without w": apart(whole[G:], cond[G:]),
+        "rows with w": apart(answers[:G], all_guided[:G]),
+        "rows without w": apart(answers[G:], cond[G:]),
     }
     if not bundle.guidance_input:
         nothing = np.zeros(B, np.float32)
@@ -136,10 +134,8 @@ class _InParts(WrappedEngine):
     ) -> np.ndarray:
         """See `Engine.predict`."""
         most, inputs = self.max_batch, (sample, timestep, class_label, guidance)
-        parts = [
-            self.engine.predict(*(array[lo : lo + most] for array in inputs)) for lo in range(0, len(sample), most)
-        ]
-        return np.concatenate(parts)
+        parts = ([array[lo : lo + most] for array in inputs] for lo in range(0, len(sample), most))
+        return np.concatenate([self.engine.predict(*part) for part in parts])
 
 
 def _rounded(errors: dict[str, float]) -> dict[str, float]:

@@ -185,8 +185,8 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             variants=take(tree, "variants", _variants),
             provenance=take(tree, "provenance", dict),
             fitted=take(tree, "fitted", _fitted, absent={}),
-            guidance_input=take(tree, "guidance_input", _interval, absent=None),
-            few_steps=take(tree, "few_steps", _flag, absent=False),
+            guidance_input=take(tree, "guidance_input", _finite_interval, absent=None),
+            few_steps=take(tree, "few_steps", lambda flag: _few(flag, tree), absent=False),
             evaluation=take(tree, "evaluation", dict, absent={}),
             speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records)), absent=()),
         )
@@ -227,9 +227,13 @@ def _interval(value: Any) -> tuple[float, float] | None:
     return interval
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("neither true nor false")
+def _finite_interval(value: Any) -> tuple[float, float] | None:
+    return None if value is None else _interval([_finite(end) for end in value])
+
+
+def _few(value: Any, tree: dict[str, Any]) -> bool:
+    if not isinstance(value, bool) or (value and str(tree["defaults"]["steps"]) not in tree["fitted"]):
+        raise ValueError("neither true nor false, or the default steps are not among those of the network")
     return value
 
 

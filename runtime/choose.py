@@ -29,11 +29,10 @@ def open_engine(
 
     Args:
         engine: a name in `ENGINES`, which is never replaced by another; or "auto": TensorRT or CUDA where they work,
-            else the certified CPU engine that takes the least time, opening included. That is measured once, in a few
-            seconds, and kept in the user's cache.
+            else the certified CPU engine that takes the least time, opening included, as measured once and cached.
         precision: a variant of the bundle; bfloat16 on OpenVINO; or "auto": the fastest one whose pictures are
             certified to be float32's, on CPUs within 40 dB.
-        threads: CPU threads; None leaves the number to the engine.
+        threads: of the CPU; None leaves the number to the engine.
         uncertified: also accept a TensorRT engine that `cfgdiff verify` did not pass.
         rows: of the network in all the calls to come, None for many (see `Plan.rows`). For few rows an engine that
             opens faster may be taken, and nothing is measured.

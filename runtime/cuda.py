@@ -21,15 +21,12 @@ class Cuda:
         self._runtime = _import_binding()
         try:
             error, *count = self._runtime.cudaGetDeviceCount()
+            reason = error.name if error else "" if count[0] else "there are 0 devices"
         except RuntimeError as problem:  # of bindings that look for the driver themselves
-            raise Failure(
-                f"no GPU found (CUDA says {problem}); install or update NVIDIA's driver, or take another engine"
-            ) from None
-        if error or not count[0]:
-            reason = error.name if error else "there are 0 devices"
-            raise Failure(
-                f"no GPU found (CUDA says {reason}); install or update NVIDIA's driver, or take another engine"
-            )
+            reason = str(problem)
+        if reason:
+            remedy = "install or update NVIDIA's driver, or take another engine"
+            raise Failure(f"no GPU found (CUDA says {reason}); {remedy}")
         self._call("cudaSetDevice", 0)
 
     def _call(self, name: str, *args: Any) -> tuple[Any, ...]:

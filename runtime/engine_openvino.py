@@ -100,18 +100,11 @@ class OpenVinoEngine(OpenedEngine):
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            MemoryError,
-        ) as error:  # its own errors, and its binding's
-            if isinstance(error, Failure):
-                raise
-            raise Failure(
-                f"{self._graph}: OpenVINO cannot run it ({_last_line(error)}); export the model again"
-            ) from None
+        except Failure:
+            raise
+        except (RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:  # its own, and its binding's
+            problem = f"OpenVINO cannot run it ({_last_line(error)})"
+            raise Failure(f"{self._graph}: {problem}; export the model again") from None
 
     def close(self) -> None:
         """Drop the compiled graphs."""

@@ -213,14 +213,12 @@ def _candidates(bundle: Bundle, precision: str) -> list[BuiltEngine]:
 
 def _check(bundle: Bundle, engine: BuiltEngine, uncertified: bool) -> tuple[Any, bytes, Cuda]:
     key = engine.key
-    check_key(
-        engine, expected_key(bundle, engine, key.version, next(iter(key.sm), "none"), key.driver)
-    )  # the graph, to be told anywhere
+    # First the graph alone, which needs neither TensorRT nor a GPU.
+    check_key(engine, expected_key(bundle, engine, key.version, next(iter(key.sm), "none"), key.driver))
     if not uncertified:
         check_certificate(engine)
     data, module = check_file(engine), import_module(engine)
     cuda = Cuda()
-    check_key(
-        engine, expected_key(bundle, engine, module.__version__, cuda.compute_capability(), cuda.driver_version())
-    )
+    here = module.__version__, cuda.compute_capability(), cuda.driver_version()
+    check_key(engine, expected_key(bundle, engine, *here))
     return module, data, cuda

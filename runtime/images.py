@@ -37,18 +37,16 @@ def read_rgb(image: Image.Image, where: str) -> Image.Image:
             Pillow cannot convert its mode to RGB (LAB).
     """
     opaque = _opaque(_eight_bits(image, where) if image.mode[0] in "IF" else image, where)
-    opaque.getexif()[EXIF_ORIENTATION] = image.getexif().get(
-        EXIF_ORIENTATION, 1
-    )  # a TIFF's does not outlive a conversion
+    # A TIFF's orientation does not outlive a conversion.
+    opaque.getexif()[EXIF_ORIENTATION] = image.getexif().get(EXIF_ORIENTATION, 1)
     return ImageOps.exif_transpose(opaque)
 
 
 def _eight_bits(image: Image.Image, where: str) -> Image.Image:
     """A picture of mode I;16, I or F as L, or as LA where one value means transparent."""
     values, top = np.asarray(image), 1.0
-    if image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format in ("PNG", "PPM")
-    ):  # Pillow before 11, and PGM
+    # Mode I of a PNG is Pillow's before version 11, that of a PPM a PGM's.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         top = 2.0 ** getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0] - 1  # a TIFF may have 12
     elif image.mode != "F" or not (values.min() >= 0 and values.max() <= 1):  # nor NaN
         kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"

@@ -18,26 +18,20 @@ def check_inputs(
     Raises:
         BadInput: other shapes and types than the graph's, or fewer than `least` rows.
     """
-    for name, array in (
-        ("sample", sample),
-        ("timestep", timestep),
-        ("class_label", class_label),
-        ("guidance", guidance),
-    ):
+    inputs = {"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance}
+    for name, array in inputs.items():
         if not isinstance(array, np.ndarray) or not array.ndim:
-            raise BadInput(
-                f"Expected a NumPy array with a row for each picture, got {type(array).__name__} for input: {name}"
-            )
+            expected = "a NumPy array with a row for each picture"
+            raise BadInput(f"Expected {expected}, got {type(array).__name__} for input: {name}")
     b = len(sample)
     if b < least:
         raise BadInput(f"Expected at least {least} row, got {b} for input: sample")
     if not len(guidance) <= b:
         raise BadInput(f"Expected at most {b} rows of guidance, got {len(guidance)}")
-    expected = {
-        "sample": (sample, (b, *image_shape), np.float32), "timestep": (timestep, (b,), np.float32),
-        "class_label": (class_label, (b,), np.int64), "guidance": (guidance, (len(guidance),), np.float32),
-    }  # fmt: skip
-    for name, (array, shape, kind) in expected.items():
-        if array.shape != shape or array.dtype != kind:
-            raise BadInput(f"Expected {np.dtype(kind)} {shape}, got {array.dtype} {array.shape} for input: {name}")
-    return {name: entry[0] for name, entry in expected.items()}
+    shapes = {"sample": (b, *image_shape), "timestep": (b,), "class_label": (b,), "guidance": (len(guidance),)}
+    for name, array in inputs.items():
+        kind = np.int64 if name == "class_label" else np.float32
+        if array.shape != shapes[name] or array.dtype != kind:
+            wanted = f"{np.dtype(kind)} {shapes[name]}"
+            raise BadInput(f"Expected {wanted}, got {array.dtype} {array.shape} for input: {name}")
+    return inputs

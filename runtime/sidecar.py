@@ -132,11 +132,9 @@ def check_file(engine: BuiltEngine) -> bytes:
         data = engine.path.read_bytes()
     except OSError as error:
         raise Failure(f"{engine.path}: cannot be read ({error.strerror}); {rebuild(engine)}") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != engine.sha256:
-        raise Failure(
-            f"{engine.path}: damaged, sha256 is {found[:12]}…, expected {engine.sha256[:12]}…; {rebuild(engine)}"
-        )
+    if (actual := hashlib.sha256(data).hexdigest()) != engine.sha256:
+        differ = f"sha256 is {actual[:12]}…, expected {engine.sha256[:12]}…"
+        raise Failure(f"{engine.path}: damaged, {differ}; {rebuild(engine)}")
     return data
 
 

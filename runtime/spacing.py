@@ -36,11 +36,7 @@ SPACINGS: dict[str, Spacing] = {"uniform": uniform, "quadratic": quadratic, "log
 
 
 def timesteps_for(
-    sampler: str,
-    steps: int,
-    schedule: Schedule,
-    spacing: str | None = None,
-    timesteps: Sequence[float] | None = None,
+    sampler: str, steps: int, schedule: Schedule, spacing: str | None = None, timesteps: Sequence[float] | None = None
 ) -> np.ndarray:
     """The timesteps of `steps` network evaluations, (steps + 1,) float64, falling to 0.
 

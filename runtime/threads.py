@@ -3,10 +3,8 @@
 import os
 from pathlib import Path
 
-LEAST, MOST = (
-    4,
-    16,
-)  # rows that a thread takes at a time: fewer keep a core from its speed, the activations of more fall out of its cache
+# Rows that a thread takes at a time: fewer keep a core from its speed, more have activations that exceed its cache.
+LEAST, MOST = 4, 16
 SYSTEM = Path("/sys")
 
 
@@ -14,12 +12,8 @@ def cores() -> int:
     """Physical cores that this process may use, by its affinity and its container's quota, without hyperthreads."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    allowed = len(
-        {
-            _read(f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
-            for cpu in os.sched_getaffinity(0)
-        }
-    )
+    siblings = "devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    allowed = len({_read(siblings.format(cpu)) or str(cpu) for cpu in os.sched_getaffinity(0)})
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup versions 2 and 1
         quota, _, period = " ".join(_read(f"fs/cgroup/{file}") for file in files).partition(" ")
         if quota.isdigit() and period.isdigit():  # else there is none

@@ -120,4 +120,4 @@ def test_plain_dependencies_are_the_small_ones() -> None:
     """Their installed size is measured by .ci/run, in a new environment with the wheel alone."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {d.split(">")[0] for d in project["dependencies"]} == {"numpy", "pillow", "click", "onnxruntime"}
-    assert {"train", "cuda", "openvino", "tensorrt", "dev"} <= set(project["optional-dependencies"])
+    assert {"train", "cuda", "openvino", "tensorrt", "serve", "dev"} <= set(project["optional-dependencies"])

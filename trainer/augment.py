@@ -17,9 +17,8 @@ from .draws import Draws
 from .objective import loss
 from .unet import UNet
 
-LABELS = (
-    8  # y-flip; log2 of the scale; cos - 1 and sin of the rotation; stretch along x and y; translation along x and y
-)
+# y-flip; log2 of the scale; cos - 1 and sin of the rotation; stretch along x and y; translation along x and y
+LABELS = 8
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125  # deviations: of log2, of log2, and of the shift in picture sizes
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cfgdiff.runtime.errors import BadInput, nearest
+from cfgdiff.runtime.errors import BadInput, named, nearest
 from cfgdiff.runtime.schedule import Schedule
 
 LARGEST = 2**53  # of counts: what a float holds exactly
@@ -144,21 +144,16 @@ class Config(_Section):
     @property
     def parts(self) -> list[tuple[str, str, dict[str, Any]]]:
         """(kind, name, options) of every part that is looked up in the registry; the data set only if named."""
-        sections: list[tuple[str, Any]] = [
-            ("network", self.network),
-            ("objective", self.objective),
-            ("optimiser", self.optimiser),
-        ]
-        sections += [("data", self.data)] if self.data.name != "auto" else []
-        chosen = [(kind, part.name, part.options) for kind, part in sections]
+        kinds = ["network", "objective", "optimiser", *(["data"] if self.data.name != "auto" else [])]
+        parts: list[tuple[str, Any]] = [(kind, getattr(self, kind)) for kind in kinds]
+        chosen = [(kind, part.name, part.options) for kind, part in parts]
         return chosen + [("callback", name, options or {}) for name, options in self.callbacks.items()]
 
     @property
     def schedule(self) -> Schedule:
         """The noise schedule, with T = 1000."""
-        return Schedule(
-            kind=self.objective.schedule, prediction=self.objective.prediction, data_std=self.objective.data_std
-        )
+        objective = self.objective
+        return Schedule(objective.schedule, prediction=objective.prediction, data_std=objective.data_std)
 
 
 def preset_names() -> list[str]:
@@ -169,10 +164,7 @@ def preset_names() -> list[str]:
 
 def load_preset(name: str) -> dict[str, Any]:
     """The preset as nested dictionaries. Raises `BadInput` for an unknown name."""
-    if name not in preset_names():
-        raise BadInput(
-            f"preset: no preset '{name}'; choose from {', '.join(preset_names())}{nearest(name, preset_names())}"
-        )
+    name = named("preset", "preset", name, preset_names())
     tree: dict[str, Any] = yaml.safe_load((resources.files(__package__) / "presets" / f"{name}.yaml").read_text())
     return tree
 
@@ -194,9 +186,8 @@ def make_config(tree: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "value_error":  # a check of ours, which names the keys
             raise BadSetting(f"{first['ctx']['error']}") from None
-        raise BadSetting(
-            f"{where or 'config'}: {first['msg']}, found {first['input']!r:.60}" + _choices(first)
-        ) from None
+        found = f"found {first['input']!r:.60}{_choices(first)}"
+        raise BadSetting(f"{where or 'config'}: {first['msg']}, {found}") from None
 
 
 def _parse(key: str, text: str) -> Any:

@@ -34,10 +34,8 @@ class PictureSet:
         names = self.class_names
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
             raise Failure(f"data set '{self.name}': class_names must be different words, found {names!r:.80}")
-        for what, pictures, labels in (
-            ("", self.pictures, self.labels),
-            ("test_", self.test_pictures, self.test_labels),
-        ):
+        parts = ("", self.pictures, self.labels), ("test_", self.test_pictures, self.test_labels)
+        for what, pictures, labels in parts:
             shape, kind, where = np.shape(pictures), getattr(pictures, "dtype", None), f"data set '{self.name}': {what}"
             if kind != np.uint8 or len(shape) != 4 or shape[1:] != np.shape(self.pictures)[1:]:
                 raise Failure(f"{where}pictures must be (N, C, H, W) uint8, found {shape} {kind}")

@@ -87,12 +87,8 @@ def _child(rank: int, count: int, port: int, threads: int, work: Work, failures:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     torch.set_num_threads(threads)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "TORCHELASTIC_RUN_ID": "launch",
-    }
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "launch"
     with ExitStack() as stack:
         try:
             work(stack.enter_context(joined()))

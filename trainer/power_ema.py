@@ -5,7 +5,7 @@ t, is the same at any t. Snapshots of two such averages along the run are combin
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -145,10 +145,9 @@ def _damaged(file: Path, error: Exception) -> Failure:
     return Failure(f"{file}: damaged snapshot ({str(error).splitlines()[0]}); remove it and try again")
 
 
-def write_reconstructed(run: Path, width: float, out: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Write the averaged weights as a checkpoint folder that `cfgdiff export` takes; returns what it holds."""
+def write_reconstructed(run: Path, width: float, out: Path) -> None:
+    """Write the averaged weights as a checkpoint folder that `cfgdiff export` takes."""
     state, tensors = read_checkpoint(run)
     averaged = tensors_under("ema", tensors) | reconstruct(run, width)  # buffers as they are
     state = state | {"command": f"{state['command']}; cfgdiff ema RUN --width {width:g}", "test_loss": None}
     write_folder(out, state, {f"ema.{name}": value for name, value in averaged.items()})
-    return state, averaged

@@ -43,6 +43,7 @@ BUILT_IN = {  # imported when used
     ("network", "guided-unet"): "guided:GuidedUNet",
     ("network", "unet"): "unet:UNet",
     ("objective", "augmented"): "augment:augmented_loss",
+    ("objective", "consistency"): "consistency:consistency",
     ("objective", "distilled-guidance"): "teacher:distilled_guidance",
     ("objective", "simple"): "objective:loss",
     ("objective", "trajectory"): "trajectory:trajectory",

@@ -87,9 +87,8 @@ class Run:
     test_loss: float | None = None
     before_decay: bool = False
     resumed: tuple[Path, dict[str, Tensor]] | None = None
-    _measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = (
-        None  # the step of the last `held_out_errors`, and these
-    )
+    # The step of the last `held_out_errors`, and these.
+    _measured: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
     def progress(self) -> float:
@@ -118,10 +117,8 @@ class Run:
         if not len(data.test_pictures):
             return None
         if self._measured is None or self._measured[0] != self.step:
-            self._measured = (
-                self.step,
-                held_out_errors(self.predict, self.config.schedule, data.test_pictures, data.test_labels),
-            )
+            errors = held_out_errors(self.predict, self.config.schedule, data.test_pictures, data.test_labels)
+            self._measured = self.step, errors
         return self._measured[1]
 
     def report(self, values: dict[str, float]) -> None:

@@ -30,9 +30,9 @@ def start_from(run: Run, path: Path) -> None:
     for name, value in own.items():
         if name.startswith(absent) and name not in weights:
             weights[name] = value
-        found = weights.get(name)
-        if found is None or found.squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
-            shape = "nothing" if found is None else tuple(found.shape)
+        given = weights.get(name)
+        if given is None or given.squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
+            shape = "nothing" if given is None else tuple(given.shape)
             raise Failure(f"{path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
     for network in (run.network, run.ema.network):
         copy_gathered(network.state_dict(), {name: weights[name].reshape(value.shape) for name, value in own.items()})

@@ -16,10 +16,7 @@ from .optim import Muon
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}  # of torch.amp.GradScaler
 # The state that each keeps for a parameter; the optimisers of plugins are not checked.
-OPTIMISER_KEYS: dict[type, set[str]] = {
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-    Muon: {"momentum"},
-}
+OPTIMISER_KEYS: dict[type, set[str]] = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum"}}
 
 
 class State(BaseModel):
@@ -71,22 +68,19 @@ def check_state(tree: Any) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
-        what = (
-            f"{first['ctx']['error']}"
-            if first["type"] == "value_error"
-            else f"{first['msg']}, found {first['input']!r:.60}"
-        )
-        raise ValueError(f"state.json: {where}: {what if first['type'] != 'missing' else 'is missing'}") from None
+        problem = f"{first['msg']}, found {first['input']!r:.60}"
+        if first["type"] in ("value_error", "missing"):
+            problem = "is missing" if first["type"] == "missing" else str(first["ctx"]["error"])
+        raise ValueError(f"state.json: {where}: {problem}") from None
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of a tensor that holds NaN or infinity, if there is one; callbacks may keep an infinity."""
     for name, value in tensors.items():
-        if (
-            value.is_floating_point()
-            and not (~value.isnan() if name.startswith("callback.") else value.isfinite()).all()
-        ):
-            return name
+        if value.is_floating_point():
+            right = ~value.isnan() if name.startswith("callback.") else value.isfinite()
+            if not right.all():
+                return name
     return None
 
 

@@ -97,6 +97,12 @@ def test_what_it_was_not_trained_for_is_refused(folder: Path, settings: dict, me
         resolve(load_bundle(folder / "turbo"), Request(["ant", "bee"], **settings))
 
 
+def test_its_steps_are_not_fitted(folder: Path) -> None:
+    result = CliRunner().invoke(group, ["fit-steps", str(folder / "turbo")])
+    assert "was trained for its own steps" in str(result.exception)
+    assert sorted(load_bundle(folder / "turbo").fitted) == [1, 2, 4]
+
+
 def test_a_teacher_must_be_named_and_exist(folder: Path, tmp_path: Path) -> None:
     smoke = ["train", "--preset", "smoke", "--data", folder / "data", *TINY, *FEW, "--out", tmp_path / "run"]
     for args, message in (([], "objective.teacher: expected a run"), (["--teacher", tmp_path / "no"], "no checkpoint")):

@@ -1,10 +1,12 @@
 """The recipe in the metadata and the card: followed to the letter, it draws what the package draws."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from cfgdiff.export.recipe import inputs, recipe
-from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime import Bundle, Engine, generate, load_bundle, open_engine
 from cfgdiff.runtime.noise import normals
 from cfgdiff.runtime.schedule import KINDS, PREDICTIONS, Schedule
 
@@ -56,3 +58,21 @@ def test_it_draws_what_the_package_draws(packaged: Bundle, engine: Engine) -> No
     pictures = np.round((np.clip(x * 0.5, -1, 1) + 1) * 127.5).transpose(0, 2, 3, 1)
     ((_, expected),) = generate(engine, packaged, ["frog", "ship"], n, 1.5, sampler="ddim", interval=(0.0, 1e9))
     assert np.abs(pictures - expected).max() <= 1
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_network_of_few_steps_is_drawn_with_at_its_own_timesteps(n: int) -> None:
+    turbo = load_bundle("cifar10-turbo")
+    lines = recipe(turbo.schedule, n, 3.0, turbo.fitted[n].timesteps)
+    timesteps = [float(t) for t in lines[1].split("t_i = ")[1].split(" for i")[0].split(", ")]
+    assert "guided by w, 1 .. 8" in inputs(10, 1000, turbo.guidance_input)["guidance"]
+    x, labels = normals(0, np.arange(2), 0, turbo.image_shape).astype(np.float64), np.array([6, 8])
+    with open_engine(turbo, "cpu", "float32") as opened:
+        for t, s in pairwise(timesteps):
+            answer = opened.predict(x.astype(np.float32), np.full(2, t, np.float32), labels, np.full(2, 3, np.float32))
+            alpha, sigma = np.sqrt(turbo.schedule.alpha_bar(t)), np.sqrt(1 - turbo.schedule.alpha_bar(t))
+            x0, eps = alpha * x - sigma * answer, sigma * x + alpha * answer
+            x = np.sqrt(turbo.schedule.alpha_bar(s)) * x0 + np.sqrt(1 - turbo.schedule.alpha_bar(s)) * eps
+        ((_, expected),) = generate(opened, turbo, ["frog", "ship"], n, 3.0)
+    pictures = np.round((np.clip(x * 0.5, -1, 1) + 1) * 127.5).transpose(0, 2, 3, 1)
+    assert np.abs(pictures - expected.astype(int)).max() <= 1

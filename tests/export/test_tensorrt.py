@@ -3,6 +3,7 @@ can be built."""
 
 import errno
 import hashlib
+import logging
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -234,6 +235,24 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(
         build_engine(rtx, tiny(), key_of(rtx, tiny()), tmp_path, interrupt)
     assert steps == at + 1 and not any(tmp_path.iterdir()) and signal.getsignal(signal.SIGINT) is before
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_ctrl_c_while_tensorrt_calls_its_logger_is_not_lost(rtx: ModuleType, tmp_path: Path, caplog: Any) -> None:
+    class Interrupt(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            interrupts.append(record.getMessage())
+            if len(interrupts) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    interrupts, handler, log = list[str](), Interrupt(), logging.getLogger("cfgdiff")
+    caplog.set_level(logging.DEBUG, "cfgdiff")
+    log.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(rtx, tiny(), key_of(rtx, tiny()), tmp_path, quiet)
+    finally:
+        log.removeHandler(handler)
+    assert interrupts and not any(tmp_path.iterdir())
 
 
 def test_an_error_of_the_progress_is_not_lost(

@@ -159,6 +159,9 @@ def test_tensorrt_rtx_builds_for_any_architecture_it_knows(gpu: Callable[[str], 
         BadInput, match=r"sm: tensorrt_rtx 1\.7\.1 cannot build for 9\.0; choose from 8\.6, 8\.9, 12\.0$"
     ):
         plan_key(rtx, "d", "float16", (1, 2, 4), ("8.6", "9.0"))
+    gpu("echo '9.0, 580.159.04'")  # of an H200
+    with pytest.raises(BadInput, match=r"cannot build for 9\.0; .*; for this GPU, pip install tensorrt$"):
+        plan_key(rtx, "d", "float16", (1, 2, 4), None)
 
 
 def test_the_common_architectures_are_known_to_the_real_one() -> None:

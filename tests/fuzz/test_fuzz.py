@@ -26,6 +26,13 @@ def test_bundles(judged: Judge, small_bundle: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
     tree, graph = json.loads((folder / "bundle.json").read_bytes()), (folder / "model.onnx").read_bytes()
     tree["variants"] = {"float32": tree["variants"]["float32"]}
+    steps = {
+        "timesteps": [996.0, 644.0, 0.0],
+        "coefficients": [[0.8, 0.5, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]],
+        "guidance": None,
+    }
+    few = {"guidance_input": [1.0, 8.0], "few_steps": True, "fitted": {"2": steps}}
+    few["defaults"] = tree["defaults"] | {"steps": 2, "guidance": 3.0, "interval": None}
 
     def draw(mutator: Any) -> None:
         changed = graph
@@ -34,7 +41,7 @@ def test_bundles(judged: Judge, small_bundle: Bundle, tmp_path: Path) -> None:
             described["variants"]["float32"]["files"]["model.onnx"] = hashlib.sha256(changed).hexdigest()
             text = json.dumps(described).encode()
         else:
-            text = mutator.text(tree)
+            text = mutator.text(tree | few if mutator.below(2) else tree)
         (folder / "model.onnx").write_bytes(changed)
         (folder / "bundle.json").write_bytes(text)
         bundle = load_bundle(folder)

@@ -275,3 +275,19 @@ def test_what_onnx_runtime_says_while_drawing_is_one_line(
             list(generate(open_engine(bundle, "cpu", threads=2), bundle, ["truck"] * n, 2))
         assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"guidance_input": [1, float("inf")]}, "guidance_input"),
+        ({"guidance_input": [8, 1]}, "guidance_input"),
+        ({"few_steps": 1}, "few_steps"),
+        ({"few_steps": True, "fitted": {}}, "few_steps"),
+    ],
+)
+def test_a_network_of_few_steps_that_is_described_wrongly_is_refused(
+    edited: Callable[[Callable[[dict], None]], Path], change: dict, named: str
+) -> None:
+    with pytest.raises(Failure, match=f"'{named}' is missing or not as expected"):
+        load_bundle(edited(lambda tree: tree.update(change)))

@@ -108,7 +108,7 @@ class Value(ort.OrtValue):
 class StandIn:
     """ONNX Runtime "with CUDA": the real one, on the CPU."""
 
-    SessionOptions, __version__ = ort.SessionOptions, "1.21.0"
+    SessionOptions, __version__ = ort.SessionOptions, "1.22.0"
 
     def __init__(self) -> None:
         self.available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -221,7 +221,7 @@ def silent(gpu: StandIn, patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        (without, r"^expected onnxruntime-gpu 1\.21 or later, found onnxruntime\S* 1\.21\.0; "
+        (without, r"^expected onnxruntime-gpu 1\.22 or later, found onnxruntime\S* 1\.22\.0; "
                   r"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu\[cuda,cudnn\]'$"),
         (old, "expected onnxruntime-gpu 1.22 or later"),
         (silent, "it took the CPU instead .*NVIDIA's driver and CUDA's libraries: pip uninstall"),

@@ -81,7 +81,8 @@ def test_a_run_can_be_averaged_anew_and_loaded(tiny_tree: dict, picture_folder: 
     run = new_run(config, load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
     add_callbacks(run)
     train(run)
-    _, averaged = write_reconstructed(tmp_path / "run", 0.1, tmp_path / "run" / "ema-0.1")
+    write_reconstructed(tmp_path / "run", 0.1, tmp_path / "run" / "ema-0.1")
+    averaged = reconstruct(tmp_path / "run", 0.1)
     model = load_model(tmp_path / "run" / "ema-0.1")
     assert (
         model.provenance["command"].endswith("cfgdiff ema RUN --width 0.1") and model.provenance["pictures_seen"] == 96
