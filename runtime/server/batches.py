@@ -104,6 +104,8 @@ class Lane:
 
     def __init__(self, bundle: Model, engine: Engine, rows: int | None, lock: AbstractContextManager[Any]) -> None:
         self.bundle, self.engine, self.rows = bundle, engine, rows or best_rows(bundle, engine)
+        if rows is None:
+            warm_up(bundle, engine, self.rows)
         self.calls, self.computed, self.seconds = 0, 0, 0.0
         self.recent: deque[Call] = deque(maxlen=RECENT)
         self._lock = lock  # for the figures
@@ -158,11 +160,7 @@ def best_rows(bundle: Model, engine: Engine, clock: Callable[[], float] = time.p
 
     def seconds(size: int) -> float:
         n = size if bundle.guidance_input else max(1, size // 2)
-        g = n if bundle.rows(n, n) == size else 0
-        inputs = Rows(
-            np.zeros((n, *bundle.image_shape), np.float32), np.full(n, bundle.schedule.T / 2, np.float32),
-            np.arange(n) % len(bundle.class_names), np.full(g, 1.5, np.float32),
-        )  # fmt: skip
+        inputs = example(bundle, n, n if bundle.rows(n, n) == size else 0)
         before = clock()
         engine.predict(*inputs)
         return clock() - before
@@ -179,3 +177,22 @@ def best_rows(bundle: Model, engine: Engine, clock: Callable[[], float] = time.p
         least = {size: min(shortest, seconds(size)) for size, shortest in least.items()}
     rates = {size: size / max(1e-9, shortest) for size, shortest in least.items()}
     return next(size for size, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
+
+
+def warm_up(bundle: Model, engine: Engine, rows: int) -> None:
+    """Call an engine once in the shapes that its calls will have: all rows guided, none, or half of them.
+
+    Engines compile or record a shape at its first use, which later would hold up everybody.
+    """
+    for n in (size for size in SIZES if size <= min(rows, engine.max_batch)):
+        for g in sorted({0, n // 2, n}):
+            if bundle.rows(n, g) <= rows:
+                engine.predict(*example(bundle, n, g))
+
+
+def example(bundle: Model, b: int, g: int) -> Rows:
+    """Some input of b rows, of which g are guided."""
+    return Rows(
+        np.zeros((b, *bundle.image_shape), np.float32), np.full(b, bundle.schedule.T / 2, np.float32),
+        np.arange(b) % len(bundle.class_names), np.full(g, 1.5, np.float32),
+    )  # fmt: skip

@@ -40,7 +40,7 @@ class Scheduler:
         self, bundle: Model, engines: Engine | Sequence[Engine], rows: int | None = None, most_waiting: int = 4096,
         reopen: Callable[[Engine], Engine] | None = None,
     ) -> None:  # fmt: skip
-        """Measure the engines, where `rows` is not given, and start their threads.
+        """Measure the engines and call them in the shapes to come, where `rows` is not given; start their threads.
 
         Args:
             rows: of the network in a call, where a guided picture has two; None: what each engine computes fastest.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle
-from cfgdiff.runtime.server.batches import Rows, best_rows, divided, joined
+from cfgdiff.runtime.server.batches import Rows, best_rows, divided, joined, warm_up
 
 
 def request(b: int, g: int, start: int) -> Rows:
@@ -91,3 +91,9 @@ def test_where_guidance_is_an_input_rows_are_pictures(packaged: Bundle) -> None:
     inside, engine = dataclasses.replace(packaged, guidance_input=(1.0, 8.0)), Timed(1.0, 0.01)
     assert best_rows(inside, engine, engine.clock) == 1  # a call takes a second, so one size is enough
     assert list(dict.fromkeys(engine.sizes)) == [(1, 1)]
+
+
+def test_shapes_are_used_once_before_somebody_waits_for_them(packaged: Bundle) -> None:
+    engine = Timed(1e-3, 1e-3, max_batch=6)
+    warm_up(packaged, engine, 8)
+    assert engine.sizes == [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (4, 0), (4, 2), (4, 4)]  # of at most 8 rows
