@@ -1,13 +1,17 @@
 """A scheduler that draws without a network, and servers around it."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from fakes import Gated
 
-from cfgdiff.runtime import Bundle, Plan, load_bundle
+from cfgdiff.runtime import Bundle, Plan, Request, load_bundle, resolve
+from cfgdiff.runtime.bundle import Defaults
+from cfgdiff.runtime.fitted import Fitted
 
 
 class StandInJob:
@@ -144,3 +148,29 @@ def running(served: list[Any]) -> Iterator[Callable[..., str]]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def bundle(packaged: Bundle) -> Bundle:
+    """The packaged model with defaults and fitted steps of its own, which a later model does not change."""
+    fitted = Fitted((999.0, 400.0, 0.0), ((0.6, 0.3, 0.0, 0.0), (0.1, 0.9, 0.2, 0.0)), 4.0, (0.1, 3.0))
+    return dataclasses.replace(packaged, defaults=Defaults("dpmpp-2m", 5, 4.0, (0.1, 3.0)), fitted={2: fitted})
+
+
+@pytest.fixture(scope="session")
+def planned(bundle: Bundle) -> Callable[..., Plan]:
+    """A function (n, settings of a request) -> plan of n pictures, of all classes in turn."""
+
+    def plan(n: int = 1, **settings: Any) -> Plan:
+        classes = settings.pop("classes", [i % 10 for i in range(n)])
+        return resolve(bundle, Request(classes, **{"steps": 3} | settings))
+
+    return plan
+
+
+@pytest.fixture
+def gated() -> Iterator[Gated]:
+    """A gate that is open at the end, so that no thread waits for ever."""
+    engine = Gated()
+    yield engine
+    engine.open()
