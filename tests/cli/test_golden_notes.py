@@ -20,7 +20,7 @@ CASES = [
         '"spacing": "log-snr", "interval": [0.2, 9.0], "rescale": 0.3}',
     ),
     (
-        "--class frog --n 1",  # what the model has as defaults is noted
+        "--class frog --n 1 --model cifar10-small",  # what the model has as defaults is noted
         0,
         '{"class": "frog", "index": 0, "seed": 0, "steps": 5, "guidance": 4.0, "sampler": "fitted", '
         '"interval": [0.1, 3.0]}',

@@ -45,6 +45,7 @@ def test_a_folder_of_frogs_with_a_report(tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert set(report) == {
         "n",
+        "model",
         "steps",
         "rows",
         "engine",

@@ -96,7 +96,8 @@ def test_bad_input_is_found_before_processes_start(tmp_path: Path, monkeypatch: 
 
 
 def test_presets_are_listed() -> None:
-    assert CliRunner().invoke(train, ["--list-presets"]).stdout.split() == ["cifar10-paper", "cifar10-small", "smoke"]
+    names = ["cifar10-guided", "cifar10-paper", "cifar10-small", "cifar10-turbo", "smoke"]
+    assert CliRunner().invoke(train, ["--list-presets"]).stdout.split() == names
 
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes.py"
