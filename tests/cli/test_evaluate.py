@@ -209,6 +209,7 @@ def test_without_any_features_there_are_samples_interpolations_and_class_accurac
     with_data: bool, small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """Of a model of other classes than CIFAR-10's, without a network and without --alexnet."""
+    monkeypatch.delenv("CFGDIFF_ALEXNET", raising=False)
 
     def unavailable(*_: object) -> None:
         raise Failure("weights cannot be fetched (no network)")
