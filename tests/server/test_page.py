@@ -158,6 +158,15 @@ def test_a_picture_has_note_variations_interpolation_and_download(page: Any) -> 
     page.get_by_role("button", name="airplane, seed 3, 30 % to airplane, seed 4").wait_for()
 
 
+def test_the_controls_have_names_and_the_selected_picture_stands_below_the_others(page: Any) -> None:
+    for name in ("Number", "Guidance", "Steps"):
+        assert page.get_by_role("slider", name=name).count() == 1
+    page.set_viewport_size({"width": 1100, "height": 800})
+    page.locator("#grid button").first.click()
+    above, below = (page.locator(part).bounding_box() for part in ("#grid", "#detail"))
+    assert 0 <= below["y"] - (above["y"] + above["height"]) < 40
+
+
 def test_it_works_by_keyboard(page: Any) -> None:
     page.locator("#grid button").first.focus()
     page.keyboard.press("ArrowRight")
