@@ -113,29 +113,29 @@ class Schedule:
             return _rows(self.alpha(t), x0) * eps - _rows(self.sigma(t), x0) * x0
         return eps if self.prediction == "eps" else x0
 
-    def to_x0(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
-        """The clean picture that `prediction` at x_t implies. All (B, C, H, W), float64 where x is."""
-        alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
+    def to_x0(self, prediction: Any, x: Any, t: Any) -> Any:
+        """The clean picture that `prediction` at x_t implies, (B, C, H, W); the arguments are those of `noised`."""
+        alpha, sigma = _rows(self.alpha(t), x), _rows(self.sigma(t), x)
         if self.prediction == "v":
             return alpha * x - sigma * prediction
         if self.prediction == "x0":
             return prediction
         return (x - sigma * prediction) / alpha
 
-    def from_x0(self, x0: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
+    def from_x0(self, x0: Any, x: Any, t: Any) -> Any:
         """The prediction at x_t, t > 0, that implies the clean picture `x0`: the inverse of `to_x0`."""
-        alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
+        alpha, sigma = _rows(self.alpha(t), x), _rows(self.sigma(t), x)
         if self.prediction == "v":
             return (alpha * x - x0) / sigma
         if self.prediction == "x0":
             return x0
         return (x - alpha * x0) / sigma
 
-    def to_eps(self, prediction: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
+    def to_eps(self, prediction: Any, x: Any, t: Any) -> Any:
         """The noise that `prediction` at x_t implies, (B, C, H, W)."""
         if self.prediction == "eps":
             return prediction
-        alpha, sigma = float(self.alpha(t)), float(self.sigma(t))
+        alpha, sigma = _rows(self.alpha(t), x), _rows(self.sigma(t), x)
         if self.prediction == "x0":
             return (x - alpha * prediction) / sigma
         return sigma * x + alpha * prediction

@@ -11,6 +11,7 @@ from cfgdiff.runtime.schedule import Schedule
 
 LARGEST = 2**53  # of counts: what a float holds exactly
 OWN_NETWORKS = ("unet", "augmented-unet", "guided-unet")
+FROM_TEACHERS = ("distilled-guidance", "trajectory", "consistency")  # objectives whose network takes w
 RENAMED_CALLBACKS = {"ema": "snapshots"}  # the names that earlier checkpoints hold
 
 
@@ -139,6 +140,13 @@ class Config(_Section):
             raise ValueError(
                 f"train.image_size must be a multiple of {factor} for this network, found {self.train.image_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_teach_w(self) -> "Config":
+        if self.objective.name in FROM_TEACHERS and self.network.name in ("unet", "augmented-unet"):
+            needed = "needs a network that takes w: set network.name=guided-unet"
+            raise ValueError(f"objective.name={self.objective.name} {needed}, found {self.network.name}")
         return self
 
     @property

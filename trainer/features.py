@@ -65,7 +65,7 @@ def _alexnet(path: str, device: str) -> AlexNetFeatures:
         try:
             weights = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:  # no network, or a damaged download
-            remedy = "connect once, give them as objective.options={features: FILE}, or set feature_weight to 0"
+            remedy = "connect once, or give them as features: FILE in objective.options, or set feature_weight: 0 there"
             raise Failure(
                 f"objective.options: torchvision's AlexNet weights cannot be fetched ({error}); {remedy}"
             ) from None

@@ -19,15 +19,17 @@ class GuidedUNet(UNet):
     def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(config, image_shape, num_classes)
         self.strength = nn.Linear(2 * WAVES, 4 * config.channels)
+        self.forget_guidance()
+
+    def forget_guidance(self) -> None:
+        """Predict at every w what the U-Net inside predicts."""
         nn.init.zeros_(self.strength.weight)
         nn.init.zeros_(self.strength.bias)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor, w: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """As `UNet.forward`, guided by w (B,); without w the prediction is that of the U-Net inside."""
-        embedding = self.embed(t, label)
-        if w is not None:
-            embedding = embedding + self.strength(guidance_embedding(w))
-        return self.answer(x, embedding)
+        """As `UNet.forward`, guided by w (B,); without it, w = 1."""
+        w = torch.ones_like(t) if w is None else w
+        return self.answer(x, self.embed(t, label) + self.strength(guidance_embedding(w)))
 
 
 def guidance_embedding(w: Tensor) -> Tensor:

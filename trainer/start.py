@@ -15,27 +15,15 @@ from .data import PictureSet
 from .distributed import Processes, copy_gathered
 from .run import Run
 from .state import check_tensors, damaged
-from .weights import initial_weights
+from .weights import initial_weights, matched
 
 
 def start_from(run: Run, path: Path) -> None:
     """Give a new run the weights of a checkpoint, run or bundle. Raises `Failure` for those of another network."""
     weights, provenance = initial_weights(path)
-    own = run.network.state_dict()
-    beside = [name for name in weights if name not in own and name.endswith((".weight", ".bias"))]
-    if beside:
-        norm = "set network.norm=group" if ".norm" in beside[0] else "use its own preset"
-        raise Failure(f"{path}: has {len(beside)} weights that this network lacks, as {beside[0]}; {norm}")
-    absent = ("loss_weight.", *getattr(run.network, "learned_later", ()))  # bundles leave out what only training uses
-    for name, value in own.items():
-        if name.startswith(absent) and name not in weights:
-            weights[name] = value
-        given = weights.get(name)
-        if given is None or given.squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
-            shape = "nothing" if given is None else tuple(given.shape)
-            raise Failure(f"{path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
+    weights = matched(weights, run.network, path)
     for network in (run.network, run.ema.network):
-        copy_gathered(network.state_dict(), {name: weights[name].reshape(value.shape) for name, value in own.items()})
+        copy_gathered(network.state_dict(), weights)
     run.initialised_from = provenance
 
 

@@ -8,9 +8,11 @@ import copy
 import math
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,9 +25,12 @@ from .draws import Draws
 from .guided import GuidedUNet
 from .objective import noised
 from .steps import MOST_GUIDANCE
-from .weights import initial_weights, load_model
+from .weights import initial_weights, load_model, matched
 
 INTERVAL = (0.1, 3.0)
+# Options of the objectives that learn from a teacher: the interval of a teacher without w as an input; the largest w.
+Interval = tuple[NonNegativeFloat, NonNegativeFloat]
+Most = Annotated[float, Field(gt=1, le=1000)]
 
 
 class Teacher:
@@ -76,14 +81,9 @@ def load_teacher(
         bundle, (weights, _) = load_bundle(folder), initial_weights(folder)
         classes, own, network = len(bundle.class_names), bundle.schedule, copy.deepcopy(student)
         takes_w = bundle.guidance_input is not None
-        try:
-            shapes = {name: value.shape for name, value in network.state_dict().items()}
-            network.load_state_dict({n: v.reshape(shapes.get(n, v.shape)) for n, v in weights.items()}, strict=takes_w)
-        except RuntimeError as error:
-            reason = str(error).split("\n")[-1].strip()
-            raise Failure(
-                f"{path}: a bundle must be of the student's network ({reason}); take its run instead"
-            ) from None
+        if not takes_w and isinstance(network, GuidedUNet):  # what the student knows of w, its teacher does not
+            network.forget_guidance()
+        network.load_state_dict(matched(weights, network, folder))
     else:
         model = load_model(folder)
         classes, own, network = len(model.class_names), model.schedule, model.network
@@ -105,7 +105,7 @@ def draw_guidance(draws: Draws, most: float, device: torch.device) -> Tensor:
 
 def distilled_guidance(
     network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor, null_class: int,
-    draws: Draws, *, interval: tuple[float, float] = INTERVAL, most: float = MOST_GUIDANCE,
+    draws: Draws, *, interval: Interval = INTERVAL, most: Most = MOST_GUIDANCE,
 ) -> Tensor:  # fmt: skip
     """Squared error to a teacher's guided prediction at a random w (Meng et al. 2023, equation 6)."""
     guide = load_teacher(config.teacher, network, schedule, null_class, tuple(interval))

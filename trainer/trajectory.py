@@ -6,9 +6,11 @@ one. Each number of steps has timesteps of its own, from which the network knows
 """
 
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +20,9 @@ from .config import ObjectiveConfig
 from .draws import Draws
 from .features import feature_distance
 from .steps import MOST_GUIDANCE, STEPS, ddim_coefficients, student_timesteps
-from .teacher import INTERVAL, Teacher, draw_guidance, load_teacher
+from .teacher import INTERVAL, Interval, Most, Teacher, draw_guidance, load_teacher
+
+Numbers = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)]  # of steps, in turn
 
 
 @torch.no_grad()
@@ -26,7 +30,7 @@ def follow(teacher: Teacher, x: Tensor, timesteps: np.ndarray, labels: Tensor, w
     """Where the teacher gets to from x_t over falling `timesteps`: DPM-Solver++(2M) (Lu et al. 2022, algorithm 2)."""
     schedule, before = teacher.schedule, None
     for t, s in pairwise(timesteps.tolist()):
-        x0 = to_x0(schedule, teacher.predict(x, torch.full_like(w, t), labels, w), x, t)
+        x0 = schedule.to_x0(teacher.predict(x, torch.full_like(w, t), labels, w), x, t)
         guess = x0
         if s > 0:
             h = float(np.log(schedule.ratio(t) / schedule.ratio(s)))
@@ -43,17 +47,11 @@ def step(schedule: Schedule, x: Tensor, x0: Tensor, t: float, s: float) -> Tenso
     return a * x + b * x0
 
 
-def to_x0(schedule: Schedule, prediction: Tensor, x: Tensor, t: float) -> Tensor:
-    """`Schedule.to_x0` for tensors."""
-    x0: Tensor = schedule.to_x0(prediction, x, t)  # type: ignore[arg-type, assignment]
-    return x0
-
-
 def trajectory(
     network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor, null_class: int,
-    draws: Draws, *, steps: tuple[int, ...] = STEPS, teacher_steps: int = 16,
-    interval: tuple[float, float] = INTERVAL, most: float = MOST_GUIDANCE, features: str = "",
-    feature_weight: float = 0.0,
+    draws: Draws, *, steps: Numbers = STEPS, teacher_steps: Annotated[int, Field(ge=1, le=1000)] = 16,
+    interval: Interval = INTERVAL, most: Most = MOST_GUIDANCE, features: str = "",
+    feature_weight: NonNegativeFloat = 0.0,
 ) -> Tensor:  # fmt: skip
     """Mean distance of each of the network's steps to a teacher's state; a training step takes one number of steps."""
     guide = load_teacher(config.teacher, network, schedule, null_class, tuple(interval))
@@ -66,7 +64,7 @@ def trajectory(
         t, s = float(fine[i * parts]), float(fine[(i + 1) * parts])
         target = follow(guide, x, fine[i * parts : (i + 1) * parts + 1], labels, w)
         prediction = network(x, torch.full_like(w, t), labels, w).float()
-        reached = step(schedule, x, to_x0(schedule, prediction, x, t), t, s)
+        reached = step(schedule, x, schedule.to_x0(prediction, x, t), t, s)
         losses.append(F.l1_loss(reached, target))
         x = reached.detach()
     total = torch.stack(losses).sum()

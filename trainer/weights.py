@@ -72,6 +72,26 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, {key: value for key, value in bundle.provenance.items() if key != "errors"}
 
 
+def matched(weights: dict[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """`weights`, read from `path`, in the shapes that `network` has; what they need not hold is the network's own.
+
+    Raises:
+        Failure: they are those of another network.
+    """
+    own = network.state_dict()
+    beside = [name for name in weights if name not in own and name.endswith((".weight", ".bias"))]
+    if beside:
+        norm = "set network.norm=group" if ".norm" in beside[0] else "use its own preset"
+        raise Failure(f"{path}: has {len(beside)} weights that this network lacks, as {beside[0]}; {norm}")
+    absent = ("loss_weight.", *getattr(network, "learned_later", ()))  # bundles leave out what only training uses
+    for name, value in own.items():
+        found = weights.get(name, value if name.startswith(absent) else None)
+        if found is None or found.squeeze().shape != value.squeeze().shape:  # graphs keep some as (C, 1, 1)
+            shape = "nothing" if found is None else tuple(found.shape)
+            raise Failure(f"{path}: expected {name} of shape {tuple(value.shape)}, found {shape}; use its own preset")
+    return {name: weights.get(name, value).reshape(value.shape) for name, value in own.items()}
+
+
 def _provenance(state: dict[str, Any]) -> dict[str, Any]:
     kept = {
         key: state[key] for key in ("data_set", "pictures_seen", "hours", "command", "test_loss", "initialised_from")

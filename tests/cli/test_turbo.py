@@ -61,11 +61,12 @@ def test_the_bundle_says_what_the_network_is_and_is_certified(folder: Path) -> N
     turbo, guided = load_bundle(folder / "turbo"), load_bundle(folder / "folded-bundle")
     assert (turbo.few_steps, turbo.guidance_input, sorted(turbo.fitted)) == (True, (1.0, 8.0), [1, 2, 4])
     assert (guided.few_steps, guided.guidance_input, guided.fitted) == (False, (1.0, 8.0), {})
+    assert guided.provenance["initialised_from"]["initialised_from"] is None  # the teacher, trained from scratch
+    assert turbo.provenance["initialised_from"]["initialised_from"]["pictures_seen"] == 48
     for bundle in (turbo, guided):
         certificate = bundle.variant("float32").certificate
         assert certificate is not None
         assert certificate.passed
-        assert bundle.provenance["initialised_from"]["initialised_from"] or bundle is guided
 
 
 def test_w_may_differ_by_picture_and_acts() -> None:
@@ -95,6 +96,18 @@ def test_w_may_differ_by_picture_and_acts() -> None:
 def test_what_it_was_not_trained_for_is_refused(folder: Path, settings: dict, message: str) -> None:
     with pytest.raises(BadInput, match=f"^{message}"):
         resolve(load_bundle(folder / "turbo"), Request(["ant", "bee"], **settings))
+
+
+@pytest.mark.parametrize("flags", [["--guidance", 9], ["--steps", 3], ["--guidance-interval", "0.1,3"]])
+def test_export_refuses_defaults_that_it_was_not_trained_for(flags: list, folder: Path, tmp_path: Path) -> None:
+    args = ["export", folder / "few", "--no-tensorrt", "--out", tmp_path / "out", *flags]
+    result = CliRunner().invoke(group, [str(arg) for arg in args])
+    assert str(result.exception).startswith(("guidance:", "steps:", "interval:", "--guidance", "--steps"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_previews_of_a_run_take_its_own_steps(folder: Path) -> None:
+    assert list((folder / "few" / "previews").glob("*.png"))
 
 
 def test_its_steps_are_not_fitted(folder: Path) -> None:

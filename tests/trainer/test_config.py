@@ -7,6 +7,7 @@ from cfgdiff.runtime.errors import BadInput
 from cfgdiff.trainer.build import make_network
 from cfgdiff.trainer.config import load_preset, make_config, preset_names
 from cfgdiff.trainer.optim import rate_factor
+from cfgdiff.trainer.registry import bound
 from cfgdiff.trainer.unet import ResidualBlock, Stage
 
 
@@ -112,3 +113,27 @@ def test_a_wrong_override_is_named(override: str, expected: str) -> None:
 def test_an_unknown_preset_lists_the_choices() -> None:
     with pytest.raises(BadInput, match=r"cifar10-small.*did you mean 'smoke'"):
         load_preset("smok")
+
+
+@pytest.mark.parametrize("objective", ["distilled-guidance", "trajectory", "consistency"])
+def test_objectives_with_a_teacher_need_a_network_that_takes_w(objective: str) -> None:
+    with pytest.raises(BadInput, match=f"objective.name={objective} needs a network that takes w"):
+        make_config({"objective": {"name": objective}})
+    assert make_config({"objective": {"name": objective}, "network": {"name": "guided-unet"}}).objective.teacher == ""
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("trajectory", {"steps": [0]}),
+        ("trajectory", {"steps": []}),
+        ("trajectory", {"teacher_steps": 0}),
+        ("trajectory", {"feature_weight": -1}),
+        ("distilled-guidance", {"most": 1}),
+        ("distilled-guidance", {"interval": [-1, 3]}),
+        ("consistency", {"halve_every": 0}),
+    ],
+)
+def test_options_of_objectives_are_checked(objective: str, options: dict) -> None:
+    with pytest.raises(BadInput, match=f"option '{next(iter(options))}' of the objective '{objective}'"):
+        bound("objective", objective, options)

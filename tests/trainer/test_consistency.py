@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.trainer import consistency
-from cfgdiff.trainer.config import BadSetting, ObjectiveConfig
+from cfgdiff.trainer.config import ObjectiveConfig
 from cfgdiff.trainer.consistency import earlier
 from cfgdiff.trainer.draws import Draws
 from cfgdiff.trainer.teacher import Teacher
@@ -32,12 +32,12 @@ class Implies(nn.Module):
         return (alpha * x - factor * x) / sigma.clamp(min=1e-3)
 
 
-def loss(network: nn.Module, step: int, monkeypatch: pytest.MonkeyPatch, schedule: Schedule = SCHEDULE) -> float:
+def loss(network: nn.Module, step: int, monkeypatch: pytest.MonkeyPatch) -> float:
     teacher = Teacher(Implies(1), SCHEDULE, 2, (0.1, 3.0), takes_w=True)
     monkeypatch.setattr(consistency, "load_teacher", lambda *_: teacher)
     pictures = torch.randn(256, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * STD
     labels = torch.zeros(256, dtype=torch.int64)
-    args = network, ObjectiveConfig(), schedule, pictures, labels, 2, Draws(0, step, 256)
+    args = network, ObjectiveConfig(), SCHEDULE, pictures, labels, 2, Draws(0, step, 256)
     return consistency.consistency(*args, halve_every=100).item()
 
 
@@ -54,8 +54,3 @@ def test_the_two_points_come_closer_and_stay_in_order() -> None:
         assert (level >= 0).all()
         assert (level < ratio).all()
     np.testing.assert_allclose(levels[2][3], 50 * (1 - 1 / 512), rtol=1e-6)
-
-
-def test_another_prediction_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadSetting, match=r"objective\.prediction"):
-        loss(Implies(1), 0, monkeypatch, Schedule(prediction="eps"))

@@ -30,3 +30,12 @@ def test_normals_are_normal_and_quantiles_are_stratified() -> None:
     correlation = torch.corrcoef(normals) - torch.eye(200)
     assert correlation.abs().max() < 6 / 1000**0.5
     assert torch.equal((Draws(0, 0, 50).quantiles() * 50).floor(), torch.arange(50, dtype=torch.float64))
+
+
+def test_a_device_of_its_own_draws_the_same_for_parts_of_a_batch() -> None:
+    """As a GPU does, for which the CPU by its number stands in."""
+    whole = Draws(7, 30, 12, device="cpu:0").normal((2, 3))
+    parts = [Draws(7, 30, 12, first, count, "cpu:0").normal((2, 3)) for first, count in ((0, 3), (3, 3), (6, 6))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(Draws(7, 31, 12, device="cpu:0").normal((2, 3)), whole)
+    assert abs(Draws(0, 0, 500, device="cpu:0").normal((100,)).std().item() - 1) < 0.02

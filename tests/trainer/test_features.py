@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import alexnet
 
+from cfgdiff.runtime.errors import Failure
 from cfgdiff.trainer import features
 from cfgdiff.trainer.features import feature_distance
 
@@ -61,3 +62,17 @@ def test_values_outside_of_pictures_are_seen_at_the_edge_but_still_pulled_back(d
     distance = feature_distance(str(drawn), outside, torch.zeros(1, 3, 32, 32))
     at_edge = feature_distance(str(drawn), torch.ones(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
     assert distance.item() == pytest.approx(at_edge.item(), rel=1e-3)
+
+
+def test_weights_that_cannot_be_read_or_fetched_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = torch.zeros(1, 3, 32, 32)
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    with pytest.raises(Failure, match=r"no\.safetensors: not readable as safetensors"):
+        feature_distance(str(tmp_path / "no.safetensors"), picture, picture)
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models.AlexNet_Weights.get_state_dict", offline)
+    with pytest.raises(Failure, match=r"cannot be fetched \(no network\); connect once, or give them"):
+        feature_distance("", picture, picture)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfgdiff.runtime.samplers import ddim, dpmpp_2m, run
+from cfgdiff.runtime.samplers import dpmpp_2m, run
 from cfgdiff.runtime.schedule import Schedule
 from cfgdiff.trainer import trajectory
 from cfgdiff.trainer.config import ObjectiveConfig
 from cfgdiff.trainer.draws import Draws
-from cfgdiff.trainer.steps import fitted_steps, student_timesteps
+from cfgdiff.trainer.steps import student_timesteps
 from cfgdiff.trainer.teacher import Teacher
 from cfgdiff.trainer.trajectory import follow
 
@@ -49,21 +49,6 @@ class Learned(nn.Module):
 @pytest.fixture
 def teacher() -> Teacher:
     return Teacher(Gaussian(), SCHEDULE, 2, (0.1, 3.0), takes_w=True)
-
-
-@pytest.mark.parametrize(("steps", "parts"), [(1, 1), (4, 1), (3, 5)])
-def test_timesteps_fall_from_noise_to_zero_and_cut_each_step_up(steps: int, parts: int) -> None:
-    coarse, fine = student_timesteps(steps, 1000), student_timesteps(steps, 1000, parts)
-    assert (np.diff(fine) < 0).all()
-    assert fine[-1] == 0
-    np.testing.assert_allclose(fine[::parts], coarse)
-    assert SCHEDULE.ratio(coarse[0]) > 50
-
-
-def test_no_timestep_belongs_to_two_numbers_of_steps() -> None:
-    timesteps = np.concatenate([student_timesteps(n, 1000)[:-1] for n in (1, 2, 3, 4)])
-    apart = np.abs(timesteps[:, None] - timesteps) + np.eye(len(timesteps)) * 1e3
-    assert apart.min() > 3
 
 
 def test_a_teacher_goes_where_the_runtime_s_sampler_goes(teacher: Teacher) -> None:
@@ -118,18 +103,3 @@ def test_each_number_of_steps_has_its_turn(teacher: Teacher, monkeypatch: pytest
                               Draws(0, i, 2), steps=(1, 3), teacher_steps=6)  # fmt: skip
     one, three = (student_timesteps(n, 1000)[:-1].round(1).tolist() for n in (1, 3))
     assert seen == [*one, *three, *one]
-
-
-def test_fitted_steps_are_ddim_with_these_timesteps() -> None:
-    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
-
-    def predict(x: np.ndarray, t: float) -> np.ndarray:
-        return Gaussian()(torch.from_numpy(x).float(), torch.full((2,), t), torch.zeros(2)).numpy()
-
-    for n in (1, 3):
-        fitted = fitted_steps(SCHEDULE, n)
-        timesteps = np.array(fitted.timesteps)
-        expected, found = (
-            run(solve(x, timesteps, SCHEDULE, lambda step: x), predict) for solve in (ddim, fitted.sampler())
-        )
-        np.testing.assert_allclose(found, expected, atol=1e-5)
