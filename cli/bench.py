@@ -81,7 +81,7 @@ Examples:
 )
 def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None, rounds: int | None,
           threads: int | None, checkpoint: Path | None) -> None:  # fmt: skip
-    """Time a bundle (by default the packaged model) against what people would use instead, on the same weights and in
+    """Time a bundle (by default cifar10-small) against what people would use instead, on the same weights and in
     the same run.
 
     All loops draw the same pictures, which is checked first: ours on every engine that works here, the same engine
@@ -92,11 +92,12 @@ def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None,
     from cfgdiff.benchmarks.bench import measure
     from cfgdiff.benchmarks.bench_report import markdown, plot
     from cfgdiff.benchmarks.machine import describe
-    from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.errors import Failure
     from cfgdiff.runtime.files import write_whole
 
-    model, threads = load_bundle(bundle), threads or os.cpu_count() or 1
+    from .opening import load_many_steps
+
+    model, threads = load_many_steps(bundle, "loops are compared at any"), threads or os.cpu_count() or 1
     steps, rounds, folder = (
         steps or (5 if quick else 10),
         rounds or (5 if quick else 7),
@@ -134,7 +135,7 @@ def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None,
 )
 @click.option("--rounds", default=7, show_default=True, type=POSITIVE, help="Calls of each that are measured.")
 def calls(bundle: Path | None, batches: tuple[int, ...], rounds: int) -> None:
-    """Time one call of the network for every variant and engine of a bundle (by default the packaged model)."""
+    """Time one call of the network for every variant and engine of a bundle (by default cifar10-small)."""
     from cfgdiff.benchmarks.calls import call_rows, call_table, open_all
     from cfgdiff.runtime import load_bundle
 
@@ -170,13 +171,14 @@ def calls(bundle: Path | None, batches: tuple[int, ...], rounds: int) -> None:
 @click.option("--out", type=PATH, metavar="FILE", help="Write the tables there, too, as Markdown.")
 @click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
 def samplers(bundle: Path | None, steps: tuple[int, ...], samplers: str | None, **others: Any) -> None:
-    """Compare the samplers of a bundle (by default the packaged model) with a teacher of many evaluations, in
+    """Compare the samplers of a bundle (by default cifar10-small) with a teacher of many evaluations, in
     float32."""
     from cfgdiff.benchmarks.samplers import Setting, parse_samplers, samplers_report
-    from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.files import write_whole
 
-    model = load_bundle(bundle)
+    from .opening import load_many_steps
+
+    model = load_many_steps(bundle, "samplers are compared at any")
     setting = Setting(parse_samplers(samplers, model), sorted(set(steps)), **others)
     text = samplers_report(model, setting, partial(progress_bar, "sampling"))
     click.echo(text)

@@ -29,7 +29,7 @@ Examples:
 @click.option("--store", is_flag=True,
               help="Store how fast they are here in the bundle, for machines that lack one of them.")  # fmt: skip
 def engines(bundle: Path | None, anew: bool, threads: int | None, store: bool) -> None:
-    """List which engines work here for a bundle (by default the packaged model), and how to get the others.
+    """List which engines work here for a bundle (by default cifar10-small), and how to get the others.
 
     Each is opened, asked once and closed again. CPU engines are timed, once, for calls of 1 and 64 guided pictures, and
     their pictures compared with those of float32 on ONNX Runtime. A star marks what --engine auto takes for many

@@ -119,8 +119,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
              features: str, alexnet: Path | None, classifier: Path | None, sweep: bool, cas: bool, best: int,
              shard: tuple[int, int] | None, engine: str, threads: int | None, store: bool,
              **settings: Any) -> None:  # fmt: skip
-    """Measure the quality of a bundle's pictures (by default the packaged model), and whether they copy the training
-    data.
+    """Measure the quality of a bundle's pictures (by default cifar10-small), and whether they copy training pictures.
 
     One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training
     pictures in LPIPS, guidance and evaluations swept, samples, interpolations. In Inception's features the distances

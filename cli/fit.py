@@ -31,24 +31,24 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
               pictures: int, teacher_steps: int, threads: int | None) -> None:  # fmt: skip
     """Fit timesteps and a solver's coefficients to a bundle's model, so that few evaluations draw what many would.
 
-    They are stored in the bundle (by default the packaged one), and `cfgdiff-run --steps N` then takes them. The
+    They are stored in the bundle (by default cifar10-small), and `cfgdiff-run --steps N` then takes them. The
     printed error is measured on other pictures than those of the fit.
     """
     from cfgdiff.export.description import store_fitted
     from cfgdiff.export.fit import fit_steps as fit
     from cfgdiff.export.fit import total_evaluations
-    from cfgdiff.runtime import Request, load_bundle, open_engine
+    from cfgdiff.runtime import Request, open_engine
     from cfgdiff.runtime.errors import Failure
     from cfgdiff.runtime.plan import guidance_of
 
-    loaded, wanted = load_bundle(bundle), sorted(set(steps))
+    from .opening import load_many_steps
+
+    loaded, wanted = load_many_steps(bundle, "fitting finds others"), sorted(set(steps))
     if not 1 <= wanted[0] <= wanted[-1] < teacher_steps:
         given = ", ".join(map(str, steps))
         raise click.UsageError(
             f"--steps: expected numbers from 1 to less than --teacher-steps {teacher_steps}, found {given}"
         )
-    if loaded.few_steps:
-        raise Failure(f"{loaded.path}: {loaded.name} was trained for its own steps; fit those of a model of many steps")
     guided = guidance_of(loaded, Request([], guidance=guidance, interval=interval))
     if not os.access(loaded.path, os.W_OK | os.X_OK):
         raise Failure(f"{loaded.path}: cannot be written, but the result is kept there; give a copy of the bundle")

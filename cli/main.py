@@ -60,7 +60,7 @@ Examples:
     help="Write training pictures of --data as the network sees them, a column a class.",
 )
 def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: Path | None) -> None:
-    """Show what a bundle holds and where it comes from (by default the packaged model), after checking every file."""
+    """Show what a bundle holds and where it comes from (by default cifar10-small), after checking every file."""
     if data is None and (image_size or grid):
         raise click.UsageError(f"{'--image-size' if image_size else '--grid'}: is about a data set, found no --data")
     if grid and grid.suffix.lower() != ".png":

@@ -1,9 +1,11 @@
-"""Opens the engine of a run: the one that the flags ask for, or the one that drew the pictures that are there."""
+"""Opens what a command works with: the engine that the flags ask for, or that drew the pictures that are there; a model
+that takes any number of steps."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfgdiff.runtime import Bundle, Engine, Plan, archives, open_engine
+from cfgdiff.runtime import Bundle, Engine, Plan, archives, load_bundle, open_engine
+from cfgdiff.runtime.bundle import PACKAGED
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import read_note
 
@@ -44,6 +46,14 @@ class Wanted:
         except Failure:
             drawn = f"{flag}: was drawn by {engine}, {precision}, and no engine here computes in {at} ({why})"
             raise Failure(f"{drawn}; --precision float32 comes close") from None
+
+
+def load_many_steps(path: Path | None, work: str) -> Bundle:
+    """A bundle for `work` that takes any number of steps. Raises `Failure` for one that was trained for a few."""
+    bundle = load_bundle(path)
+    if bundle.few_steps:
+        raise Failure(f"{bundle.name}: was trained for its own steps, and {work}; take {PACKAGED}, or another model")
+    return bundle
 
 
 def first_note(out: Path, kind: str) -> tuple[str, str] | None:

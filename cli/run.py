@@ -74,9 +74,10 @@ Examples:
               help="The t to evaluate at, falling from at most the model's T; for heun every second one.")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="Share of ddpm's noise in ddim, 0 .. 1.")
 @click.option("--guidance", metavar="W[,W...]", type=Numbers("numbers as in 4 or 1,2,4"),
-              help="Guidance w; 1 is none, at half the cost; a list goes round. Default: the model's.")  # fmt: skip
+              help="Guidance w; 1 is none, which cifar10-small draws at half the cost; a list goes round. "
+                   "Default: the model's.")  # fmt: skip
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL, help="Of sigma / alpha, where w acts; "
-              "elsewhere it is 1, at half the cost. Default: the model's.")  # fmt: skip
+              "elsewhere it is 1. Default: the model's.")  # fmt: skip
 @click.option("--guidance-rescale", "rescale", default=0.0, show_default=True,
               help="How much of the contrast that w adds is removed, 0 .. 1.")  # fmt: skip
 @click.option("--threshold", type=float, help="Dynamic thresholding: the share of pixels left in range, as 0.995.")

@@ -76,11 +76,8 @@ train.batch; pictures, order and noise are those of one process."""
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as in train.batch=64. Repeats."
 )
 @plugin_option
-@click.option(
-    "--max-minutes",
-    type=click.FloatRange(0, min_open=True),
-    help="End the run, decay included, after this time at the latest.",
-)
+@click.option("--max-minutes", type=click.FloatRange(0, min_open=True),
+              help="End the run, decay included, after this time at the latest.")  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads of all processes together. Default: all cores."
 )
@@ -94,14 +91,8 @@ train.batch; pictures, order and noise are those of one process."""
 )
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--profile", is_flag=True, help="Train a few steps, print where their time goes, write nothing and stop.")
-@click.option(
-    "--list-presets",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_presets,
-    help="List the presets and stop.",
-)
+@click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets,
+              help="List the presets and stop.")  # fmt: skip
 def train(**flags: Any) -> None:
     """Train a class-conditional diffusion model with classifier-free guidance."""
     given = Flags(**flags)

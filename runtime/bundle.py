@@ -19,8 +19,8 @@ from .schedule import Schedule
 
 FORMAT_VERSION = 1
 MOST_STEPS, MOST_VALUES = 100_000, 2**26
+# What reading a damaged entry of bundle.json raises.
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-"""What reading a damaged entry of bundle.json raises."""
 MODELS = Path(__file__).parent / "models"
 PACKAGED, TURBO = "cifar10-small", "cifar10-turbo"
 
@@ -122,16 +122,15 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
     Raises:
         Failure: a missing folder or file, a wrong hash, a later format, a damaged bundle.json or graph.
     """
-    folder = packaged_models().get(str(path or PACKAGED), Path(path or PACKAGED))
-    if path is not None and Path(path).is_dir():
-        folder = Path(path)
+    folder = Path(PACKAGED if path is None else path)
+    if path is None or not folder.is_dir():
+        folder = packaged_models().get(str(folder), folder)
     try:
         restore_folder(folder)
     except (OSError, ValueError) as error:
         killed = "an export was killed while it replaced this bundle, and renaming it back fails"
         raise Failure(f"{folder}: {killed} ({error})") from None
-    file = folder / "bundle.json"
-    bundle = _parse(folder, file, _read(file))
+    bundle = _parse(folder, _read(folder / "bundle.json"))
     for variant in bundle.variants.values():
         files = {name: _checked_file(folder, name, digest) for name, digest in variant.files.items()}
         _check_graph(folder / variant.graph, files[variant.graph], variant, bundle)
@@ -145,9 +144,8 @@ def packaged_models() -> dict[str, Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        names = ", ".join(packaged_models())
-        missing = f"no bundle there (bundle.json is missing); expected a folder written by cfgdiff export, or {names}"
-        raise Failure(f"{file.parent}: {missing}")
+        expected = f"a folder written by cfgdiff export, or {', '.join(packaged_models())}"
+        raise Failure(f"{file.parent}: no bundle there (bundle.json is missing); expected {expected}")
     try:
         tree = json.loads(file.read_bytes())
         json.dumps(tree, ensure_ascii=False).encode()  # fails for what cannot be printed
@@ -160,7 +158,7 @@ def _read(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
+def _parse(folder: Path, tree: dict[str, Any]) -> Bundle:
     key = "an entry"
 
     def take(source: dict[str, Any], name: str, parse: Callable[[Any], Any], **absent: Any) -> Any:
@@ -185,7 +183,7 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
             variants=take(tree, "variants", _variants),
             provenance=take(tree, "provenance", dict),
             fitted=take(tree, "fitted", _fitted, absent={}),
-            guidance_input=take(tree, "guidance_input", _finite_interval, absent=None),
+            guidance_input=take(tree, "guidance_input", lambda ends: _interval(list(map(_finite, ends))), absent=None),
             few_steps=take(tree, "few_steps", lambda flag: _few(flag, tree), absent=False),
             evaluation=take(tree, "evaluation", dict, absent={}),
             speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records)), absent=()),
@@ -193,7 +191,8 @@ def _parse(folder: Path, file: Path, tree: dict[str, Any]) -> Bundle:
     except DAMAGE as error:
         if isinstance(error, Failure):  # it names the file or the value
             raise
-        raise Failure(f"{file}: '{key}' is missing or not as expected; export the model again") from None
+        problem = f"'{key}' is missing or not as expected"
+        raise Failure(f"{folder / 'bundle.json'}: {problem}; export the model again") from None
 
 
 def _text(value: Any) -> str:
@@ -225,10 +224,6 @@ def _interval(value: Any) -> tuple[float, float] | None:
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise ValueError("not an interval")
     return interval
-
-
-def _finite_interval(value: Any) -> tuple[float, float] | None:
-    return None if value is None else _interval([_finite(end) for end in value])
 
 
 def _few(value: Any, tree: dict[str, Any]) -> bool:

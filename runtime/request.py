@@ -52,7 +52,7 @@ class Request:
     Attributes:
         classes: N names, in any case, or numbers.
         steps: network evaluations a picture; where None and `timesteps` are given, as many as these are for.
-        guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional, at half the cost where w acts.
+        guidance: w in uncond + w (cond - uncond), one or N; 1 is plain conditional.
         seed: 0 .. 2^64 - 1; or N of them: each picture then depends on its seed and not on its place.
         sampler: a name in `SAMPLERS`, or "fitted". None: fitted where the bundle has it for these steps and guidance.
         spacing: uniform, quadratic, log-snr or karras. None: the sampler's.

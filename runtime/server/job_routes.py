@@ -33,8 +33,7 @@ def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
     async def create(body: Order) -> dict[str, Any]:
         """Order many pictures. They are drawn in the background into a file."""
         server.check_open()
-        name = server.model(body.model).bundle.name
-        add = partial(kept().add, body.model_copy(update={"model": name}))
+        add = partial(kept().add, body.model_copy(update={"model": server.model(body.model).bundle.name}))
         return (await anyio.to_thread.run_sync(add)).public  # a million names take a while
 
     @app.get("/v1/jobs", responses=KNOWN)

@@ -110,9 +110,10 @@ def test_previews_of_a_run_take_its_own_steps(folder: Path) -> None:
     assert list((folder / "few" / "previews").glob("*.png"))
 
 
-def test_its_steps_are_not_fitted(folder: Path) -> None:
-    result = CliRunner().invoke(group, ["fit-steps", str(folder / "turbo")])
-    assert "was trained for its own steps" in str(result.exception)
+@pytest.mark.parametrize("words", [["fit-steps"], ["bench"], ["bench", "samplers"]])
+def test_what_needs_other_steps_is_refused_before_the_work(words: list, folder: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(group, [*words, str(folder / "turbo")])
+    assert "turbo: was trained for its own steps" in str(result.exception)
     assert sorted(load_bundle(folder / "turbo").fitted) == [1, 2, 4]
 
 
