@@ -60,6 +60,8 @@ def transform(pictures: Tensor, labels: Tensor) -> Tensor:
 class AugmentedUNet(UNet):
     """The U-Net with the transform of its picture as an input, zero when it generates. For `augmented`."""
 
+    learned_later = ("augment.",)  # `--init` may name weights of a network without it
+
     def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(config, image_shape, num_classes)
         self.augment = nn.Linear(LABELS, 4 * config.channels, bias=False)

@@ -95,6 +95,7 @@ class TrainConfig(_Section):
     batch: int = Field(128, ge=1, le=2**20)
     image_size: int = Field(32, ge=8, le=4096)  # for folders of pictures
     flip: bool = True
+    balanced: bool = False  # every class equally often, however many pictures it has
     # precision of the products; auto is bfloat16 where the device has it
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     accumulate: int = Field(1, ge=1, le=2**20)  # parts of a process's rows, computed one after the other to save memory

@@ -127,3 +127,20 @@ def batch_indices(n: int, first: int, count: int, seed: int) -> np.ndarray:
         order = _epoch(n, epoch, seed)
         parts.append(order[max(0, first - epoch * n) : first + count - epoch * n])
     return np.concatenate(parts)
+
+
+def balanced_indices(labels: np.ndarray, first: int, count: int, seed: int) -> np.ndarray:
+    """As `batch_indices` over the pictures of `labels` (N,), with every class equally often: (count,) int64.
+
+    An endless run of rounds, each with one picture of every class, in an order of its own. A class begins anew when its
+    pictures are used up.
+    """
+    classes = np.unique(labels)
+    rounds = range(first // len(classes), (first + count - 1) // len(classes) + 1)
+    orders = [np.random.Generator(np.random.PCG64([seed, 1, r])).permutation(len(classes)) for r in rounds]
+    drawn = np.empty((len(rounds), len(classes)), np.int64)  # the picture of each round and class
+    for i, label in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        drawn[:, i] = members[batch_indices(len(members), rounds.start, len(rounds), seed + 1 + int(label))]
+    start = first - rounds.start * len(classes)
+    return np.take_along_axis(drawn, np.stack(orders), axis=1).reshape(-1)[start : start + count]

@@ -12,6 +12,7 @@ from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
 from cfgdiff.trainer.draws import Draws
 from cfgdiff.trainer.loop import train
+from cfgdiff.trainer.start import start_from
 
 
 def told(**parts: float) -> torch.Tensor:
@@ -86,3 +87,15 @@ def test_it_trains_and_generates_without_being_told(tiny_tree: dict, picture_fol
             network.eval()(x, t, label, a) for a in (None, torch.zeros(2, LABELS), told(flip=1.0).expand(2, -1))
         )
     assert torch.equal(plain, zero) and not torch.equal(plain, moved)
+
+
+def test_it_starts_from_weights_of_a_network_without_transforms(
+    tiny_tree: dict, picture_folder: Path, tmp_path: Path
+) -> None:
+    plain = new_run(make_config(tiny_tree), load_data(picture_folder, 16), tmp_path / "plain", "cfgdiff train")
+    plain.save()
+    tiny_tree["network"]["name"], tiny_tree["objective"]["name"] = "augmented-unet", "augmented"
+    run = new_run(make_config(tiny_tree), load_data(picture_folder, 16), tmp_path / "run", "cfgdiff train")
+    start_from(run, tmp_path / "plain")
+    for name, value in plain.ema.network.state_dict().items():
+        assert torch.equal(run.network.state_dict()[name], value), name

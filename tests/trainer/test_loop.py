@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,7 +23,7 @@ from cfgdiff.trainer.callbacks import Callback
 from cfgdiff.trainer.checkpoint import BEFORE_DECAY, find_checkpoint, read_checkpoint
 from cfgdiff.trainer.config import make_config
 from cfgdiff.trainer.data import load_data
-from cfgdiff.trainer.loop import steps, train
+from cfgdiff.trainer.loop import _batch, steps, train
 from cfgdiff.trainer.run import Run
 from cfgdiff.trainer.start import resume, start_from
 from cfgdiff.trainer.weights import load_model
@@ -215,6 +217,16 @@ def losses(tree: dict, data: Path, out: Path, *overrides: str) -> tuple[list[flo
     run.callbacks.append(Keep())
     train(run)
     return found, run
+
+
+def test_balanced_batches_hold_every_class_equally_often(tiny_tree: dict, picture_folder: Path, tmp_path: Path) -> None:
+    config, data = make_config(tiny_tree, ("train.balanced=true",)), load_data(picture_folder, 16)
+    uneven = replace(data, labels=np.where(np.arange(len(data.labels)) < 3, 1, 0))
+    run = create(config, uneven, tmp_path / "run", "cfgdiff train", None)
+    for first in (0, 8, 16):
+        assert _batch(run, first)[1].bincount().tolist() == [4, 4]
+    run.config = make_config(tiny_tree)
+    assert sum(_batch(run, first)[1].sum().item() for first in range(0, 24, 8)) < 9
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(
