@@ -19,10 +19,12 @@ from .bundle import Bundle
 from .engine import OpenedEngine
 from .errors import Failure
 from .inputs import check_inputs
+from .openvino_waves import split
 from .threads import LEAST, MOST, cores, shares
 
 OWN_PRECISIONS = {"bfloat16": "float32"}  # and the variants that are computed in them
-Requests = tuple[Any, list[dict[str, np.ndarray]]]  # an AsyncInferQueue, and the inputs of each of its requests
+Requests = tuple[Any, list["Request"]]  # an AsyncInferQueue, and what each of its requests reads
+NAMES = ("sample", "timestep", "class_label", "guidance")
 SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; requests between these are padded
 
 
@@ -48,8 +50,9 @@ class OpenVinoEngine(OpenedEngine):
         if precision == "bfloat16" and not has_bfloat16:
             raise Failure("precision: OpenVINO finds no instructions for bfloat16 in this CPU; take float32")
         # By default, OpenVINO computes in the CPU's fastest precision, and silently replaces those that it lacks.
-        low, self._threads = has_bfloat16 and precision in ("bfloat16", "int8"), threads or cores()
-        self._settings = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "INFERENCE_NUM_THREADS": self._threads}
+        self._low, self._threads = has_bfloat16 and precision in ("bfloat16", "int8"), threads or cores()
+        hint = "bf16" if self._low else "f32"
+        self._settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": self._threads}
         with self._explained():
             model = self._core.read_model(str(self._graph))
             self._model = _unrounded(model) if precision == "int8" else model
@@ -70,11 +73,9 @@ class OpenVinoEngine(OpenedEngine):
             try:
                 for rows in parts:
                     size = next(size for size in SIZES if size >= rows.stop - rows.start)
-                    queue, arrays = self._queue(streams, size, size if rows.stop <= g else 0)
+                    queue, requests = self._queue(streams, size, size if rows.stop <= g else 0)
                     queues.append(queue)
-                    for name, array in arrays[queue.get_idle_request_id()].items():
-                        array[: rows.stop - rows.start] = inputs[name][rows]
-                        array[rows.stop - rows.start :] = inputs[name][rows.stop - 1]  # the last row again, as padding
+                    requests[queue.get_idle_request_id()].fill(inputs, rows)
                     queue.start_async(None, (answer, rows))
             finally:
                 for queue in queues:
@@ -84,16 +85,16 @@ class OpenVinoEngine(OpenedEngine):
     def _queue(self, streams: int, b: int, g: int) -> Requests:
         """`streams` requests for a graph of that shape, which divide the threads; and the input arrays of each."""
         if (streams, b, g) not in self._queues:
-            model = self._model.clone()
+            model, waves = self._model.clone(), None
             model.reshape({"sample": [b, *self._shape], "timestep": [b], "class_label": [b], "guidance": [g]})
+            if self._low:
+                waves, model = split(import_openvino(), model)
             compiled = self._core.compile_model(model, "CPU", self._settings | {"NUM_STREAMS": streams})
+            front = waves and self._core.compile_model(waves, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             queue = import_openvino().AsyncInferQueue(compiled, streams)
             queue.set_callback(_keep)
-            names = ("sample", "timestep", "class_label", *(["guidance"] if g else []))
-            self._queues[streams, b, g] = (
-                queue,
-                [{name: request.get_tensor(name).data for name in names} for request in queue],
-            )
+            requests = [Request(request, front and front.create_infer_request()) for request in queue]
+            self._queues[streams, b, g] = queue, requests
         return self._queues[streams, b, g]
 
     @contextmanager
@@ -111,6 +112,31 @@ class OpenVinoEngine(OpenedEngine):
         with self._lock:
             self.closed = True
             self._queues.clear()
+
+
+class Request:
+    """One request of a queue, with the one that computes its waves (see `split`), if any."""
+
+    def __init__(self, request: Any, waves: Any) -> None:
+        self._waves, owners = waves, [request]
+        if waves is not None:
+            owners.append(waves)
+            for output in waves.model_outputs:  # one buffer: written by the one, read by the other
+                request.set_tensor(output.any_name, waves.get_tensor(output.any_name))
+        self._arrays = [
+            (name, owner.get_tensor(name).data)
+            for owner in owners
+            for name in NAMES
+            if any(name in port.names and port.shape[0] for port in owner.model_inputs)
+        ]
+
+    def fill(self, inputs: dict[str, np.ndarray], rows: slice) -> None:
+        """Give it these rows of the inputs, and the last of them again as padding."""
+        n = rows.stop - rows.start
+        for name, array in self._arrays:
+            array[:n], array[n:] = inputs[name][rows], inputs[name][rows.stop - 1]
+        if self._waves is not None:
+            self._waves.infer()
 
 
 def _keep(request: Any, place: tuple[np.ndarray, slice]) -> None:

@@ -186,6 +186,8 @@ def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.
     module = SimpleNamespace(Core=FakeCore, AsyncInferQueue=FakeQueue)
     monkeypatch.setitem(sys.modules, "openvino", module)  # type: ignore[arg-type]
     monkeypatch.setattr(FakeCore, "asked", [])
+    waves = SimpleNamespace(name="waves", create_infer_request=lambda: None)
+    monkeypatch.setattr("cfgdiff.runtime.engine_openvino.split", lambda openvino, model: (waves, model))
     for precision, threads, streams in (("float32", None, 1), ("float32", 3, 3), ("bfloat16", None, 1)):
         opened = OpenVinoEngine(packaged, precision, threads)
         assert opened.precision == precision
@@ -194,6 +196,7 @@ def test_precision_and_threads_are_pinned(packaged: Bundle, monkeypatch: pytest.
         ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cores(), "NUM_STREAMS": 1}),
         ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 3, "NUM_STREAMS": 3}),
         ("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": cores(), "NUM_STREAMS": 1}),
+        ("waves", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
     ]
     monkeypatch.setattr(FakeCore, "capabilities", ["FP32"])
     with pytest.raises(Failure, match=r"^precision: .* no instructions for bfloat16 in this CPU; take float32$"):
