@@ -96,12 +96,13 @@ def export(
 
 def _export_for_triton(target: Path, from_bundle: str | None, flags: dict[str, Any]) -> None:
     tensorrt, precisions = bool(flags["tensorrt"]), [name for name in DERIVED if flags[name]]
-    for name, flag in typed_flags(click.get_current_context()).items():
-        if name not in ("triton", "from_bundle", "tensorrt", *DERIVED) or (name == "tensorrt" and not tensorrt):
-            raise click.UsageError(f"{flag}: changes a bundle, found --triton, which takes one as it is; leave it out")
-    if from_bundle is None:
+    typed = typed_flags(click.get_current_context())
+    if from_bundle is None or "checkpoint" in typed:
         then = f"cfgdiff export --from-bundle BUNDLE --triton {target}"
         raise click.UsageError(f"--triton: expected --from-bundle [BUNDLE]; export a checkpoint first, then: {then}")
+    for name, flag in typed.items():
+        if name not in ("triton", "from_bundle", "tensorrt", *DERIVED) or (name == "tensorrt" and not tensorrt):
+            raise click.UsageError(f"{flag}: changes a bundle, found --triton, which takes one as it is; leave it out")
     if len(precisions) > 1:
         raise click.UsageError(f"--triton: expected one of {' and '.join(DERIVED[name].flag for name in precisions)}")
     from cfgdiff.export.triton import write_repository

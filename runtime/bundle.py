@@ -138,11 +138,7 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
 
 
 def read_description(folder: Path) -> Bundle:
-    """What bundle.json in a folder says, where its graphs need not be there: for networks that run elsewhere.
-
-    Raises:
-        Failure: see `load_bundle`.
-    """
+    """What bundle.json in a folder says, without its graphs: for a network that runs elsewhere. Raises `Failure`."""
     return _parse(folder, _read(folder / "bundle.json"))
 
 

@@ -281,6 +281,16 @@ def type_name(io: Any) -> str:
     return str(model_config_pb2.DataType.Name(io.data_type))
 
 
+def rows(n: int, **more: object) -> dict[str, np.ndarray]:
+    """A request for n pictures of class 0 .. 9, seed 5, numbers 0 .. n - 1."""
+    kinds = {"guidance": np.float32, "steps": np.int32, "class_label": np.int64}
+    values = {"class_label": np.arange(n) % 10, "seed": 5, "index": np.arange(n)} | more
+    return {
+        name: np.broadcast_to(np.array(value, kinds.get(name, np.uint64)), n).reshape(n, 1).copy()
+        for name, value in values.items()
+    }
+
+
 def _arrays(request: Incoming) -> dict[str, np.ndarray]:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 

@@ -30,6 +30,7 @@ def test_a_plain_install_writes_a_repository(tmp_path: Path) -> None:
     [
         (["--from-bundle", "nowhere", "--triton", "T"], 1, "nowhere: no bundle there"),
         (["runs/smoke", "--triton", "T"], 2, "--triton: expected --from-bundle [BUNDLE]; export a checkpoint first"),
+        (["R", "--from-bundle", "--triton", "T"], 2, "--triton: expected --from-bundle [BUNDLE]; export a checkpoint"),
         (["--triton", "T"], 2, "--triton: expected --from-bundle [BUNDLE]; export a checkpoint first"),
         (["--from-bundle", "--triton", "T", "--steps", "4"], 2, "--steps: changes a bundle, found --triton"),
         (["--from-bundle", "--triton", "T", "--out", "O"], 2, "--out: changes a bundle, found --triton"),
