@@ -89,8 +89,8 @@ def write_repository(bundle: Bundle, target: Path, precision: str = "float32", t
         Failure: `target` is not empty or cannot be written, or the bundle has no such variant or engine.
     """
     if not re.fullmatch(r"\w[\w.-]*", bundle.name):
-        allowed = "letters, digits, '.', '_' and '-'"
-        raise Failure(f"{bundle.path}: a model of Triton has a name of {allowed}, found {bundle.name!r}; rename it")
+        allowed, how = "letters, digits, '.', '_' and '-'", f"cfgdiff export --from-bundle {bundle.path} --out NAME"
+        raise Failure(f"{bundle.path}: in Triton names have {allowed}, found {bundle.name!r}; give it another: {how}")
     network = _engine(bundle, precision) if tensorrt else _graph(bundle, precision)
     names = [bundle.name, f"{bundle.name}_network"]
     try:
