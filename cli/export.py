@@ -37,7 +37,7 @@ Examples:
   cfgdiff export runs/small --fp16 --int8 --out exported/small --steps 20 --guidance 1.6
   cfgdiff export --from-bundle --fp16 --tensorrt --out exported/cifar10
   cfgdiff export --from-bundle exported/small --tensorrt --batch 1,16,64 --sm 89 --out exported/small --force
-  cfgdiff export --from-bundle cifar10-turbo --triton triton
+  cfgdiff export --from-bundle cifar10-turbo --triton models
 
 --from-bundle needs no PyTorch. Exit code 1 where --tensorrt was asked for and no engine could be built."""
 )
