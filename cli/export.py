@@ -37,6 +37,7 @@ Examples:
   cfgdiff export runs/small --fp16 --int8 --out exported/small --steps 20 --guidance 1.6
   cfgdiff export --from-bundle --fp16 --tensorrt --out exported/cifar10
   cfgdiff export --from-bundle exported/small --tensorrt --batch 1,16,64 --sm 89 --out exported/small --force
+  cfgdiff export --from-bundle cifar10-turbo --triton models
 
 --from-bundle needs no PyTorch. Exit code 1 where --tensorrt was asked for and no engine could be built."""
 )
@@ -59,6 +60,9 @@ Examples:
               help="Pictures in a batch that engines take.")  # fmt: skip
 @click.option("--sm", metavar="NN[,NN...]",
               help="GPU architectures, as 86,89,120. Default: this GPU's; without one, 86,89,120.")  # fmt: skip
+@click.option("--triton", type=PATH, metavar="DIR",
+              help="Write a model repository for Triton Inference Server into this new folder, instead of a bundle. "
+                   "With --fp16, --int8 or --tensorrt: of what the bundle has of these.")  # fmt: skip
 @plugin_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there; engines that still fit are kept.")
 def export(
@@ -67,9 +71,12 @@ def export(
     out: Path | None,
     plugins: tuple[Path, ...],
     force: bool,
+    triton: Path | None,
     **flags: Any,
 ) -> None:
     """Export a run or checkpoint (its averaged weights), or a bundle anew, as a bundle that cfgdiff-run uses."""
+    if triton is not None:
+        return _export_for_triton(triton, from_bundle, flags)
     tensorrt, batch, sm = (flags.pop(name) for name in ("tensorrt", "batch", "sm"))
     _refuse_idle_flags(checkpoint, from_bundle, tensorrt)
     precisions = tuple(name for name in DERIVED if flags.pop(name))
@@ -85,6 +92,27 @@ def export(
     _say_report(report, target)
     if tensorrt and report.build_error is not None:
         raise SystemExit(1)
+
+
+def _export_for_triton(target: Path, from_bundle: str | None, flags: dict[str, Any]) -> None:
+    tensorrt, precisions = bool(flags["tensorrt"]), [name for name in DERIVED if flags[name]]
+    typed = typed_flags(click.get_current_context())
+    if from_bundle is None or "checkpoint" in typed:
+        then = f"cfgdiff export --from-bundle BUNDLE --triton {target}"
+        raise click.UsageError(f"--triton: expected --from-bundle [BUNDLE]; export a checkpoint first, then: {then}")
+    for name, flag in typed.items():
+        if name not in ("triton", "from_bundle", "tensorrt", *DERIVED) or (name == "tensorrt" and not tensorrt):
+            raise click.UsageError(f"{flag}: changes a bundle, found --triton, which takes one as it is; leave it out")
+    if len(precisions) > 1:
+        raise click.UsageError(f"--triton: expected one of {' and '.join(DERIVED[name].flag for name in precisions)}")
+    from cfgdiff.export.triton import write_repository
+    from cfgdiff.runtime import load_bundle
+
+    bundle = load_bundle(None if from_bundle == PACKAGED else from_bundle)
+    precision = next(iter(precisions), "float32")
+    model, network = write_repository(bundle, target, precision, tensorrt)
+    say(f"model repository {target}: {model}, which draws, and {network}")
+    say(f"start it, where this cfgdiff is installed, with: tritonserver --model-repository={target.resolve()}")
 
 
 def _refuse_idle_flags(checkpoint: Path | None, from_bundle: str | None, tensorrt: bool | None) -> None:

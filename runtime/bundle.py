@@ -130,11 +130,16 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
     except (OSError, ValueError) as error:
         killed = "an export was killed while it replaced this bundle, and renaming it back fails"
         raise Failure(f"{folder}: {killed} ({error})") from None
-    bundle = _parse(folder, _read(folder / "bundle.json"))
+    bundle = read_description(folder)
     for variant in bundle.variants.values():
         files = {name: _checked_file(folder, name, digest) for name, digest in variant.files.items()}
         _check_graph(folder / variant.graph, files[variant.graph], variant, bundle)
     return bundle
+
+
+def read_description(folder: Path) -> Bundle:
+    """What bundle.json in a folder says, without its graphs: for a network that runs elsewhere. Raises `Failure`."""
+    return _parse(folder, _read(folder / "bundle.json"))
 
 
 def packaged_models() -> dict[str, Path]:

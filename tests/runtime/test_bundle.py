@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cfgdiff.runtime import Bundle, generate, load_bundle, open_engine
-from cfgdiff.runtime.bundle import SpeedRecord
+from cfgdiff.runtime.bundle import SpeedRecord, read_description
 from cfgdiff.runtime.errors import BadInput, Failure
 
 RECORD = {
@@ -74,6 +74,17 @@ def test_a_damaged_or_missing_file_is_named(copied: Path) -> None:
         load_bundle(copied)
     with pytest.raises(Failure, match="no bundle there"):
         load_bundle(copied / "nowhere")
+
+
+def test_a_description_is_read_without_its_graphs(copied: Path) -> None:
+    (copied / "model.onnx").unlink()
+    description, packaged = read_description(copied), load_bundle()
+    assert (description.name, description.schedule, description.fitted) == (
+        packaged.name, packaged.schedule, packaged.fitted,
+    )  # fmt: skip
+    (copied / "bundle.json").unlink()
+    with pytest.raises(Failure, match=r"bundle\.json is missing"):
+        read_description(copied)
 
 
 def test_speeds_are_read(edited: Callable[[Callable], Path]) -> None:

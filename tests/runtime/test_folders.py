@@ -1,5 +1,6 @@
 """A folder is replaced whole or not at all, also by a process that is killed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,18 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path, error: type[BaseExcept
         assert [p.name for p in tmp_path.iterdir()] == ["f"] * there
         write(tmp_path / "f", "old")
     assert texts(tmp_path / "f") == ["old", "old"]
+
+
+def test_a_folder_of_folders_is_replaced_and_every_file_of_it_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    synced = list[bytes]()
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(os.pread(handle, 9, 0)))
+    with replace_folder(tmp_path / "f") as new:
+        (new / "a" / "b").mkdir(parents=True)
+        (new / "a" / "b" / "deep").write_text("1")
+        (new / "flat").write_text("2")
+    assert sorted(synced) == [b"1", b"2"] and (tmp_path / "f" / "a" / "b" / "deep").read_text() == "1"
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
