@@ -21,7 +21,7 @@ from .generate import sample
 from .images import encoded
 from .notes import model_digest, model_note, note_of
 from .places import open_place, sha256_of, size_of
-from .plan import Plan, resolve
+from .plan import Plan, guidance_of, resolve
 from .request import Request, class_labels
 from .shard_formats import FORMATS, Header, Item
 from .shards import MOST_SHARDS, PREFIX, Manifest, differing, manifest_name, parse_manifest, shard_number, stem
@@ -90,6 +90,7 @@ class ShardSet:
         self.recipe, self.bundle = recipe, bundle or load_bundle(recipe.model)
         self.place = open_place(recipe.dest)
         request = recipe.request
+        guidance_of(self.bundle, request)  # checks all w, also those of more pictures than there are
         self._labels = class_labels(self.bundle, request.classes)  # in turn, as the weights
         weights = None if request.guidance is None else np.atleast_1d(np.asarray(request.guidance, np.float64))
         turn = np.arange(min(recipe.n, max(len(self._labels), 1 if weights is None else len(weights))))
@@ -102,6 +103,15 @@ class ShardSet:
     def plan(self) -> Plan:
         """The plan of the first pictures, for settings that all have."""
         return self._plan
+
+    @property
+    def weights(self) -> list[float]:
+        """w, in turn."""
+        return [float(w) for w in self._weights]
+
+    def file(self, shard: int) -> str:
+        """The name of a shard's file or folder."""
+        return f"{stem(shard)}{FORMATS[self.recipe.format].suffix}"
 
     def first(self, shard: int) -> int:
         """The index of a shard's first picture; of the number after the last shard, how many pictures there are."""
@@ -186,6 +196,11 @@ class ShardSet:
                     return "has another sha256 than in its manifest"
         return None
 
+    def is_finished(self, shard: int) -> bool:
+        """Whether another process has made a shard in the meantime, by its size."""
+        texts = self.place.read_all([manifest_name(shard)])
+        return bool(texts and self.place.names()) and self._problem(texts, None, False, shard) is None
+
     def make(self, shard: int, engine: Engine, drawn: Callable[[int], object] = lambda pictures: None) -> Manifest:
         """Draw a shard, write it, and then its manifest.
 
@@ -223,8 +238,8 @@ class ShardSet:
         except BadInput:  # the model has no such precision, so what has it is of another model
             digest = ""
         return Manifest(
-            shard, first, self.first(shard + 1) - first, recipe.size, f"{stem(shard)}{FORMATS[recipe.format].suffix}",
-            0, "", recipe.format, recipe.kind, tuple(names), tuple(names[k] for k in self._labels),
-            tuple(self._weights.tolist()), int(self._plan.seeds[0]), json.loads(json.dumps(settings)),
-            recipe.request.batch, (h, w, c), self.bundle.name, digest, engine, precision,
+            shard, first, self.first(shard + 1) - first, recipe.size, self.file(shard), 0, "", recipe.format,
+            recipe.kind, tuple(names), tuple(names[k] for k in self._labels), tuple(self.weights),
+            int(self._plan.seeds[0]), json.loads(json.dumps(settings)), recipe.request.batch, (h, w, c),
+            self.bundle.name, digest, engine, precision,
         )  # fmt: skip
