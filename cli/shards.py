@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,7 @@ def draw_shards(shards: ShardSet, sharding: Sharding, wanted: Wanted) -> Made:
     if sharding.ray is not None:
         wanted = replace(wanted, threads=wanted.threads or 1)
     opened = partial(open_for_set, wanted, noted, sharding.shared)
-    with _progress(shards, survey) as progress:
+    with redirect_stdout(sys.stderr), _progress(shards, survey) as progress:  # Ray prints lost machines
         makers = _here(shards, survey, opened, progress.draw)
         if sharding.ray is not None:
             makers = _on_ray(shards, survey, opened, progress.draw, sharding, wanted)

@@ -109,9 +109,9 @@ def _read_folder(path: Path) -> Iterator[Item]:
 
 
 def _write_parquet(path: Path, header: Header, items: Iterator[Item]) -> None:
+    parquet, schema = _parquet(), _schema(header)
     import pyarrow as pa
 
-    parquet, schema = _parquet(), _schema(header)
     with parquet.ParquetWriter(path, schema, compression="none") as writer:
         while group := list(itertools.islice(items, ROW_GROUP)):
             rows = [
