@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,19 @@ class Maker:
     """The actor: opens the set and an engine once, and makes one shard after another."""
 
     def __init__(self, recipe: Recipe, opened: Callable[[Bundle, Plan], Engine], damaged: Collection[int]) -> None:
-        self._set, self._damaged = ShardSet(recipe), set(damaged)
-        self._engine = opened(self._set.bundle, self._set.plan_of(0, self._set.first(1)))
+        self._recipe, self._opened, self._damaged = recipe, opened, damaged
+
+    @cached_property
+    def _tools(self) -> tuple[ShardSet, Engine]:  # not in the constructor: Ray does not hand on what that raises
+        shards = ShardSet(self._recipe)
+        return shards, self._opened(shards.bundle, shards.plan_of(0, shards.first(1)))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Make a shard, unless a call that was lost, or another process, has made it."""
-        (shard,) = batch["shard"].tolist()
-        if shard in self._damaged or not self._set.is_finished(shard):
-            self._set.make(shard, self._engine)
-        return {"shard": [shard], "engine": [self._engine.name], "precision": [self._engine.precision]}
+        (shard,), (shards, engine) = batch["shard"].tolist(), self._tools
+        if shard in self._damaged or not shards.is_finished(shard):
+            shards.make(shard, engine)
+        return {"shard": [shard], "engine": [engine.name], "precision": [engine.precision]}
 
 
 def make_on_ray(recipe: Recipe, shards: Sequence[int], damaged: Collection[int], cluster: Cluster,

@@ -86,7 +86,8 @@ def test_the_library_examples_run(
     exec(examples["docs/sampling.md"][0], {})
     assert capsys.readouterr().out == "0 (8, 32, 32, 3)\n"
     served = len(examples["docs/serving.md"])  # run in tests/server/test_http_openai.py
-    assert served == 1 and sum(map(len, examples.values())) == 2 + served, "an example without a test"
+    shards = len(examples["docs/datasets.md"])  # run in tests/test_datasets_page.py
+    assert served == 1 and sum(map(len, examples.values())) == 2 + served + shards, "an example without a test"
 
 
 def test_the_readme_is_short_and_leads_everywhere() -> None:
