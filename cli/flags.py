@@ -75,6 +75,14 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Destination(FilePath):
+    """A path, or the text of a URL, which pathlib would damage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path or URL that `value` says."""
+        return value if isinstance(value, str) and "://" in value else super().convert(value, param, ctx)
+
+
 INTERVAL = Numbers("LO,HI as in 0.3,5", count=2)
 
 

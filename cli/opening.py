@@ -1,6 +1,7 @@
 """Opens what a command works with: the engine that the flags ask for, or that drew the pictures that are there; a model
 that takes any number of steps."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,11 @@ from cfgdiff.runtime import Bundle, Engine, Plan, archives, load_bundle, open_en
 from cfgdiff.runtime.bundle import PACKAGED
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import read_note
+from cfgdiff.runtime.measured import doubt
+
+from .errors import one_line
+
+log = logging.getLogger("cfgdiff")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,12 @@ class Wanted:
         except Failure:
             drawn = f"{flag}: was drawn by {engine}, {precision}, and no engine here computes in {at} ({why})"
             raise Failure(f"{drawn}; --precision float32 comes close") from None
+
+
+def warn_of_steps(bundle: Bundle, plan: Plan) -> None:
+    """A line where the model was measured to draw badly in so few evaluations."""
+    if warning := doubt(bundle, plan):
+        log.warning(one_line(warning.replace("`steps`", "--steps")))
 
 
 def load_many_steps(path: Path | None, work: str) -> Bundle:

@@ -7,18 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .errors import one_line, run_command
-from .flags import INTERVAL, MOST_STEPS, Count, FilePath, Numbers, log_to_stderr, typed_flags
+from .flags import INTERVAL, MOST_STEPS, Count, Destination, FilePath, Numbers, log_to_stderr, typed_flags
+from .shard_flags import MOST as MOST_IN_SHARDS
+from .shard_flags import idle_shard_flags, plain_place, shard_flags, taken
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Blend, Bundle, Plan, Request
+    from cfgdiff.runtime.shard_set import ShardSet
 
     from .draw import Drawing
 
+Planned = TypeVar("Planned")
 log = logging.getLogger("cfgdiff")
 PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
 # The flags beside --remake: the note in the picture does not have these.
@@ -38,7 +42,9 @@ def _refuse_idle_flags(context: click.Context) -> None:
         idle = {"seed": "--interpolate SEED1:SEED2 names the seeds; leave it out"}
     else:
         idle = {"frames": "is for interpolations, found none; add --interpolate SEED1:SEED2"}
-    if values["remake"] is None and out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz"):
+    idle |= idle_shard_flags(values)
+    suffix = Path(out).suffix.lower()
+    if values["remake"] is None and suffix in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz"):
         idle["kind"] = f"is for pictures in a folder or .tar, found --out {out}; leave it out"
     for name, flag in typed.items():
         if name in idle:
@@ -54,6 +60,9 @@ Examples:
   cfgdiff-run --class all --n 100 --out grid.png
   cfgdiff-run --class cat,dog --n 10000 --batch 128 --out pets.npz --json
   cfgdiff-run --class all --n 100000 --out many --resume
+  cfgdiff-run --class all --n 1000000 --shard-size 10000 --out s3://bucket/set --shard-format parquet
+  cfgdiff-run --class all --n 1000000 --shard-size 10000 --out /shared/set --shard-of 0/8
+  cfgdiff-run --class all --n 1000000 --shard-size 10000 --out /shared/set --ray auto
   cfgdiff-run --remake frogs/0003.png --out again.png
   cfgdiff-run --class cat,dog --interpolate 1:2 --frames 9 --n 4 --out between.png
   cfgdiff-run --class horse --from deer.jpg --strength 0.6 --out horses
@@ -64,7 +73,8 @@ Examples:
 )
 @click.option("--class", "classes", multiple=True, metavar="NAME",
               help="Class to draw; repeats, takes a comma list; 'all' goes round all.")  # fmt: skip
-@click.option("--n", type=Count(most=MOST), help="Number of pictures, or of interpolations. Default: 16, or 1.")
+@click.option("--n", type=Count(most=MOST_IN_SHARDS),
+              help="Number of pictures, or of interpolations. Default: 16, or 1.")  # fmt: skip
 @click.option("--steps", type=Count(most=MOST_STEPS), help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", metavar="NAME", help="ddpm, ddim, dpmpp-2m, dpmpp-3m, unipc, ipndm, heun, euler, euler-a "
               "or fitted. Default: the model's.")  # fmt: skip
@@ -93,13 +103,14 @@ Examples:
 )
 @click.option("--mask", type=PATH, metavar="PICTURE", help="Draw where this is white and keep the picture elsewhere.")
 @click.option("--batch", default=64, show_default=True, type=Count(), help="Pictures at a time.")
-@click.option("--out", default="samples", show_default=True, type=PATH,
+@click.option("--out", default="samples", show_default=True, type=Destination(),
               help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif "
                    "(denoising, or interpolation), .npz (arrays pictures, labels) or .tar (WebDataset).")  # fmt: skip
 @click.option("--format", "kind", default="png", show_default=True, type=click.Choice(["png", "webp"]),
               help="Of pictures in a folder or .tar.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted folder or .tar: draw only the missing pictures. "
               "An interrupted .tar is kept only where its run had --resume, too.")  # fmt: skip
+@shard_flags
 @click.option("--remake", type=PATH, metavar="FILE", help="Draw this picture again from its note, and compare.")
 @click.option("--stream", is_flag=True, help="Show the first pictures in the terminal while they are denoised.")
 @click.option("--model", type=PATH, help="A bundle, or a packaged model by its name (see cfgdiff models). Default: "
@@ -115,28 +126,37 @@ Examples:
 @click.option("--list-classes", is_flag=True, help="Print the model's classes and stop; with --json as a list.")
 @click.option("-v", "--verbose", is_flag=True, help="Show which engine was taken and why.")
 @click.version_option(package_name="cfgdiff")
-def command(
-    out: Path, remake: Path | None, model: Path | None, list_classes: bool, as_json: bool, verbose: bool, **flags: Any
-) -> None:
+def command(out: Path | str, remake: Path | None, model: Path | None, list_classes: bool, as_json: bool, verbose: bool,
+            **flags: Any) -> None:  # fmt: skip
     """Generate pictures of a class. Each carries a note of how it was made, from which --remake makes it again."""
     started = time.perf_counter()
     _refuse_idle_flags(click.get_current_context())
     from cfgdiff.runtime import load_bundle, resolve
-    from cfgdiff.runtime.measured import doubt
     from cfgdiff.runtime.outputs import check_place
 
     from .draw import Drawing, Target, draw, redraw
     from .edit import noted_model, noted_strength, read_edit
-    from .opening import Wanted, first_note
+    from .opening import Wanted, first_note, warn_of_steps
 
     log_to_stderr(verbose)
     wanted = Wanted(*(flags.pop(name) for name in ("engine", "precision", "threads", "uncertified")))
-    target = Target(out, flags.pop("kind"), resume=flags.pop("resume"), stream=flags.pop("stream"))
-    source, strength, mask = (flags.pop(name) for name in ("source", "strength", "mask"))
+    kind, resume, stream, sharding = flags.pop("kind"), flags.pop("resume"), flags.pop("stream"), taken(flags)
+    source, strength, mask, n = (flags.pop(name) for name in ("source", "strength", "mask", "n"))
     if list_classes:
         bundle = load_bundle(model)
         click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
         return
+    if sharding is not None:
+        from .shards import run_shards, shard_set
+
+        def planned_set(bundle: "Bundle") -> "ShardSet":
+            edit = read_edit(bundle, source, strength, mask)
+            return shard_set(bundle, _classes(bundle, flags["classes"]), flags, edit, n, sharding, out, kind)
+
+        run_shards(_on(model, planned_set), sharding, wanted, as_json, started)
+        return
+    out = plain_place(out, n, MOST)
+    target = Target(out, kind, resume=resume, stream=stream)
     check_place(out, target.resume)
     if remake is not None and source is not None and strength is None:
         strength = noted_strength(remake)
@@ -147,12 +167,11 @@ def command(
         return
 
     def planned(bundle: "Bundle") -> tuple["Bundle", "Plan", int | None]:
-        request, columns = _request(bundle, **flags, edit=read_edit(bundle, source, strength, mask))
+        request, columns = _request(bundle, n=n, **flags, edit=read_edit(bundle, source, strength, mask))
         return bundle, resolve(bundle, request), columns
 
-    bundle, plan, columns = planned(load_bundle(model)) if model else _on_packaged(planned)
-    if warning := doubt(bundle, plan):
-        log.warning(one_line(warning.replace("`steps`", "--steps")))
+    bundle, plan, columns = _on(model, planned)
+    warn_of_steps(bundle, plan)
     noted = first_note(out, target.kind) if target.resume else None
     opened = wanted.open_as_noted(bundle, "--resume", *noted)[0] if noted else wanted.open(bundle, plan)
     drawing, loaded = Drawing(bundle, plan, opened), time.perf_counter()
@@ -161,14 +180,14 @@ def command(
     click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)
 
 
-def _on_packaged(
-    planned: "Callable[[Bundle], tuple[Bundle, Plan, int | None]]",
-) -> tuple["Bundle", "Plan", int | None]:
-    """A plan on the packaged model that takes the fewest rows, or on the one of many steps if that cannot do it."""
+def _on(model: Path | None, planned: "Callable[[Bundle], Planned]") -> "Planned":
+    """A plan on a model; on None: on the packaged one that takes the fewest rows, or else on that of many steps."""
     from cfgdiff.runtime import load_bundle
     from cfgdiff.runtime.bundle import TURBO
     from cfgdiff.runtime.errors import BadInput
 
+    if model is not None:
+        return planned(load_bundle(model))
     try:
         return planned(load_bundle(TURBO))
     except BadInput as error:

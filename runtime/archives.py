@@ -105,12 +105,8 @@ class Tar:
         archive = self._archive or self._continue(int(indices[0]))
         for i, picture in zip(indices.tolist(), pictures, strict=True):
             note = self._note(i)
-            parts = (encoded(picture, self._kind, note), str(self._labels[i]).encode(), json.dumps(note).encode())
-            for name, data in zip(self._names(i), parts, strict=True):
-                entry = tarfile.TarInfo(name)  # its time stays 0: the same run gives the same bytes
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-        archive.members.clear()  # type: ignore[attr-defined]  # else they are all kept in memory
+            data = encoded(picture, self._kind, note)
+            add_picture(archive, self._stem(i), self._kind, data, int(self._labels[i]), note)
 
     def finish(self) -> None:
         """Write the end of the archive."""
@@ -119,9 +115,11 @@ class Tar:
     def drop(self) -> None:
         """After an error: leave what was written, for a call that resumes."""
 
+    def _stem(self, i: int) -> str:
+        return f"{i:0{max(6, len(str(len(self._labels) - 1)))}d}"
+
     def _names(self, i: int) -> list[str]:
-        digits = max(6, len(str(len(self._labels) - 1)))
-        return [f"{i:0{digits}d}.{suffix}" for suffix in (self._kind, "cls", "json")]
+        return [f"{self._stem(i)}.{suffix}" for suffix in (self._kind, "cls", "json")]
 
     def _ends_in(self, file: IO[bytes]) -> list[int]:
         """Where each picture of this run ends in `file`."""
@@ -145,6 +143,15 @@ class Tar:
         self._file.truncate()
         self._archive = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - see finish
         return self._archive
+
+
+def add_picture(archive: tarfile.TarFile, stem: str, kind: str, data: bytes, label: int, note: dict[str, Any]) -> None:
+    """Add a picture to a WebDataset: its file, `.cls` with the number of its class and `.json` with its note."""
+    for suffix, content in ((kind, data), ("cls", str(label).encode()), ("json", json.dumps(note).encode())):
+        entry = tarfile.TarInfo(f"{stem}.{suffix}")  # its time stays 0: the same run gives the same bytes
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    archive.members.clear()  # type: ignore[attr-defined]  # else they are all kept in memory
 
 
 def first_note(path: Path) -> dict[str, Any] | None:

@@ -102,14 +102,14 @@ def remove_abandoned(target: Path) -> None:
         with suppress(OSError):  # another process has just removed it, or it belongs to another user
             if fcntl is None:
                 path.unlink()
-            elif file := _locked(path, "r+b"):
+            elif file := lock(path, "r+b"):
                 with file:
                     path.unlink()
 
 
 def _new(target: Path) -> IO[bytes]:
     while True:
-        file = _locked(target.with_name(f".{target.name}.{secrets.token_hex(TOKEN // 2)}.partial"), "x+b")
+        file = lock(target.with_name(f".{target.name}.{secrets.token_hex(TOKEN // 2)}.partial"), "x+b")
         if file is not None and (fcntl is None or os.fstat(file.fileno()).st_nlink):
             return file  # and no other process took it for abandoned before it was locked
 
@@ -117,12 +117,12 @@ def _new(target: Path) -> IO[bytes]:
 def _longest_abandoned(target: Path) -> IO[bytes] | None:
     for path in partial_files(target):
         with suppress(OSError):
-            if file := _locked(path, "r+b"):
+            if file := lock(path, "r+b"):
                 return file
     return None
 
 
-def _locked(path: Path, mode: str) -> IO[bytes] | None:
+def lock(path: Path, mode: str) -> IO[bytes] | None:
     """The file, locked until it is closed; None where another process has locked it."""
     file = path.open(mode)
     try:

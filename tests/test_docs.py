@@ -41,6 +41,9 @@ def test_the_changelog_names_the_format_versions() -> None:
 
     text = (ROOT / "CHANGELOG.md").read_text()
     assert f"| bundle | `format_version` in `bundle.json` | {FORMAT_VERSION} |" in text
+    from cfgdiff.runtime.shards import VERSION
+
+    assert f"| shard of a large set | `version` in `shard-*.json` | {VERSION} |" in text
     pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
     from cfgdiff.trainer.checkpoint import FORMAT
 

@@ -48,7 +48,7 @@ whole = files()
 
 def check(k):
     for name, data in files().items():
-        visible = not Path(name).name.startswith(".")
+        visible = not any(part.startswith(".") for part in Path(name).parts)
         assert not visible or data in (b"earlier", whole[name]), f"kill {k}: {name} is half-written"
     assert not target.suffix or target.is_file(), f"kill {k}: {target} is lost"
     assert faults.outcome(draw)
@@ -76,6 +76,8 @@ def kills(tmp_path: Path, name: str, *flags: str) -> int:
         ("arrays.npz", JOB, 10),
         ("data.tar", JOB, 15),
         ("data.tar", [*JOB, "--resume"], 15),
+        ("set", [*JOB, "--shard-size", "1"], 20),
+        ("set", [*JOB, "--shard-size", "1", "--shard-format", "folder"], 20),
     ],
 )
 def test_killed_anywhere_nothing_is_lost_and_the_next_call_cleans_up(

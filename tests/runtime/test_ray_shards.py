@@ -1,0 +1,96 @@
+"""A Ray cluster of two machines, one of which is killed midway: all shards are there, with the bytes of one process.
+
+It runs in a process of its own, which Ray may warn as it likes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Formula
+
+from cfgdiff.runtime import Request
+from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.places import sha256_of
+from cfgdiff.runtime.ray_shards import Cluster, make_on_ray
+from cfgdiff.runtime.shard_set import Recipe, ShardSet
+
+RECIPE = {"model": "cifar10-small", "n": 47, "size": 6}
+REQUEST = {"classes": ["cat", "ship"], "steps": 1, "sampler": "ddim", "guidance": 1.0, "batch": 4}
+CODE = """
+import json, os, sys, time
+from ray.cluster_utils import Cluster as Machines
+from fakes import Formula
+from cfgdiff.runtime import Failure, Request
+from cfgdiff.runtime.ray_shards import Cluster, make_on_ray
+from cfgdiff.runtime.shard_set import Recipe, ShardSet
+
+def slow(bundle, plan):
+    class Slow(Formula):
+        def predict(self, *inputs):
+            time.sleep(0.1)
+            return super().predict(*inputs)
+    return Slow()
+
+def failing(bundle, plan):
+    raise Failure("formula: no such engine")
+
+out, recipe, request = sys.argv[1], *map(json.loads, sys.argv[2:])
+recipe = Recipe(dest=out, request=Request(**request), **recipe)
+small = {"object_store_memory": 80_000_000, "include_dashboard": False}
+health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": health, **small})
+nodes = [machines.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
+machines.wait_for_nodes()
+made = []
+for shard, engine, precision in make_on_ray(recipe, range(8), (), Cluster(machines.address), slow):
+    if not made:
+        machines.remove_node(nodes[1], allow_graceful=False)
+    made.append((shard, engine, precision))
+try:
+    list(make_on_ray(recipe, [0], [0], Cluster(machines.address, actors=1), failing))
+except Failure as error:
+    made.append(str(error))
+machines.shutdown()
+with open(out + ".json", "w") as file:
+    json.dump(made, file)
+"""
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the ray extra: pip install 'cfgdiff[ray]'")
+def test_a_killed_machine_loses_nothing(packaged: Any, tmp_path: Path) -> None:
+    one = ShardSet(Recipe(str(tmp_path / "one"), request=Request(**REQUEST), **RECIPE), packaged)  # type: ignore[arg-type]
+    for shard in range(one.count):
+        one.make(shard, Formula())
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    arguments = [str(tmp_path / "many"), json.dumps(RECIPE), json.dumps(REQUEST)]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    *made, failed = json.loads((tmp_path / "many.json").read_text())
+    assert sorted(made) == [[shard, "formula", "float32"] for shard in range(8)]
+    files = {name: {p.name: sha256_of(p) for p in (tmp_path / name).glob("[!.]*")} for name in ("one", "many")}
+    assert files["many"] == files["one"] and len(files["one"]) == 16
+    assert failed == "formula: no such engine" and "\n" not in failed
+
+
+def test_an_address_where_nobody_answers_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe("memory://set", "cifar10-small", Request(["cat"]), 1, 1)
+
+    def call(address: str) -> None:
+        next(make_on_ray(recipe, [0], (), Cluster(address), lambda bundle, plan: Formula()))
+
+    if find_spec("ray") is not None:
+        for address in ("127.0.0.1:1", "ray://[::1]:1"):
+            with pytest.raises(Failure, match=r"^ray: nobody answers at .*:1 \(.*\); is the cluster running\?$"):
+                call(address)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(Failure, match=r"^ray: is not installed .*; pip install 'cfgdiff\[ray\]'$"):
+        call("local")
