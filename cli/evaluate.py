@@ -182,7 +182,7 @@ def _store(model: "Bundle", summary: dict[str, Any], engine: "Engine") -> None:
 def _real(data: Path, bundle: "Bundle") -> "PictureSet":
     from cfgdiff.trainer.data import load_held_out
 
-    return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
+    return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle").in_memory()
 
 
 def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:

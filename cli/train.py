@@ -60,7 +60,8 @@ train.batch; pictures, order and noise are those of one process."""
     "--data",
     type=PATH,
     help="CIFAR-10 (python layout; the word cifar10 downloads it), a folder with one sub-folder of pictures a class "
-    "(or train/ and test/ with these), an .npz (pictures, labels), or a data set of Hugging Face with "
+    "(or train/ and test/ with these), a folder, pattern or URL of WebDataset shards (.tar), an .npz (pictures, "
+    "labels), or a data set of Hugging Face with "
     "--set data.name=huggingface. Default: that of the run with --resume, else cifar10. "
     "cfgdiff info --data shows what is read.",
 )
@@ -221,6 +222,7 @@ def _open_run(flags: Flags, processes: "Processes") -> "Run":
     from cfgdiff.trainer.build import new_run
     from cfgdiff.trainer.config import load_preset, make_config
     from cfgdiff.trainer.data import load_data
+    from cfgdiff.trainer.shard_order import lies_here
     from cfgdiff.trainer.start import resume
 
     data = flags.data or Path()
@@ -229,7 +231,7 @@ def _open_run(flags: Flags, processes: "Processes") -> "Run":
         with processes.main_first():
             return load_data(data, config.train.image_size, config.data.name, config.data.options)
 
-    kept = os.path.abspath(data) if data.exists() else str(data)  # a name on a hub, or the word cifar10
+    kept = os.path.abspath(data) if lies_here(data) else str(data)  # a URL, a name on a hub, or the word cifar10
     beside = _recorded_command(flags), flags.max_minutes, processes, kept
     if flags.resumed:
         return resume(flags.resumed, lambda tree: make_config(tree, flags.overrides), load, *beside)
@@ -252,8 +254,10 @@ def _state_of(run: Path) -> dict[str, Any]:
 
 def _remembered(state: dict[str, Any], run: Path | None) -> Path:
     """The data of a run. Raises `Failure` where they are no longer there."""
+    from cfgdiff.trainer.shard_order import lies_here
+
     kept = state.get("data") or "cifar10"
-    if os.path.isabs(kept) and not os.path.exists(kept):
+    if os.path.isabs(kept) and not lies_here(Path(kept)):
         from cfgdiff.runtime.errors import Failure
 
         raise Failure(f"--resume {run}: its data {kept} are no longer there; give them with --data")

@@ -17,7 +17,6 @@ from torch.profiler import record_function
 from cfgdiff.runtime.errors import Failure
 
 from .checkpoint import BEFORE_DECAY
-from .data import batch_indices
 from .draws import Draws
 from .optim import rate_factor, set_rate
 from .run import Run
@@ -111,9 +110,7 @@ def steps(run: Run, stops: Sequence[object] = ()) -> Generator[float, None, None
 def _batch(run: Run, first: int) -> tuple[Tensor, Tensor]:
     """This process's rows of the batch that begins after `first` pictures: (B, C, H, W) uint8 and (B,) int64."""
     train, data = run.config.train, run.data
-    index = batch_indices(len(data.labels), first, train.batch, train.seed)[
-        run.processes.rows(train.batch, train.accumulate)
-    ]
+    index = data.batch(first, train.batch, train.seed)[run.processes.rows(train.batch, train.accumulate)]
     rows = torch.from_numpy(data.pictures[index]), torch.from_numpy(data.labels[index])
     return (rows[0].pin_memory(), rows[1].pin_memory()) if run.device.type == "cuda" else rows
 
