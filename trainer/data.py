@@ -22,8 +22,8 @@ HELD_OUT_MOST = 1024
 class PictureSet:
     """Pictures (N, C, H, W) uint8 with labels (N,) int64; `test_*` are held out of training.
 
-    `pictures` may be read as they are indexed, see webdataset.py. `notes` say what a user may not expect of how they were
-    read, a line each. `order` is that of pictures in shards; None: each epoch is a permutation of all.
+    `pictures` may be read as they are indexed, see webdataset.py. `notes` say what a user may not expect of how they
+    were read, a line each. `order` is that of pictures in shards; None: each epoch is a permutation of all.
     """
 
     name: str
@@ -36,7 +36,7 @@ class PictureSet:
     order: "ShardOrder | None" = None
 
     def batch(self, first: int, count: int, seed: int) -> np.ndarray:
-        """The pictures first .. first + count - 1 that a run sees. (count,) int64, a function of these numbers alone."""
+        """Pictures first .. first + count - 1 that a run sees. (count,) int64, a function of these numbers alone."""
         if self.order is None:
             return batch_indices(len(self.labels), first, count, seed)
         return self.order.indices(first, count, seed)
