@@ -69,6 +69,8 @@ train.batch; pictures, order and noise are those of one process."""
     "--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping."
 )
 @click.option("--out", type=PATH, help="Folder of the new run.")
+@click.option("--continue", "continued", is_flag=True,
+              help="Resume the run in --out where one is there: for jobs that a cluster starts again.")  # fmt: skip
 @click.option("--resume", "resumed", type=PATH, help="Continue this run, in its folder.")
 @click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
 @click.option("--teacher", type=PATH, help="The run, checkpoint or bundle that objectives of cifar10-turbo and "
@@ -115,6 +117,7 @@ class Flags:
     data: Path | None
     skip_broken: bool
     out: Path | None
+    continued: bool
     resumed: Path | None
     init: Path | None
     teacher: Path | None
@@ -130,8 +133,8 @@ class Flags:
 def _check_together(flags: Flags) -> None:
     if (flags.resumed is None) == (flags.preset is None):
         raise click.UsageError("give --preset NAME for a new run, or --resume RUN to continue one (not both)")
-    if flags.resumed and (flags.out or flags.init or flags.teacher):
-        raise click.UsageError("--resume continues a run in its own folder: drop --out, --init and --teacher")
+    if flags.resumed and (flags.out or flags.init or flags.teacher or flags.continued):
+        raise click.UsageError("--resume continues a run in its own folder: drop --out, --continue, --init, --teacher")
     if flags.preset and not flags.out and not (flags.dry_run or flags.profile):
         raise click.UsageError("--out RUN is missing: the folder of the new run")
 
@@ -159,8 +162,8 @@ def _train(flags: Flags) -> None:
 
     flags = replace(flags, data=flags.data or _remembered(state, flags.resumed))
     if flags.out and has_checkpoint(flags.out):
-        if not restarted():
-            remedy = f"continue it with --resume {flags.out}, or choose another folder"
+        if not (flags.continued or restarted()):
+            remedy = f"continue it with --resume {flags.out} or --continue, or choose another folder"
             raise click.UsageError(f"--out {flags.out}: a run is already there; {remedy}")
         flags = replace(flags, resumed=flags.out)  # torchrun starts the same command again after a failure
     _start(replace(flags, processes=_count(flags, config)))
@@ -206,6 +209,7 @@ def _work(flags: Flags, processes: "Processes") -> None:
 
     load_plugins(flags.plugins)
     run = _open_run(flags, processes)
+    processes.check_same(run.pictures_seen, "pictures seen so far")
     if flags.init and not flags.resumed:
         start_from(run, flags.init)
     if flags.profile:

@@ -15,6 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from cfgdiff.runtime.errors import Failure
+
 from .config import BadSetting
 
 
@@ -47,6 +49,14 @@ class Processes:
         dist.all_reduce(sums)
         return sums.tolist()
 
+    def check_same(self, value: int, what: str) -> None:
+        """Raises `Failure` where the processes have different values; all must call this."""
+        (main,) = self.total(value * self.main)
+        (differing,) = self.total(value != main)
+        if differing:
+            found = f"expected {main:.0f} in all processes, as in the first, found others in {differing:.0f}"
+            raise Failure(f"{what}: {found}; --out must be one folder, on a file system that all machines share")
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The main process runs the block before the others do."""
@@ -74,8 +84,9 @@ def joined() -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
-    # what started them keeps the store, in which processes that failed have left their addresses
-    store = dist.PrefixStore(f"start {_starts()}", store)  # type: ignore[attr-defined]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # what started them keeps the store, in which processes that failed have left their addresses
+        store = dist.PrefixStore(f"start {_starts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield Processes(device, rank, size)
