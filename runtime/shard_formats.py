@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,8 @@ ROW_GROUP = 100  # pictures; as Hugging Face advises, so that a viewer reads few
 METADATA = "metadata.jsonl"  # with its `file_name`, `datasets` reads the folder as an imagefolder
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True)
+class Item:
     """A picture as stored: its index in the set, its label, its note, and its file's bytes."""
 
     index: int

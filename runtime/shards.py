@@ -7,6 +7,7 @@ exactly if it has a manifest. It knows no engines and draws nothing.
 
 import json
 import math
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,9 +21,9 @@ from .places import Place
 from .shard_formats import FORMATS, decoded
 
 VERSION = 1
-PREFIX, SUFFIX = "shard-", ".json"
+PREFIX, SUFFIX, MOST_SHARDS = "shard-", ".json", 1_000_000
 # What two shards of one set may differ in. Not the engine: another one draws the same pictures but for a grey level.
-OWN = ("version", "shard", "first", "count", "file", "bytes", "sha256", "engine")
+OWN = ("version", "shard", "first", "count", "file", "bytes", "sha256", "batch", "engine")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ def stem(shard: int) -> str:
     return f"{PREFIX}{shard:06d}"
 
 
+def shard_number(name: str) -> str:
+    """The digits in the name of a manifest; empty for another name."""
+    found = re.fullmatch(rf"{PREFIX}(\d+){SUFFIX}", name)
+    return found[1] if found else ""
+
+
 def parse_manifest(text: bytes, where: str) -> Manifest:
     """A manifest from its JSON. Raises `Failure`, naming `where`, for one that is damaged or of another version."""
     try:
@@ -129,12 +136,11 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
-def differing(manifest: Manifest, other: Manifest) -> list[str]:
-    """In which settings two shards of one set differ, as in "steps 2 (other: 1)"."""
+def differing(manifest: Manifest, other: Manifest, called: str) -> list[str]:
+    """The settings in which a shard differs from another one, as "steps 2 (now 1)", where the other is `called` now."""
     a, b = (_flat(m) for m in (manifest, other))
-    return [
-        f"{key} {_shown(a.get(key))} (other: {_shown(b.get(key))})" for key in {**a, **b} if a.get(key) != b.get(key)
-    ]
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return [f"{key} {_shown(a.get(key))} ({called} {_shown(b.get(key))})" for key in keys]
 
 
 def _flat(manifest: Manifest) -> dict[str, Any]:
@@ -154,15 +160,15 @@ def read_manifests(place: Place) -> list[Manifest]:
     Raises:
         Failure: there are none, one is damaged, or they are not of one set; it names the file.
     """
-    names = sorted(name for name in place.names() if name.startswith(PREFIX) and name.endswith(SUFFIX))
+    names = sorted(filter(shard_number, place.names()))
     if not names:
-        raise Failure(f"{place}: holds no finished shard ({PREFIX}*{SUFFIX}); make some with cfgdiff-run --shard-size")
+        raise Failure(f"{place}: holds no finished shard ({PREFIX}*{SUFFIX}); expected a set drawn with `shard_size`")
     texts = place.read_all(names)
     manifests = sorted((parse_manifest(texts[name], place.at(name)) for name in names), key=lambda m: m.shard)
     for manifest in manifests[1:]:
-        if others := differing(manifests[0], manifest):
-            a, b = (place.at(manifest_name(m.shard)) for m in (manifests[0], manifest))
-            raise Failure(f"{a}: was made with {', '.join(others)}, as {b} says; keep different sets apart")
+        if others := differing(manifest, manifests[0], f"{manifest_name(manifests[0].shard)}:"):
+            where = place.at(manifest_name(manifest.shard))
+            raise Failure(f"{where}: is of another set: {', '.join(others)}; keep sets in places of their own")
     return manifests
 
 
