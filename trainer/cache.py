@@ -40,7 +40,8 @@ def cached(key: str, decode: Callable[[], PictureSet]) -> PictureSet:
         return described, {name: getattr(data, name) for name in ARRAYS}
 
     described, arrays = cached_arrays(key, ARRAYS, make)
-    return PictureSet(described["name"], described["class_names"], **arrays, notes=tuple(described["notes"]))
+    read = (arrays[name] for name in ARRAYS)
+    return PictureSet(described["name"], described["class_names"], *read, notes=tuple(described["notes"]))
 
 
 def cached_arrays(key: str, names: Sequence[str], make: Callable[[], Parts]) -> Parts:

@@ -37,6 +37,9 @@ def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
             with record_function("backward"):
                 run.scaler.scale(value).backward()
         total += value.detach()
+    if run.device.type == "cpu" and not run.config.train.shard:
+        # DistributedDataParallel changes the order of its sums after the first step, so also after a resume
+        run.processes.average([p.grad for p in run.network.parameters() if p.grad is not None])
     with record_function("update"):
         update(run)
     return total.item()  # last, for a GPU works behind: to read a value is to wait for it
