@@ -37,7 +37,9 @@ def test_failures_cost_what_the_formula_says(failures: float) -> None:
     for name, value in expected.items():
         found = np.array([getattr(outcome, name) for outcome in outcomes], float)
         assert abs(found.mean() - value) < 4 * found.std() / math.sqrt(len(found)), name
-    assert expected_seconds(replace(fleet, failures=1e-9)) == pytest.approx(expected_seconds(replace(fleet, failures=0)))
+    assert expected_seconds(replace(fleet, failures=1e-9)) == pytest.approx(
+        expected_seconds(replace(fleet, failures=0))
+    )
 
 
 def test_the_store_is_a_wall() -> None:

@@ -204,3 +204,28 @@ def test_info_describes_shards(shards: Path) -> None:
     data, text = describe(shards, 16)
     assert "# shards: .tar shards (WebDataset)" in text and "95 pictures in 3 classes" in text
     assert sheet(data).shape == (8 * 18 + 2, 3 * 18 + 2, 3)
+
+
+def test_shards_at_a_url_are_fetched_a_few_at_a_time(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And removed again: what a process holds on its disk does not grow with the set."""
+    fsspec = pytest.importorskip("fsspec", reason="needs the cloud extra: pip install 'cfgdiff[cloud]'")
+    store, folders = fsspec.filesystem("memory"), set[str]()
+    for file in shards.iterdir():
+        store.pipe(f"/bucket/set/{file.name}", file.read_bytes())
+    monkeypatch.setattr("tempfile.tempdir", str(shards.parent))
+    url = Path("memory://bucket/set")  # as click makes it of the user's words
+    assert reader_of(url) == "webdataset"
+    here, there = load_data(shards, 16, options={"window": 1}), load_data(url, 16, options={"window": 1})
+    np.testing.assert_array_equal(here.test_pictures, there.test_pictures)
+    for first in range(0, 190, 10):
+        rows = there.batch(first, 10, 0)
+        np.testing.assert_array_equal(there.pictures[rows], here.pictures[rows])
+        held = {path.name for path in shards.parent.glob("cfgdiff-*")}
+        folders |= held
+        assert 1 <= len(held) <= 2, "two groups of one shard"
+    assert len(folders) >= 7, "each shard was fetched in each of two epochs"
+    some = load_data(Path("memory://bucket/set/train-{0000..0001}.tar"), 16)
+    assert len(some.labels) == 2 * SHARD - 3
+    store.rm("/bucket", recursive=True)
+    with pytest.raises(Failure, match=r"memory:/bucket/set: no .tar shards there|cannot be read"):
+        load_data(url, 16)
