@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .evaluate_shards import (
-    bundle_of,
-    measure_statistics,
-    open_source,
-    samples_of,
-    write_statistics,
-    write_summary,
-)
+from .evaluate_shards import bundle_of, open_source, report_statistics, samples_of, write_statistics
 from .flags import INTERVAL, log_to_stderr, progress_bar
 from .train import PATH
 
@@ -155,9 +148,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
         _check_store(model.path, shard)
     if cas and data is None:
         raise click.UsageError("--cas: tests a classifier on real pictures, found no --data")
-    for name in ("jinja2", *(data is not None) * ("matplotlib", "torch_fidelity"), *cas * ("torch", "onnx")):
-        import_module(name)  # a missing package shows before the work
-    pictures = None if data is None else _real(data, model)
+    pictures = _real(data, model, cas)
     judge, extractor, weights, notes = choose_judges(model, features, alexnet, classifier, threads)
     seconds, folder, request = dict[str, float](), out or Path(f"eval-{model.name}"), Request([], **settings)
     samples, trained_on = n or (QUICK if quick else FULL), cas * (n or (QUICK_CAS if quick else FULL))
@@ -171,16 +162,13 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
             sampling = samples_of(given, folder / "samples", model, needed, extractor, judge)
         subject = Subject(sampling, request, samples, stage, repeats, pictures, trained_on, threads)
         if given and stats:
-            write_statistics(given, stats, n, shard or (1, 1), sampling, stage)
-            return
+            return write_statistics(given, stats, n, shard or (1, 1), sampling, stage)
         if shard is not None:
-            _draw_shard(subject, shard)
-            return
+            return _draw_shard(subject, shard)
         for note in notes:
             click.echo(note, err=True)
         if given and given.files:
-            summary = measure_statistics(given, subject, n, notes) | {"seconds": seconds}
-            page = write_summary(folder, summary)
+            page, summary = report_statistics(folder, given, subject, n, notes, seconds)
         else:
             swept = (QUICK_SWEEP if quick else SWEEP) if sweep and opened else 0
             page, summary = _report(folder, subject, weights, swept, notes, seconds, opened, best)
@@ -220,7 +208,12 @@ def _store(model: "Bundle", summary: dict[str, Any], engine: "Engine") -> None:
         write_card(load_bundle(model.path), engine)
 
 
-def _real(data: Path, bundle: "Bundle") -> "PictureSet":
+def _real(data: Path | None, bundle: "Bundle", cas: bool) -> "PictureSet | None":
+    """The real pictures. A missing package shows here, before the work."""
+    for name in ("jinja2", *(data is not None) * ("matplotlib", "torch_fidelity"), *cas * ("torch", "onnx")):
+        import_module(name)
+    if data is None:
+        return None
     from cfgdiff.trainer.data import load_held_out
 
     return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle").in_memory()

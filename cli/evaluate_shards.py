@@ -2,7 +2,6 @@
 wrote."""
 
 import glob
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,10 +152,17 @@ def measure_statistics(source: Source, subject: "Subject", n: int | None, notes:
     return tree
 
 
-def write_summary(folder: Path, tree: dict[str, Any]) -> Path:
-    """report.json alone: statistics hold no pictures to show."""
+def report_statistics(
+    folder: Path, source: Source, subject: "Subject", n: int | None, notes: list[str], seconds: dict[str, float]
+) -> tuple[Path, dict[str, Any]]:
+    """report.json alone, for statistics hold no pictures to show; and what is in it."""
+    from cfgdiff.runtime.errors import Failure
     from cfgdiff.runtime.files import write_json
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", json.loads(json.dumps(tree)))
-    return folder / "report.json"
+    summary = measure_statistics(source, subject, n, notes) | {"seconds": seconds}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(f"--out: {folder} cannot be made ({error.strerror}); choose another place") from None
+    write_json(folder / "report.json", summary)
+    return folder / "report.json", summary

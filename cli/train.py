@@ -84,14 +84,9 @@ train.batch; pictures, order and noise are those of one process."""
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads of all processes together. Default: all cores."
 )
-@click.option(
-    "--processes",
-    default="1",
-    show_default=True,
-    metavar="N|auto",
-    callback=_read_processes,
-    help="Train with this many processes on this machine; auto: one for each GPU, or without a GPU one for each core.",
-)
+@click.option("--processes", default="1", show_default=True, metavar="N|auto", callback=_read_processes,
+              help="Train with this many processes on this machine; auto: one for each GPU, or without a GPU one for "
+              "each core.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--profile", is_flag=True, help="Train a few steps, print where their time goes, write nothing and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets,

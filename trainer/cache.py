@@ -40,8 +40,11 @@ def cached(key: str, decode: Callable[[], PictureSet]) -> PictureSet:
         return described, {name: getattr(data, name) for name in ARRAYS}
 
     described, arrays = cached_arrays(key, ARRAYS, make)
-    read = (arrays[name] for name in ARRAYS)
-    return PictureSet(described["name"], described["class_names"], *read, notes=tuple(described["notes"]))
+    pictures, labels, test_pictures, test_labels = (arrays[name] for name in ARRAYS)
+    notes = tuple(described["notes"])
+    return PictureSet(
+        described["name"], described["class_names"], pictures, labels, test_pictures, test_labels, notes
+    )  # fmt: skip
 
 
 def cached_arrays(key: str, names: Sequence[str], make: Callable[[], Parts]) -> Parts:
