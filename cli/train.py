@@ -221,7 +221,7 @@ def _open_run(flags: Flags, processes: "Processes") -> "Run":
     from cfgdiff.trainer.build import new_run
     from cfgdiff.trainer.config import load_preset, make_config
     from cfgdiff.trainer.data import load_data
-    from cfgdiff.trainer.shard_order import lies_here
+    from cfgdiff.trainer.shard_order import as_url, lies_here
     from cfgdiff.trainer.start import resume
 
     data = flags.data or Path()
@@ -230,7 +230,7 @@ def _open_run(flags: Flags, processes: "Processes") -> "Run":
         with processes.main_first():
             return load_data(data, config.train.image_size, config.data.name, config.data.options)
 
-    kept = os.path.abspath(data) if lies_here(data) else str(data)  # a URL, a name on a hub, or the word cifar10
+    kept = os.path.abspath(data) if lies_here(data) else as_url(data) or str(data)  # or a name on a hub, or cifar10
     beside = _recorded_command(flags), flags.max_minutes, processes, kept
     if flags.resumed:
         return resume(flags.resumed, lambda tree: make_config(tree, flags.overrides), load, *beside)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.shards import shard_number
 
 from . import registry
 from .shard_order import find_shards
@@ -94,7 +95,8 @@ def check_held_out(pictures: PictureSet, path: Path, class_names: list[str], wha
 
 def reader_of(path: Path) -> str:
     """The name of the part that reads what lies at `path`. Raises `Failure` where nothing lies there."""
-    if find_shards(path):
+    shards = find_shards(path)
+    if shards and not path.is_dir():
         return "webdataset"
     if path.is_file():
         return "npz"
@@ -105,7 +107,15 @@ def reader_of(path: Path) -> str:
         raise Failure(f"{path}: no such file or folder; expected {expected}, or the word cifar10 to download it")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return "huggingface"
-    return "cifar10" if cifar10_root(path) else "folder"
+    if cifar10_root(path):
+        return "cifar10"
+    if not shards and any(shard_number(file.name) for file in path.iterdir()):
+        remedy = "take --set data.name=huggingface for .parquet, or draw the set with --shard-format tar"
+        raise Failure(f"{path}: expected .tar shards, found those of another format; {remedy}")
+    inside = any(
+        file.is_dir() and file.name[:1] != "." for file in path.iterdir()
+    )  # classes, and an archive beside them
+    return "webdataset" if shards and not inside else "folder"
 
 
 def cifar10_root(path: Path) -> Path | None:

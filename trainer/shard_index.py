@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,9 +74,9 @@ def index_shards(shards: Shards) -> Index:
 class _Shard:
     """What a shard holds."""
 
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))  # a list would take 32 bytes for each
+    sizes: "array[int]" = field(default_factory=lambda: array("q"))
+    labels: "array[int]" = field(default_factory=lambda: array("q"))
     names: dict[int, str | None] = field(default_factory=dict)  # of classes, as notes say
     first: tuple[int, int] | None = None  # (width, height) of the first picture
 

@@ -7,6 +7,7 @@ in use are on this machine.
 
 import io
 import os
+import weakref
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -56,6 +57,7 @@ class ShardPictures:
         self.shape = (int(where.starts[-1]), 3, size, size)
         self._shards, self._where, self._most = shards, where, open_at_once
         self._open, self._lock = OrderedDict[int, tuple[Path, ExitStack]](), Lock()
+        weakref.finalize(self, _close, self._open)  # also when the program ends
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -110,6 +112,12 @@ class ShardPictures:
             self._open.move_to_end(k)
         while len(self._open) > self._most:
             self._open.popitem(last=False)[1][1].close()
+
+
+def _close(shards: OrderedDict[int, tuple[Path, ExitStack]]) -> None:
+    """Remove what was fetched of shards at a URL."""
+    while shards:
+        shards.popitem()[1][1].close()
 
 
 def _at(file: IO[bytes], offset: int, size: int) -> bytes:

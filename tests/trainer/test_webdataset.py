@@ -191,6 +191,20 @@ def test_sizes_classes_and_files_beside_are_what_users_expect(tmp_path: Path) ->
     assert any("pictures of 40x20 become 16x16, cropped to their middle" in note for note in data.notes)
 
 
+def test_folders_with_an_archive_beside_them_stay_folders(shards: Path) -> None:
+    (shards / "ant").mkdir()
+    assert reader_of(shards) == "folder"
+    (shards / "ant").rmdir()
+    assert reader_of(shards) == "webdataset" == reader_of(shards / "train-0002.tar")
+
+
+def test_sets_in_other_formats_are_named(tmp_path: Path) -> None:
+    (tmp_path / "shard-000000").mkdir()
+    (tmp_path / "shard-000000.json").write_text("{}")
+    with pytest.raises(Failure, match=r"expected .tar shards, found those of another format; take --set data.name"):
+        reader_of(tmp_path)
+
+
 def test_settings_and_places_without_shards_are_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"data.options: window must be 1 or more, found 0"):
         load_data(shards, 16, "webdataset", {"window": 0})
