@@ -39,31 +39,32 @@ class Measured:
     scores: np.ndarray
 
 
-class Sampling:
-    """Draws and measures samples of one model into a folder, a sub-folder for each setting.
+class Samples:
+    """Measures samples of one model into a folder, a sub-folder for each setting. Where they come from is a subclass's.
 
     Its methods take settings as a `Request`, of which they choose the classes, numbers and batch themselves.
     """
 
-    def __init__(
-        self, folder: Path, bundle: Bundle, engine: Engine, extractor: Extractor, classifier: Classifier | None
-    ) -> None:
-        self.folder, self.bundle, self.engine = folder, bundle, engine
-        self.extractor, self.classifier = extractor, classifier
+    def __init__(self, folder: Path, bundle: Bundle, extractor: Extractor, classifier: Classifier | None) -> None:
+        self.folder, self.bundle, self.extractor, self.classifier = folder, bundle, extractor, classifier
 
     def protocol(self, settings: Request) -> dict[str, Any]:
         """All that the samples and their features depend on, in plain values. Raises `BadInput` for settings that make
         no sense."""
-        bundle, classifier = self.bundle, self.classifier
-        plan = self._plan(settings, range(1))
-        variant = bundle.variants.get(self.engine.precision, bundle.variants["float32"])
+        raise NotImplementedError
+
+    def pictures(self, settings: Request, numbers: range, watch: Watch) -> np.ndarray:
+        """Those of these numbers, (N, H, W, C) uint8; `watch` gets the rows of every evaluation."""
+        raise NotImplementedError
+
+    def labels(self, first: int, n: int) -> np.ndarray:
+        """The classes of pictures first .. first + n - 1. (N,) int64."""
+        return np.arange(first, first + n) % len(self.bundle.class_names)
+
+    def judged(self) -> dict[str, Any]:
+        """The part of the protocol that says what pictures are measured by."""
+        classifier = self.classifier
         return {
-            "model": bundle.name, "model sha256": variant.files[variant.graph],
-            "engine": self.engine.name, "precision": self.engine.precision,
-            "sampler": plan.course.sampler, "timesteps": [round(float(t), 6) for t in plan.course.timesteps],
-            "evaluations": plan.steps,
-            "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval, "seed": settings.seed,
-            "classes": f"picture i is of class i mod {len(bundle.class_names)}", "batch": BATCH,
             "features": self.extractor.name, "features sha256": self.extractor.sha256,
             "classifier sha256": classifier.sha256 if classifier else None,
         }  # fmt: skip
@@ -90,18 +91,11 @@ class Sampling:
         write_whole(place / "protocol.json", (json.dumps(self.protocol(settings), indent=1) + "\n").encode())
         for k in self.missing(settings, n):
             if k % shard[1] == shard[0] - 1:
-                self._draw(place / _file(k), settings, k, watch)
+                self._measure(place / _file(k), self.pictures(settings, range(k * BLOCK, (k + 1) * BLOCK), watch))
 
-    def _plan(self, settings: Request, numbers: range) -> Plan:
-        classes = [i % len(self.bundle.class_names) for i in numbers]
-        return resolve(self.bundle, replace(settings, classes=classes, indices=numbers, batch=BATCH))
-
-    def _draw(self, file: Path, settings: Request, k: int, watch: Watch) -> None:
-        plan = self._plan(settings, range(k * BLOCK, (k + 1) * BLOCK))
-        drawn = sample(self.engine, plan, lambda first, x0: watch(len(x0)))
-        pictures = np.concatenate([part for _, part in drawn])
+    def _measure(self, file: Path, pictures: np.ndarray) -> None:
         features, logits = self.extractor.extract(rgb(pictures))
-        scores = self.classifier.classify(pictures)[1] if self.classifier else np.zeros((BLOCK, 0), np.float32)
+        scores = self.classifier.classify(pictures)[1] if self.classifier else np.zeros((len(pictures), 0), np.float32)
         buffer = io.BytesIO()
         np.savez(buffer, pictures=pictures, features=features, logits=logits, scores=scores)
         write_whole(file, buffer.getvalue())
@@ -119,7 +113,39 @@ class Sampling:
                 ) from None
         start = first % BLOCK
         pictures, *rest = (np.concatenate(arrays)[start : start + n] for arrays in zip(*parts, strict=True))
-        return Measured(pictures, np.arange(first, first + n) % len(self.bundle.class_names), *rest)
+        return Measured(pictures, self.labels(first, n), *rest)
+
+
+class Sampling(Samples):
+    """Samples that an engine draws where they are missing."""
+
+    def __init__(
+        self, folder: Path, bundle: Bundle, engine: Engine, extractor: Extractor, classifier: Classifier | None
+    ) -> None:
+        super().__init__(folder, bundle, extractor, classifier)
+        self.engine = engine
+
+    def protocol(self, settings: Request) -> dict[str, Any]:
+        """See `Samples`."""
+        bundle, plan = self.bundle, self._plan(settings, range(1))
+        variant = bundle.variants.get(self.engine.precision, bundle.variants["float32"])
+        return {
+            "model": bundle.name, "model sha256": variant.files[variant.graph],
+            "engine": self.engine.name, "precision": self.engine.precision,
+            "sampler": plan.course.sampler, "timesteps": [round(float(t), 6) for t in plan.course.timesteps],
+            "evaluations": plan.steps,
+            "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval, "seed": settings.seed,
+            "classes": f"picture i is of class i mod {len(bundle.class_names)}", "batch": BATCH,
+        } | self.judged()  # fmt: skip
+
+    def pictures(self, settings: Request, numbers: range, watch: Watch) -> np.ndarray:
+        """See `Samples`."""
+        drawn = sample(self.engine, self._plan(settings, numbers), lambda first, x0: watch(len(x0)))
+        return np.concatenate([part for _, part in drawn])
+
+    def _plan(self, settings: Request, numbers: range) -> Plan:
+        classes = [i % len(self.bundle.class_names) for i in numbers]
+        return resolve(self.bundle, replace(settings, classes=classes, indices=numbers, batch=BATCH))
 
 
 def _file(k: int) -> str:

@@ -15,7 +15,7 @@ from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.request import Seed
 
 from .alexnet import Weights, embedding, open_vectors, read_linear, weights_digest
-from .blocks import Measured, Sampling
+from .blocks import Measured, Samples
 from .cas import classification_accuracy_score
 from .features import kept, rgb
 from .measures import (
@@ -116,7 +116,7 @@ def copies(samples: np.ndarray, real: Real, weights: Weights, threads: int | Non
     return Copies(samples, near(samples), near(held_out) if len(held_out) else None)
 
 
-def sweep_settings(sampling: Sampling, seed: Seed) -> list[Request]:
+def sweep_settings(sampling: Samples, seed: Seed) -> list[Request]:
     """Guidance, inside intervals too, with `SWEPT_AT` evaluations of the model's plain sampler; then evaluations, as a
     user gets them. Of a model of few steps only what it was trained for."""
     if sampling.bundle.few_steps:

@@ -15,7 +15,7 @@ from .machine import describe
 COLUMNS, CLASSES = 12, 20
 
 
-def write_report(folder: Path, result: Result, interpolated: np.ndarray, best_of: int) -> Path:
+def write_report(folder: Path, result: Result, interpolated: np.ndarray | None, best_of: int) -> Path:
     """report.html and report.json into `folder`, whole. Gives the page's path. Raises `Failure` where it cannot be
     written."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,7 +30,7 @@ def write_report(folder: Path, result: Result, interpolated: np.ndarray, best_of
     return folder / "report.html"
 
 
-def _pictures(result: Result, interpolated: np.ndarray, best_of: int) -> dict[str, Any]:
+def _pictures(result: Result, interpolated: np.ndarray | None, best_of: int) -> dict[str, Any]:
     """The pictures and plots of the page."""
     samples, sampling, copies = result.subject.samples, result.subject.sampling, result.copies
     names = sampling.bundle.class_names[:CLASSES]
@@ -40,7 +40,8 @@ def _pictures(result: Result, interpolated: np.ndarray, best_of: int) -> dict[st
     return {
         "grids": _rows(names, samples.pictures, [rows[:COLUMNS] for rows in each]),
         "best": _rows(names, samples.pictures, picked), "n_each": min(map(len, each)),
-        "interpolations": figures.png(interpolated, columns=len(interpolated) // min(len(names), 5)),
+        "interpolations": "" if interpolated is None
+        else figures.png(interpolated, columns=len(interpolated) // min(len(names), 5)),
         "histogram": figures.histogram(copies.samples, copies.held_out) if copies else "",
         "neighbours": figures.neighbour_rows(copies, real.pictures) if copies and real else [],
         "guidance_plot": figures.sweep_plot(result.sweep, "guidance") if result.sweep else "",

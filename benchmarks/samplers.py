@@ -87,7 +87,7 @@ def real(data: Path, bundle: Bundle, features: Vectors) -> Gaussian:
     """The Gaussian of the features of the training pictures at `data`. Raises `Failure`."""
     from cfgdiff.trainer.data import load_data
 
-    return gaussian(features(load_data(data, bundle.image_shape[1]).pictures.transpose(0, 2, 3, 1)))
+    return gaussian(features(load_data(data, bundle.image_shape[1]).in_memory().pictures.transpose(0, 2, 3, 1)))
 
 
 def cells_table(samplers: list[str], steps: list[int], values: dict[Cell, float], form: str) -> str:

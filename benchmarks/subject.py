@@ -11,7 +11,7 @@ import numpy as np
 
 from cfgdiff.runtime import Request
 
-from .blocks import BLOCK, Measured, Sampling, Watch
+from .blocks import BLOCK, Measured, Samples, Watch
 from .features import kept, rgb
 from .measures import Gaussian, gaussian
 
@@ -46,7 +46,7 @@ class Subject:
         stage: opens a progress bar.
     """
 
-    sampling: Sampling
+    sampling: Samples
     settings: Request
     n: int
     stage: Stage

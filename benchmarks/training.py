@@ -115,7 +115,7 @@ def report(cases: dict[str, Case], rounds: int) -> str:
 def compare(data: Path, configs: tuple[Config, Config], steps: int, rounds: int) -> str:
     """Time the loops in turns of so many steps, on the pictures at `data`: `report` under a line with the settings."""
     ours, grouped = configs
-    pictures = load_data(data, ours.train.image_size)
+    pictures = load_data(data, ours.train.image_size).in_memory()
     with tempfile.TemporaryDirectory() as folder:
         loops = {"cfgdiff": our_steps(ours, pictures, Path(folder) / "ours"), "accelerate": their_steps(ours, pictures),
                  "cfgdiff, group norm": our_steps(grouped, pictures, Path(folder) / "grouped")}  # fmt: skip

@@ -50,7 +50,7 @@ def train(data: Path, out: Path, size: int, epochs: float, seed: int) -> None:
 
     if not out.resolve().parent.is_dir():
         raise Failure(f"--out: {out.resolve().parent} is not a folder; make it first")
-    pictures = load_data(data, size)
+    pictures = load_data(data, size).in_memory()
     with progress_bar("training", round(epochs * len(pictures.pictures))) as watch:
         network = networks.train(pictures, epochs, seed, watch)
     n = len(pictures.test_labels)

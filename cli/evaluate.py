@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .evaluate_shards import bundle_of, open_source, report_statistics, samples_of, write_statistics
 from .flags import INTERVAL, log_to_stderr, progress_bar
 from .train import PATH
 
@@ -41,6 +42,9 @@ Examples:
   cfgdiff eval exported/small --data DATA --out quality --store
   cfgdiff eval --data DATA --features alexnet --alexnet alexnet.safetensors
   cfgdiff eval --data DATA --out quality --shard 2/4
+  cfgdiff eval --from DEST --data DATA --n 50000 --out quality
+  cfgdiff eval --from DEST --n 50000 --shard 2/4 --stats part-2.npz
+  cfgdiff eval --from 'part-*.npz' --data DATA --out quality
 
 Without --data, or where no weights for features are available, nothing is compared: the page shows samples,
 interpolations and class accuracy only.""",
@@ -115,10 +119,16 @@ interpolations and class accuracy only.""",
     is_flag=True,
     help="Put the figures and what the sweep chose as defaults into the bundle and its model card.",
 )
+@click.option("--from", "source", type=PATH, metavar="DEST",
+              help="Measure what is there instead of drawing: finished shards of cfgdiff-run --shard-size, in a folder "
+              "or at a URL, or what --stats wrote, as 'part-*.npz'.")  # fmt: skip
+@click.option("--stats", type=PATH, metavar="FILE.npz",
+              help="With --from DEST: write what the Fréchet distance and class accuracy need of the shards, and no "
+              "report; with --shard K/M, of every M-th shard. Shards that the file has are skipped.")  # fmt: skip
 def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None,
              features: str, alexnet: Path | None, classifier: Path | None, sweep: bool, cas: bool, best: int,
-             shard: tuple[int, int] | None, engine: str, threads: int | None, store: bool,
-             **settings: Any) -> None:  # fmt: skip
+             shard: tuple[int, int] | None, engine: str, threads: int | None, store: bool, source: Path | None,
+             stats: Path | None, **settings: Any) -> None:  # fmt: skip
     """Measure the quality of a bundle's pictures (by default cifar10-small), and whether they copy training pictures.
 
     One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training
@@ -126,40 +136,59 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     are FID and KID; where its weights cannot be fetched, AlexNet's or the classifier's take their place, and the report
     says so.
     """
-    from cfgdiff.benchmarks.blocks import Sampling
-    from cfgdiff.benchmarks.evaluate import evaluate as measure
+    from cfgdiff.benchmarks.blocks import Samples, Sampling
     from cfgdiff.benchmarks.features import choose_judges
-    from cfgdiff.benchmarks.figures import interpolations
-    from cfgdiff.benchmarks.report import write_report
     from cfgdiff.benchmarks.subject import Subject
     from cfgdiff.runtime import Request, load_bundle, open_engine
 
     log_to_stderr()
-    model = load_bundle(bundle)
+    given = open_source(source, stats) if source or stats else None
+    model = bundle_of(given, bundle) if given else load_bundle(bundle)
     if store:
         _check_store(model.path, shard)
     if cas and data is None:
         raise click.UsageError("--cas: tests a classifier on real pictures, found no --data")
-    for name in ("jinja2", *(data is not None) * ("matplotlib", "torch_fidelity"), *cas * ("torch", "onnx")):
-        import_module(name)  # a missing package shows before the work
-    pictures = None if data is None else _real(data, model)
+    pictures = _real(data, model, cas)
     judge, extractor, weights, notes = choose_judges(model, features, alexnet, classifier, threads)
     seconds, folder, request = dict[str, float](), out or Path(f"eval-{model.name}"), Request([], **settings)
-    samples, trained_on = n or (QUICK if quick else FULL), n or (QUICK_CAS if quick else FULL)
-    with closing(open_engine(model, engine, threads=threads)) as opened:
-        sampling, stage = Sampling(folder / "samples", model, opened, extractor, judge), partial(_stage, seconds)
-        subject = Subject(sampling, request, samples, stage, repeats, pictures, cas * trained_on, threads)
+    samples, trained_on = n or (QUICK if quick else FULL), cas * (n or (QUICK_CAS if quick else FULL))
+    with ExitStack() as stack:
+        opened, stage = None, partial(_stage, seconds)
+        if given is None:
+            opened = stack.enter_context(closing(open_engine(model, engine, threads=threads)))
+            sampling: Samples = Sampling(folder / "samples", model, opened, extractor, judge)
+        else:
+            needed = None if stats or given.files else max(samples * repeats, trained_on)
+            sampling = samples_of(given, folder / "samples", model, needed, extractor, judge)
+        subject = Subject(sampling, request, samples, stage, repeats, pictures, trained_on, threads)
+        if given and stats:
+            return write_statistics(given, stats, n, shard or (1, 1), sampling, stage)
         if shard is not None:
-            _draw_shard(subject, shard)
-            return
+            return _draw_shard(subject, shard)
         for note in notes:
             click.echo(note, err=True)
-        result = measure(subject, weights, sweep * (QUICK_SWEEP if quick else SWEEP), notes)
-        result.seconds = seconds
-        page = write_report(folder, result, interpolations(opened, model, model.class_names[:5]), best)
-        if store:
-            _store(model, result.summary(), opened)
-    click.echo(f"{page}: {_headline(result.summary())}")
+        if given and given.files:
+            page, summary = report_statistics(folder, given, subject, n, notes, seconds)
+        else:
+            swept = (QUICK_SWEEP if quick else SWEEP) if sweep and opened else 0
+            page, summary = _report(folder, subject, weights, swept, notes, seconds, opened, best)
+        if store and opened:
+            _store(model, summary, opened)
+    click.echo(f"{page}: {_headline(summary)}")
+
+
+def _report(folder: Path, subject: "Subject", weights: Any, swept: int, notes: list[str], seconds: dict[str, float],
+            engine: "Engine | None", best: int) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    """The page, and its figures; without an engine it shows no interpolations."""
+    from cfgdiff.benchmarks.evaluate import evaluate as measure
+    from cfgdiff.benchmarks.figures import interpolations
+    from cfgdiff.benchmarks.report import write_report
+
+    model = subject.sampling.bundle
+    result = measure(subject, weights, swept, notes)
+    result.seconds = seconds
+    between = interpolations(engine, model, model.class_names[:5]) if engine else None
+    return write_report(folder, result, between, best), result.summary()
 
 
 def _draw_shard(subject: "Subject", shard: tuple[int, int]) -> None:
@@ -179,10 +208,15 @@ def _store(model: "Bundle", summary: dict[str, Any], engine: "Engine") -> None:
         write_card(load_bundle(model.path), engine)
 
 
-def _real(data: Path, bundle: "Bundle") -> "PictureSet":
+def _real(data: Path | None, bundle: "Bundle", cas: bool) -> "PictureSet | None":
+    """The real pictures. A missing package shows here, before the work."""
+    for name in ("jinja2", *(data is not None) * ("matplotlib", "torch_fidelity"), *cas * ("torch", "onnx")):
+        import_module(name)
+    if data is None:
+        return None
     from cfgdiff.trainer.data import load_held_out
 
-    return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
+    return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle").in_memory()
 
 
 def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:

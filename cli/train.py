@@ -60,7 +60,8 @@ train.batch; pictures, order and noise are those of one process."""
     "--data",
     type=PATH,
     help="CIFAR-10 (python layout; the word cifar10 downloads it), a folder with one sub-folder of pictures a class "
-    "(or train/ and test/ with these), an .npz (pictures, labels), or a data set of Hugging Face with "
+    "(or train/ and test/ with these), a folder, pattern or URL of WebDataset shards (.tar), an .npz (pictures, "
+    "labels), or a data set of Hugging Face with "
     "--set data.name=huggingface. Default: that of the run with --resume, else cifar10. "
     "cfgdiff info --data shows what is read.",
 )
@@ -68,6 +69,8 @@ train.batch; pictures, order and noise are those of one process."""
     "--skip-broken", is_flag=True, help="Leave out pictures of a folder that cannot be read, instead of stopping."
 )
 @click.option("--out", type=PATH, help="Folder of the new run.")
+@click.option("--continue", "continued", is_flag=True,
+              help="Resume the run in --out where one is there: for jobs that a cluster starts again.")  # fmt: skip
 @click.option("--resume", "resumed", type=PATH, help="Continue this run, in its folder.")
 @click.option("--init", type=PATH, help="Start a new run from the weights of a checkpoint, run or bundle.")
 @click.option("--teacher", type=PATH, help="The run, checkpoint or bundle that objectives of cifar10-turbo and "
@@ -81,14 +84,9 @@ train.batch; pictures, order and noise are those of one process."""
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads of all processes together. Default: all cores."
 )
-@click.option(
-    "--processes",
-    default="1",
-    show_default=True,
-    metavar="N|auto",
-    callback=_read_processes,
-    help="Train with this many processes on this machine; auto: one for each GPU, or without a GPU one for each core.",
-)
+@click.option("--processes", default="1", show_default=True, metavar="N|auto", callback=_read_processes,
+              help="Train with this many processes on this machine; auto: one for each GPU, or without a GPU one for "
+              "each core.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
 @click.option("--profile", is_flag=True, help="Train a few steps, print where their time goes, write nothing and stop.")
 @click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_show_presets,
@@ -114,6 +112,7 @@ class Flags:
     data: Path | None
     skip_broken: bool
     out: Path | None
+    continued: bool
     resumed: Path | None
     init: Path | None
     teacher: Path | None
@@ -129,8 +128,8 @@ class Flags:
 def _check_together(flags: Flags) -> None:
     if (flags.resumed is None) == (flags.preset is None):
         raise click.UsageError("give --preset NAME for a new run, or --resume RUN to continue one (not both)")
-    if flags.resumed and (flags.out or flags.init or flags.teacher):
-        raise click.UsageError("--resume continues a run in its own folder: drop --out, --init and --teacher")
+    if flags.resumed and (flags.out or flags.init or flags.teacher or flags.continued):
+        raise click.UsageError("--resume continues a run in its own folder: drop --out, --continue, --init, --teacher")
     if flags.preset and not flags.out and not (flags.dry_run or flags.profile):
         raise click.UsageError("--out RUN is missing: the folder of the new run")
 
@@ -158,8 +157,8 @@ def _train(flags: Flags) -> None:
 
     flags = replace(flags, data=flags.data or _remembered(state, flags.resumed))
     if flags.out and has_checkpoint(flags.out):
-        if not restarted():
-            remedy = f"continue it with --resume {flags.out}, or choose another folder"
+        if not (flags.continued or restarted()):
+            remedy = f"continue it with --resume {flags.out} or --continue, or choose another folder"
             raise click.UsageError(f"--out {flags.out}: a run is already there; {remedy}")
         flags = replace(flags, resumed=flags.out)  # torchrun starts the same command again after a failure
     _start(replace(flags, processes=_count(flags, config)))
@@ -205,6 +204,7 @@ def _work(flags: Flags, processes: "Processes") -> None:
 
     load_plugins(flags.plugins)
     run = _open_run(flags, processes)
+    processes.check_same(run.pictures_seen, "pictures seen so far")
     if flags.init and not flags.resumed:
         start_from(run, flags.init)
     if flags.profile:
@@ -221,6 +221,7 @@ def _open_run(flags: Flags, processes: "Processes") -> "Run":
     from cfgdiff.trainer.build import new_run
     from cfgdiff.trainer.config import load_preset, make_config
     from cfgdiff.trainer.data import load_data
+    from cfgdiff.trainer.shard_order import as_url, lies_here
     from cfgdiff.trainer.start import resume
 
     data = flags.data or Path()
@@ -229,7 +230,7 @@ def _open_run(flags: Flags, processes: "Processes") -> "Run":
         with processes.main_first():
             return load_data(data, config.train.image_size, config.data.name, config.data.options)
 
-    kept = os.path.abspath(data) if data.exists() else str(data)  # a name on a hub, or the word cifar10
+    kept = os.path.abspath(data) if lies_here(data) else as_url(data) or str(data)  # or a name on a hub, or cifar10
     beside = _recorded_command(flags), flags.max_minutes, processes, kept
     if flags.resumed:
         return resume(flags.resumed, lambda tree: make_config(tree, flags.overrides), load, *beside)
@@ -252,8 +253,10 @@ def _state_of(run: Path) -> dict[str, Any]:
 
 def _remembered(state: dict[str, Any], run: Path | None) -> Path:
     """The data of a run. Raises `Failure` where they are no longer there."""
+    from cfgdiff.trainer.shard_order import lies_here
+
     kept = state.get("data") or "cifar10"
-    if os.path.isabs(kept) and not os.path.exists(kept):
+    if os.path.isabs(kept) and not lies_here(Path(kept)):
         from cfgdiff.runtime.errors import Failure
 
         raise Failure(f"--resume {run}: its data {kept} are no longer there; give them with --data")

@@ -65,7 +65,7 @@ def new_run(config: Config, data: PictureSet, out: Path, command: str, max_minut
         shard(ema.network)
     optimisers = make_optimisers(network, config.optimiser)
     loss: nn.Module = Loss(network, config, null_class)
-    if processes.size > 1 and not sharded:
+    if processes.size > 1 and not sharded and device.type != "cpu":  # there see loop.py
         loss = DistributedDataParallel(loss)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     return Run(

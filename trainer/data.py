@@ -1,15 +1,20 @@
 """Labelled pictures in memory, and the order in which a run sees them. They are read in readers.py and plugins."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.shards import shard_number
 
 from . import registry
+from .shard_order import find_shards
+
+if TYPE_CHECKING:
+    from .shard_order import ShardOrder
 
 HELD_OUT_MOST = 1024
 
@@ -18,7 +23,8 @@ HELD_OUT_MOST = 1024
 class PictureSet:
     """Pictures (N, C, H, W) uint8 with labels (N,) int64; `test_*` are held out of training.
 
-    `notes` say what a user may not expect of how they were read, a line each.
+    `pictures` may be read as they are indexed, see webdataset.py. `notes` say what a user may not expect of how they
+    were read, a line each. `order` is that of pictures in shards; None: each epoch is a permutation of all.
     """
 
     name: str
@@ -28,6 +34,25 @@ class PictureSet:
     test_pictures: np.ndarray
     test_labels: np.ndarray
     notes: tuple[str, ...] = ()
+    order: "ShardOrder | None" = None
+
+    def batch(self, first: int, count: int, seed: int, balanced: bool = False) -> np.ndarray:
+        """Pictures first .. first + count - 1 that a run sees. (count,) int64, a function of these numbers alone.
+
+        Args:
+            balanced: every class equally often. Raises `Failure` for pictures in shards, which are read in their order.
+        """
+        if self.order is None:
+            if balanced:
+                return balanced_indices(self.labels, first, count, seed)
+            return batch_indices(len(self.labels), first, count, seed)
+        if balanced:
+            raise Failure(f"train.balanced: {self.name} is read shard by shard; leave it out, or take a folder or .npz")
+        return self.order.indices(first, count, seed)
+
+    def in_memory(self) -> "PictureSet":
+        """The same, with pictures as an array."""
+        return replace(self, pictures=np.asarray(self.pictures))
 
     def check(self) -> None:
         """Raises `Failure` where shapes, types or labels are not as described; for data sets of plugins."""
@@ -78,16 +103,27 @@ def check_held_out(pictures: PictureSet, path: Path, class_names: list[str], wha
 
 def reader_of(path: Path) -> str:
     """The name of the part that reads what lies at `path`. Raises `Failure` where nothing lies there."""
+    shards = find_shards(path)
+    if shards and not path.is_dir():
+        return "webdataset"
     if path.is_file():
         return "npz"
     if str(path) == "cifar10" and not path.exists():
         return "cifar10"
     if not path.is_dir():
-        expected = "cifar-10-batches-py, one sub-folder of pictures for each class, an .npz file, or the word cifar10"
-        raise Failure(f"{path}: no such file or folder; expected {expected} to download it")
+        expected = "cifar-10-batches-py, one sub-folder of pictures for each class, .tar shards, an .npz file"
+        raise Failure(f"{path}: no such file or folder; expected {expected}, or the word cifar10 to download it")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return "huggingface"
-    return "cifar10" if cifar10_root(path) else "folder"
+    if cifar10_root(path):
+        return "cifar10"
+    if not shards and any(shard_number(file.name) for file in path.iterdir()):
+        remedy = "take --set data.name=huggingface for .parquet, or draw the set with --shard-format tar"
+        raise Failure(f"{path}: expected .tar shards, found those of another format; {remedy}")
+    inside = any(
+        file.is_dir() and file.name[:1] != "." for file in path.iterdir()
+    )  # classes, and an archive beside them
+    return "webdataset" if shards and not inside else "folder"
 
 
 def cifar10_root(path: Path) -> Path | None:
@@ -96,11 +132,17 @@ def cifar10_root(path: Path) -> Path | None:
 
 
 def hold_out(name: str, class_names: list[str], pictures: np.ndarray, labels: np.ndarray) -> PictureSet:
-    """A set of which a twentieth is held out, `HELD_OUT_MOST` pictures at most, the same ones every time."""
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(labels))
-    count = min(len(labels) // 20, HELD_OUT_MOST)
-    test, train = order[:count], np.sort(order[count:])
+    """A set of which a twentieth is held out, see `held_out_of`."""
+    train, test = held_out_of(len(labels))
     return PictureSet(name, class_names, pictures[train], labels[train], pictures[test], labels[test])
+
+
+def held_out_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of n pictures those to train on, in order, and those held out: a twentieth, `HELD_OUT_MOST` at most, always the
+    same ones."""
+    order = np.random.Generator(np.random.PCG64(0)).permutation(n)
+    count = min(n // 20, HELD_OUT_MOST)
+    return np.sort(order[count:]), order[:count]
 
 
 def with_test(name: str, class_names: list[str], pictures: np.ndarray, labels: np.ndarray, test_pictures: np.ndarray,

@@ -16,6 +16,7 @@ from .picture_folder import scan
 KINDS = {
     "cifar10": "CIFAR-10 in its python layout", "folder": "a folder with one sub-folder of pictures for each class",
     "huggingface": "a data set of Hugging Face", "npz": "an .npz of arrays",
+    "webdataset": ".tar shards (WebDataset)",
 }  # fmt: skip
 COLUMNS, ROWS, SHOWN = 10, 8, 5
 
@@ -27,7 +28,9 @@ def describe(path: Path, image_size: int) -> tuple[PictureSet, str]:
     c, h, w = data.pictures.shape[1:]
     changed = f": turned as EXIF says, cropped to the middle, resized (train.image_size={h})"
     notes = [*_sizes(path, kind), *data.notes]
-    notes += [f"the network sees {w}x{h} in {c} channels{changed if kind in ('folder', 'huggingface') else ''}"]
+    notes += [
+        f"the network sees {w}x{h} in {c} channels{changed if kind in ('folder', 'huggingface', 'webdataset') else ''}"
+    ]
     notes += ["half of them are mirrored, at random (train.flip)"]
     lines = [f"# {data.name}: {KINDS[kind]}", "", *_counts(data), "", *(f"- {note}" for note in notes)]
     return data, "\n".join(lines)

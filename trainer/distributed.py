@@ -4,7 +4,7 @@ Every process trains on its rows of the same global batch; the main one (rank 0)
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cfgdiff.runtime.errors import Failure
 
 from .config import BadSetting
 
@@ -47,6 +49,23 @@ class Processes:
         dist.all_reduce(sums)
         return sums.tolist()
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Put the mean over all processes in the place of each tensor; all must call this."""
+        if self.size > 1:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
+
+    def check_same(self, value: int, what: str) -> None:
+        """Raises `Failure` where the processes have different values; all must call this."""
+        (main,) = self.total(value * self.main)
+        (differing,) = self.total(value != main)
+        if differing:
+            found = f"expected {main:.0f} in all processes, as in the first, found others in {differing:.0f}"
+            raise Failure(f"{what}: {found}; --out must be one folder, on a file system that all machines share")
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The main process runs the block before the others do."""
@@ -74,8 +93,9 @@ def joined() -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
-    # what started them keeps the store, in which processes that failed have left their addresses
-    store = dist.PrefixStore(f"start {_starts()}", store)  # type: ignore[attr-defined]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # what started them keeps the store, in which processes that failed have left their addresses
+        store = dist.PrefixStore(f"start {_starts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield Processes(device, rank, size)

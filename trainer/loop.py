@@ -17,7 +17,6 @@ from torch.profiler import record_function
 from cfgdiff.runtime.errors import Failure
 
 from .checkpoint import BEFORE_DECAY
-from .data import balanced_indices, batch_indices
 from .draws import Draws
 from .optim import rate_factor, set_rate
 from .run import Run
@@ -38,6 +37,9 @@ def train_step(run: Run, pictures: Tensor, labels: Tensor) -> float:
             with record_function("backward"):
                 run.scaler.scale(value).backward()
         total += value.detach()
+    if run.device.type == "cpu" and not run.config.train.shard:
+        # DistributedDataParallel changes the order of its sums after the first step, so also after a resume
+        run.processes.average([p.grad for p in run.network.parameters() if p.grad is not None])
     with record_function("update"):
         update(run)
     return total.item()  # last, for a GPU works behind: to read a value is to wait for it
@@ -111,10 +113,7 @@ def steps(run: Run, stops: Sequence[object] = ()) -> Generator[float, None, None
 def _batch(run: Run, first: int) -> tuple[Tensor, Tensor]:
     """This process's rows of the batch that begins after `first` pictures: (B, C, H, W) uint8 and (B,) int64."""
     train, data = run.config.train, run.data
-    if train.balanced:
-        index = balanced_indices(data.labels, first, train.batch, train.seed)
-    else:
-        index = batch_indices(len(data.labels), first, train.batch, train.seed)
+    index = data.batch(first, train.batch, train.seed, train.balanced)
     index = index[run.processes.rows(train.batch, train.accumulate)]
     rows = torch.from_numpy(data.pictures[index]), torch.from_numpy(data.labels[index])
     return (rows[0].pin_memory(), rows[1].pin_memory()) if run.device.type == "cuda" else rows

@@ -39,6 +39,7 @@ BUILT_IN = {  # imported when used
     ("data", "folder"): "picture_folder:folder",
     ("data", "huggingface"): "readers:huggingface",
     ("data", "npz"): "readers:npz",
+    ("data", "webdataset"): "webdataset:webdataset",
     ("network", "augmented-unet"): "augment:AugmentedUNet",
     ("network", "guided-unet"): "guided:GuidedUNet",
     ("network", "unet"): "unet:UNet",

@@ -168,7 +168,8 @@ def test_a_run_made_of_a_plugin_goes_through_to_pictures(tmp_path: Path) -> None
     [
         (
             "data.name=shape",
-            "choose from cifar10, folder, huggingface, npz, shapes, or load a plugin; did you mean 'shapes'?",
+            "choose from cifar10, folder, huggingface, npz, shapes, webdataset, or load a plugin; "
+            "did you mean 'shapes'?",
         ),
         ("callbacks.norm={}", "no callback 'norm'"),
         ("optimiser.name=sgd", "no optimiser 'sgd'; choose from adamw, muon"),
