@@ -9,10 +9,11 @@ import numpy as np
 from .bundle import Model
 from .engine import Engine
 from .guidance import Evaluate, finite, guided, mixed, thresholded, watched, with_x0
-from .noise import normals
+from .noise import CONDITION, normals
 from .plan import Plan, resolve
 from .request import Classes, Request, Seed
 from .samplers import Steps, nested, run
+from .upscale import condition
 
 Watch = Callable[[int, np.ndarray], object]
 
@@ -85,10 +86,8 @@ def drawing(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | 
         Failure: see `sample`.
     """
     schedule, timesteps, shape = plan.bundle.schedule, plan.course.timesteps, plan.bundle.image_shape
-    noise = partial(normals, plan.seeds, plan.indices, shape=shape)
-    x = noise(0)  # (B, C, H, W)
-    if plan.end is not None:
-        x = arc(x, normals(plan.end.seeds, plan.indices, 0, shape), plan.end.shares)
+    noise = partial(normals, plan.seeds, plan.indices, shape=shape, stage=plan.bundle.stage)
+    x = _latent(plan, 0, shape)  # (B, C, H, W)
     if plan.known is not None:
         x = schedule.noised(plan.known, x, timesteps[0]).astype(np.float32)
     steps = plan.course.solve(x, timesteps, schedule, noise)
@@ -96,13 +95,32 @@ def drawing(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | 
     return to_uint8(_keep(plan, x0) * schedule.data_std)
 
 
+def _latent(plan: Plan, step: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Noise of all pictures of a plan, on the arc to the other end of an interpolation: (B, *shape)."""
+    x = normals(plan.seeds, plan.indices, step, shape, plan.bundle.stage)
+    if plan.end is None:
+        return x
+    return arc(x, normals(plan.end.seeds, plan.indices, step, shape, plan.bundle.stage), plan.end.shares)
+
+
+def _condition(plan: Plan) -> tuple[np.ndarray, ...]:
+    """The smaller pictures of a plan as a super-resolution stage takes them, (B, C, H, W), and their noise, (B,)."""
+    if plan.low is None:
+        return ()
+    known, low = plan.bundle.condition, (plan.low.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
+    assert known is not None
+    s = known.noise if plan.request.condition_noise is None else plan.request.condition_noise
+    enlarged = condition(low, _latent(plan, CONDITION, low.shape[1:]), s, plan.bundle.schedule, known.factor)
+    return enlarged.astype(np.float32, copy=False), np.full(len(low), s, np.float32)
+
+
 def _evaluation(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> Evaluate:
     """The network's predictions for all pictures of a plan, guided and changed as it says."""
     schedule, guidance, null_class = plan.bundle.schedule, plan.guidance, len(plan.bundle.class_names)
-    weights = plan.weights.astype(np.float32)
-    evaluate = guided(engine, schedule, plan.labels, null_class, weights, guidance)
+    weights, inputs = plan.weights.astype(np.float32), _condition(plan)
+    evaluate = guided(engine, schedule, plan.labels, null_class, weights, guidance, inputs)
     if plan.end is not None and (plan.labels != plan.end.labels).any():
-        end = guided(engine, schedule, plan.end.labels, null_class, weights, guidance)
+        end = guided(engine, schedule, plan.end.labels, null_class, weights, guidance, inputs)
         evaluate = mixed(evaluate, end, plan.end.shares)
     if guidance.threshold is not None:
         limit = 1 / schedule.data_std

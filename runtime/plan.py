@@ -50,6 +50,7 @@ class Plan:
         labels, seeds, indices, weights: class, seed, number and w of each picture, (N,).
         end: what is interpolated to.
         known: x0 of the picture that is edited, (C, H, W) float32.
+        low: the smaller pictures that a super-resolution stage enlarges, (N, h, w, C) uint8.
     """
 
     request: Request
@@ -62,6 +63,7 @@ class Plan:
     weights: np.ndarray
     end: End | None
     known: np.ndarray | None
+    low: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,7 +91,7 @@ class Plan:
         """Of these pictures alone, which stay what they are."""
         end = None if self.end is None else End(*(array[positions] for array in self.end))
         each = {name: getattr(self, name)[positions] for name in ("labels", "seeds", "indices", "weights")}
-        return replace(self, end=end, **each)
+        return replace(self, end=end, low=None if self.low is None else self.low[positions], **each)
 
 
 def resolve(bundle: Model, request: Request) -> Plan:
@@ -114,7 +116,7 @@ def resolve(bundle: Model, request: Request) -> Plan:
         request, bundle, course, guidance, labels, keys("seed", seed, n), keys("indices", indices, n),
         np.broadcast_to(np.array(guidance.weights), n),
         None if request.blend is None else _end(bundle, request.blend, n),
-        None if request.edit is None else _known(bundle, request.edit),
+        None if request.edit is None else _known(bundle, request.edit), _low(bundle, request, n),
     )  # fmt: skip
 
 
@@ -248,6 +250,26 @@ def _end(bundle: Model, blend: Blend, n: int) -> End:
     if not ((shares >= 0) & (shares <= 1)).all():  # nor NaN
         raise BadInput(f"blend.shares: expected shares of 0 .. 1, found {', '.join(f'{share:g}' for share in shares)}")
     return End(labels, seeds, shares)
+
+
+def _low(bundle: Model, request: Request, n: int) -> np.ndarray | None:
+    """The smaller pictures, checked."""
+    known, low, noise = bundle.condition, request.low, request.condition_noise
+    if known is None:
+        for parameter, given in (("low", low), ("condition_noise", noise)):
+            if given is not None:
+                raise BadInput(f"{parameter}: {bundle.name} draws from noise alone and enlarges nothing; leave it out")
+        return None
+    if request.edit is not None:
+        raise BadInput(f"edit: {bundle.name} enlarges pictures and edits none; leave it out")
+    if noise is not None and not 0 <= noise <= known.most:
+        raise BadInput(f"condition_noise: {bundle.name} was trained for 0 .. {known.most:g}, found {noise}; take less")
+    c, h, w = bundle.image_shape
+    expected = (n, h // known.factor, w // known.factor, c)
+    if not isinstance(low, np.ndarray) or low.shape != expected or low.dtype != np.uint8:
+        found = f"{low.dtype} {low.shape}" if isinstance(low, np.ndarray) else "none"
+        raise BadInput(f"low: {bundle.name} enlarges smaller pictures, expected uint8 {expected}, found {found}")
+    return low
 
 
 def _known(bundle: Model, edit: Edit) -> np.ndarray:

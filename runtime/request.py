@@ -64,6 +64,8 @@ class Request:
         blend: what to interpolate to.
         edit: a picture to start from.
         batch: pictures at a time.
+        low: the smaller pictures that a super-resolution stage enlarges, (N, h, w, C) uint8.
+        condition_noise: the timestep whose noise `low` gets. None: the stage's.
     """
 
     classes: Classes
@@ -81,6 +83,8 @@ class Request:
     blend: Blend | None = None
     edit: Edit | None = None
     batch: int = BATCH
+    low: np.ndarray | None = None
+    condition_noise: float | None = None
 
     @property
     def strength(self) -> float:
