@@ -35,11 +35,12 @@ class CountingEngine(WrappedEngine):
         self.rows, self._bundle = 0, bundle
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`."""
         self.rows += self._bundle.rows(len(sample), len(guidance))
-        return super().predict(sample, timestep, class_label, guidance)
+        return super().predict(sample, timestep, class_label, guidance, *condition)
 
 
 class Drawing:

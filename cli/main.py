@@ -144,6 +144,7 @@ def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[
     from cfgdiff.trainer.objective import held_out_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
     from cfgdiff.trainer.registry import load_plugins
+    from cfgdiff.trainer.super_resolution import held_out_inputs
     from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
@@ -158,7 +159,8 @@ def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[
         write_reconstructed(run, value, out)
         if held_out is not None:
             model = load_model(out)
-            loss = held_out_loss(model.network, model.schedule, held_out.test_pictures, held_out.test_labels)
+            inputs = held_out_inputs(model.sampling.get("condition"), model.schedule)
+            loss = held_out_loss(model.network, model.schedule, held_out.test_pictures, held_out.test_labels, inputs)
             measured = f", test loss {loss:.4f}"
         click.echo(f"width {value:g}{measured}: export with cfgdiff export {out}")
 

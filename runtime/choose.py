@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from .bundle import Bundle
+from .cascade import Cascade
 from .engine import OpenedEngine
 from .engines import ENGINES, open_at, precisions, ways_on_cpu
 from .errors import Failure, named
@@ -25,7 +26,7 @@ def open_engine(
     rows: int | None = None,
     batch: int = MANY,
 ) -> OpenedEngine:
-    """Open an engine for a bundle; `with` closes it at its end.
+    """Open an engine for a bundle, or a `Cascade` of them for one with stages; `with` closes it at its end.
 
     Args:
         engine: a name in `ENGINES`, which is never replaced by another; or "auto": TensorRT or CUDA where they work,
@@ -42,6 +43,9 @@ def open_engine(
         BadInput: an unknown engine or precision.
         Failure: the engine is not available here.
     """
+    if bundle.stages:
+        asked = engine, precision, threads, uncertified, rows, batch
+        return Cascade([open_engine(model, *asked) for model in bundle.models])
     engine = named("engine", "engine", engine, ["auto", *ENGINES])
     names = list(ENGINES) if engine == "auto" else [engine]
     if precision != "auto":

@@ -153,7 +153,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.iterdir():
+        for file in filter(Path.is_file, partial.rglob("*")):
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if target.exists():

@@ -18,7 +18,7 @@ from .ema import EMA
 from .objective import held_out_errors
 from .state import not_finite
 from .steps import sampling_of
-from .super_resolution import held_out_condition
+from .super_resolution import held_out_inputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -116,8 +116,7 @@ class Run:
 
     def inputs(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """What a super-resolution network takes beside x_t, t and the class, for pictures (B, C, H, W) in [-1, 1]."""
-        known = sampling_of(self.config).get("condition")
-        return () if known is None else held_out_condition(known, self.config.schedule, pictures)
+        return held_out_inputs(sampling_of(self.config).get("condition"), self.config.schedule)(pictures)
 
     def held_out_errors(self) -> tuple[np.ndarray, np.ndarray] | None:
         """See `objective.held_out_errors`, of the averaged weights as they are now; None where nothing was held out."""

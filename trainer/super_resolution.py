@@ -15,10 +15,10 @@ from cfgdiff.runtime.upscale import condition, reduced
 
 from .config import NetworkConfig, ObjectiveConfig
 from .draws import Draws
-from .objective import WithInputs, loss
+from .objective import Inputs, WithInputs, loss, no_inputs
 from .unet import UNet, conv, timestep_embedding
 
-FACTOR, MOST, NOISE = 2, 0.5, 0.1  # the last two of T: the most noise in training, and the noise in sampling
+MOST, NOISE = 0.5, 0.1  # of T: the most noise in training, and the noise in sampling
 
 
 class SuperResolutionUNet(UNet):
@@ -40,7 +40,7 @@ class SuperResolutionUNet(UNet):
 
 def super_resolution(
     network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor, null_class: int,
-    draws: Draws, *, factor: Literal[2, 4, 8] = FACTOR, noise: Annotated[float, Field(ge=0, le=1)] = MOST,
+    draws: Draws, *, factor: Literal[2, 4, 8] = 2, noise: Annotated[float, Field(ge=0, le=1)] = MOST,
 ) -> Tensor:  # fmt: skip
     """The loss on pictures beside their reduced selves, noised at random levels of at most `noise` of the schedule."""
     low = reduced(pictures, factor)
@@ -53,12 +53,19 @@ def super_resolution(
 def condition_of(config: ObjectiveConfig, schedule: Schedule) -> Condition:
     """What sampling must know of a stage that was trained so."""
     most = float(config.options.get("noise", MOST))
-    return Condition(int(config.options.get("factor", FACTOR)), min(NOISE, most) * schedule.T, most * schedule.T)
+    return Condition(int(config.options.get("factor", 2)), min(NOISE, most) * schedule.T, most * schedule.T)
 
 
-def held_out_condition(known: Condition, schedule: Schedule, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """The two inputs for pictures (B, C, H, W) in [-1, 1], with the noise of sampling, from a fixed seed."""
-    low, generator = reduced(pictures, known.factor), torch.Generator().manual_seed(20_062)
-    eps = torch.randn(low.shape, generator=generator).to(pictures.device)
-    noise = torch.full((len(pictures),), known.noise, device=pictures.device)
-    return condition(low, eps, known.noise, schedule, known.factor), noise
+def held_out_inputs(known: Condition | None, schedule: Schedule) -> Inputs:
+    """The further inputs to measure a model with: of a stage, the smaller pictures with sampling's noise, from a fixed
+    seed."""
+    if known is None:
+        return no_inputs
+
+    def inputs(pictures: Tensor) -> tuple[Tensor, ...]:
+        low, generator = reduced(pictures, known.factor), torch.Generator().manual_seed(20_062)
+        eps = torch.randn(low.shape, generator=generator).to(pictures.device)
+        noise = torch.full((len(pictures),), known.noise, device=pictures.device)
+        return condition(low, eps, known.noise, schedule, known.factor), noise
+
+    return inputs

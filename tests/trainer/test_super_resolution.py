@@ -80,7 +80,7 @@ def test_the_objective_gives_the_reduced_picture_at_random_levels_of_noise() -> 
         network, ObjectiveConfig(label_dropout=0.1), schedule, pictures, labels, 3, Draws(0, 5, n), noise=0.5
     )
     picture, s = network.inputs
-    assert 0 <= s.min() and s.max() < 500 and s.mean().item() == pytest.approx(250, abs=10)
+    assert s.min() >= 0 and s.max() < 500 and s.mean().item() == pytest.approx(250, abs=10)
     assert (network.label == 3).double().mean().item() == pytest.approx(0.1, abs=0.02)  # the null class, as before
     plain = condition(reduced(pictures, 2), torch.zeros(n, 3, 2, 2), s.double().numpy(), schedule, 2)
     apart, sigma = (picture - plain)[:, :, 0, 0], torch.from_numpy(schedule.sigma(s.double().numpy()))

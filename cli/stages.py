@@ -1,0 +1,80 @@
+"""The flags of a cascade's super-resolution stages, and their checkpoints for `cfgdiff export`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .flags import Numbers
+
+if TYPE_CHECKING:
+    from cfgdiff.export.source import Source
+    from cfgdiff.runtime import Stage
+    from cfgdiff.trainer.weights import LoadedModel
+
+STEPS, GUIDANCE = 8, 1.0  # defaults of an exported stage: what a picture is of, the base has decided
+NAMES = ("stage_steps", "stage_guidance", "stage_noise")
+
+
+def stage_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--stage-steps, --stage-guidance and --stage-noise: a number for all stages, or one for each."""
+    whole, numbers = Numbers("N[,N...] as in 8 or 12,6", number=int), Numbers("numbers as in 1 or 1.5,1")
+    for name, kind, metavar, text in reversed((
+        ("--stage-steps", whole, "N[,N...]", "Network evaluations of each super-resolution stage."),
+        ("--stage-guidance", numbers, "W[,W...]", "Guidance w of each stage; 1 is none."),
+        ("--stage-noise", numbers, "T[,T...]", "Timestep whose noise the smaller picture gets in each stage."),
+    )):  # fmt: skip
+        command = click.option(name, type=kind, metavar=metavar, help=text)(command)
+    return command
+
+
+def asked_stages(count: int, **flags: tuple[Any, ...] | None) -> "tuple[Stage, ...]":
+    """What the flags ask of each of `count` stages. Raises `UsageError`, naming the flag."""
+    from cfgdiff.runtime import Stage
+
+    for name, values in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if values and not count:
+            raise click.UsageError(f"{flag}: is for the stages of a cascade, found none; leave it out")
+        if values and len(values) not in (1, count):
+            raise click.UsageError(f"{flag}: expected 1 or {count} numbers, one for each stage, found {len(values)}")
+    each = {name.removeprefix("stage_"): values for name, values in flags.items() if values}
+    return tuple(Stage(**{name: values[k % len(values)] for name, values in each.items()}) for k in range(count))
+
+
+def stage_sources(
+    checkpoints: list[Path], below: "LoadedModel", name: str, asked: "tuple[Stage, ...]"
+) -> "list[Source]":
+    """The graphs of the stages above `below`. Raises `Failure`, naming the run that does not belong there."""
+    from cfgdiff.export import source
+    from cfgdiff.runtime.bundle import Defaults
+    from cfgdiff.trainer.weights import load_model
+
+    sources = []
+    for place, (path, settings) in enumerate(zip(checkpoints, asked, strict=True), start=1):
+        source.check_source(path)
+        model = load_model(path)
+        source.check_above(path, model, below)
+        steps, w = settings.steps or STEPS, GUIDANCE if settings.guidance is None else settings.guidance
+        defaults = source.checked_defaults(model, Defaults("dpmpp-2m", steps, w, None))
+        sources.append(source.from_checkpoint(model, f"{name}-stage-{place}", defaults, place, settings.noise))
+        below = model
+    return sources
+
+
+def stages_of_bundle(path: Path | None, name: str, flags: dict[str, Any]) -> "list[Source]":
+    """The graphs of the stages in a bundle, with other defaults where the flags name them."""
+    from cfgdiff.export import source
+    from cfgdiff.runtime import load_bundle
+
+    stages, sources = load_bundle(path).stages, []
+    asked = asked_stages(len(stages), **flags)
+    for place, (stage, settings) in enumerate(zip(stages, asked, strict=True), start=1):
+        changes = {key: getattr(settings, key) for key in ("steps", "guidance")}
+        made = source.from_bundle(stage.path, f"{name}-stage-{place}", {k: v for k, v in changes.items() if v})
+        if settings.noise is not None:
+            made = replace(made, description=source.with_noise(made.description, settings.noise))
+        sources.append(made)
+    return sources
