@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .flags import INTERVAL, log_to_stderr, progress_bar
+from .stages import NAMES, asked_stages, stage_options
 from .train import PATH
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ interpolations and class accuracy only.""",
 )
 @click.option("--steps", type=POSITIVE, help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", help="As for cfgdiff-run. Default: the model's.")
+@stage_options
 @click.option(
     "--seed",
     default=0,
@@ -136,6 +138,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
 
     log_to_stderr()
     model = load_bundle(bundle)
+    settings["stages"] = asked_stages(len(model.stages), **{name: settings.pop(name) for name in NAMES})
     if store:
         _check_store(model.path, shard)
     if cas and data is None:
@@ -182,7 +185,7 @@ def _store(model: "Bundle", summary: dict[str, Any], engine: "Engine") -> None:
 def _real(data: Path, bundle: "Bundle") -> "PictureSet":
     from cfgdiff.trainer.data import load_held_out
 
-    return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle")
+    return load_held_out(data, bundle.models[-1].image_shape[1], bundle.class_names, "bundle")
 
 
 def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cfgdiff.runtime import Stage
     from cfgdiff.trainer.weights import LoadedModel
 
+    from .draw import Drawing
+
 STEPS, GUIDANCE = 8, 1.0  # defaults of an exported stage: what a picture is of, the base has decided
 NAMES = ("stage_steps", "stage_guidance", "stage_noise")
 
@@ -42,6 +44,20 @@ def asked_stages(count: int, **flags: tuple[Any, ...] | None) -> "tuple[Stage, .
             raise click.UsageError(f"{flag}: expected 1 or {count} numbers, one for each stage, found {len(values)}")
     each = {name.removeprefix("stage_"): values for name, values in flags.items() if values}
     return tuple(Stage(**{name: values[k % len(values)] for name, values in each.items()}) for k in range(count))
+
+
+def stages_report(drawing: "Drawing") -> dict[str, Any]:
+    """What --json prints of each network, the base first: rows, and billions of multiply-adds in all of them."""
+    entries, plans = list[dict[str, Any]](), (drawing.plan, *drawing.plan.stages)
+    for model, plan, counter in zip(drawing.bundle.models, plans, drawing.counters, strict=True):
+        gmac = None if model.gmac is None else round(counter.rows * model.gmac, 3)
+        w = float(plan.weights[0])
+        entries.append({
+            "size": model.image_shape[1], "steps": plan.steps, "guidance": w, "sampler": plan.course.sampler,
+            "engine": counter.name, "precision": counter.precision, "rows": counter.rows, "gmac": gmac,
+        })  # fmt: skip
+    known = [entry["gmac"] for entry in entries if entry["gmac"] is not None]
+    return {"stages": entries, "gmac": round(sum(known), 3) if len(known) == len(entries) else None}
 
 
 def stage_sources(

@@ -279,5 +279,9 @@ def _stages(bundle: Model, request: Request, n: int) -> tuple[Plan, ...]:
             interval=settings.interval, indices=request.indices, blend=request.blend, low=stand_in, batch=request.batch,
             condition_noise=settings.noise,
         )  # fmt: skip
-        plans.append(resolve(stage, asks))
+        try:
+            plans.append(resolve(stage, asks))
+        except BadInput as error:  # in the words of a `Stage`
+            parameter, _, text = str(error).partition(": ")
+            raise BadInput(f"stage_{parameter.removeprefix('condition_')}: {text}") from None
     return tuple(plans)

@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from stages import CONDITION, random_model
+from stages import random_model
 
-from cfgdiff.export.source import from_checkpoint
-from cfgdiff.export.write import write_bundle
 from cfgdiff.runtime import Bundle, load_bundle, open_engine
-from cfgdiff.runtime.bundle import Defaults
+from cfgdiff.runtime.bundle import Condition
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.examples import example_inputs, example_low
 from cfgdiff.runtime.graph_file import contradiction, read_graph
@@ -22,15 +19,10 @@ from cfgdiff.runtime.survey import try_out
 from cfgdiff.trainer.engine_torch import TorchEngine
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A stage from 8x8 to 16x16, exported by itself, in float32 and int8."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's exporter
-        source = from_checkpoint(random_model(16, 2, stage=True), "stage", Defaults("ddim", 3, 2.0, (0.1, 50.0)))
-    folder = tmp_path_factory.mktemp("stage") / "stage"
-    write_bundle(source, folder, ("int8",))
-    return load_bundle(folder)
+@pytest.fixture
+def stage(cascade: Bundle) -> Bundle:
+    """A stage from 8x8 to 16x16, in float32 and int8."""
+    return cascade.stages[0]
 
 
 def inputs(b: int, g: int) -> tuple[np.ndarray, ...]:
@@ -46,7 +38,9 @@ def test_the_graph_takes_two_more_inputs_and_says_so(stage: Bundle) -> None:
     assert [value.name for value in graph.graph.input] == names
     assert [value.doc_string for value in graph.graph.input][4].startswith("the picture that is enlarged 2 times")
     text = {entry.key: entry.value for entry in graph.metadata_props}["sampling"]
-    assert "condition = (alpha * z / 0.5 + sigma * normal noise)" in text and stage.condition == CONDITION
+    assert "condition = (alpha * z / 0.5 + sigma * normal noise)" in text and stage.condition == Condition(
+        2, 100.0, 500.0, 1
+    )
     assert json.loads((stage.path / "bundle.json").read_text())["format_version"] == 2
 
 
@@ -55,7 +49,7 @@ def test_the_graph_takes_two_more_inputs_and_says_so(stage: Bundle) -> None:
 def test_engines_answer_as_pytorch_does(stage: Bundle, name: str, b: int, g: int) -> None:
     pytest.importorskip("openvino", reason="needs the openvino extra: pip install 'cfgdiff[openvino]'")
     x, t, label, w, condition, noise = map(torch.from_numpy, rows := inputs(b, g))
-    network = random_model(16, 2, stage=True).network
+    network = random_model(16).network
     cond = network(x, t, label, condition, noise)
     uncond = network(x, t, torch.full_like(label, 3), condition, noise)
     cond[:g] = uncond[:g] + w.reshape(-1, 1, 1, 1) * (cond[:g] - uncond[:g])
