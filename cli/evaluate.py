@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .flags import INTERVAL, log_to_stderr, progress_bar
-from .stages import NAMES, asked_stages, stage_options
+from .stages import asked_stages, stage_options
 from .train import PATH
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
 
     log_to_stderr()
     model = load_bundle(bundle)
-    settings["stages"] = asked_stages(len(model.stages), **{name: settings.pop(name) for name in NAMES})
+    settings["stages"] = asked_stages(len(model.stages), settings)
     if store:
         _check_store(model.path, shard)
     if cas and data is None:

@@ -178,7 +178,7 @@ def _sources(checkpoints: tuple[Path, ...], from_bundle: str | None, name: str, 
     from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
-    model, asked = load_model(checkpoint), asked_stages(len(stages), **of_stages)
+    model, asked = load_model(checkpoint), asked_stages(len(stages), of_stages)
     source.check_base(checkpoint, model)
     defaults = Defaults("dpmpp-2m", 20, 1.5, None)
     if few := model.sampling.get("fitted"):

@@ -13,7 +13,7 @@ import click
 
 from .errors import one_line, run_command
 from .flags import INTERVAL, MOST_STEPS, Count, FilePath, Numbers, log_to_stderr, typed_flags
-from .stages import NAMES, asked_stages, stage_options, stages_report
+from .stages import asked_stages, stage_options, stages_report
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Blend, Bundle, Plan, Request
@@ -137,7 +137,7 @@ def command(
     log_to_stderr(verbose)
     wanted = Wanted(*(flags.pop(name) for name in ("engine", "precision", "threads", "uncertified")))
     target = Target(out, flags.pop("kind"), resume=flags.pop("resume"), stream=flags.pop("stream"))
-    source, strength, mask = (flags.pop(name) for name in ("source", "strength", "mask"))
+    source, strength, mask, size = (flags.pop(name) for name in ("source", "strength", "mask", "size"))
     if list_classes:
         bundle = load_bundle(model)
         click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
@@ -151,11 +151,8 @@ def command(
         click.echo(redraw(remake, bundle, out, edit, partial(wanted.open_as_noted, bundle, "--remake")), err=True)
         return
 
-    size, of_stages = flags.pop("size"), {name: flags.pop(name) for name in NAMES}
-
     def planned(bundle: "Bundle") -> tuple["Bundle", "Plan", int | None]:
         bundle = bundle if size is None else bundle.up_to(size)
-        flags["stages"] = asked_stages(len(bundle.stages), **of_stages)
         request, columns = _request(bundle, **flags, edit=read_edit(bundle, source, strength, mask))
         return bundle, resolve(bundle, request), columns
 
@@ -212,7 +209,7 @@ def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpol
     from cfgdiff.runtime import Request
     from cfgdiff.runtime.guidance import Guidance
 
-    names = _classes(bundle, classes)
+    names, settings["stages"] = _classes(bundle, classes), asked_stages(len(bundle.stages), settings)
     if guidance is not None:
         Guidance(guidance)  # all of the list, even where there are fewer pictures
     if interpolate is None:

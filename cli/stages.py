@@ -32,17 +32,18 @@ def stage_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def asked_stages(count: int, **flags: tuple[Any, ...] | None) -> "tuple[Stage, ...]":
-    """What the flags ask of each of `count` stages. Raises `UsageError`, naming the flag."""
+def asked_stages(count: int, flags: dict[str, Any]) -> "tuple[Stage, ...]":
+    """What the flags ask of each of `count` stages; they are taken out of `flags`. Raises `UsageError`, naming one."""
     from cfgdiff.runtime import Stage
 
-    for name, values in flags.items():
+    given = {name: flags.pop(name) for name in NAMES}
+    for name, values in given.items():
         flag = "--" + name.replace("_", "-")
         if values and not count:
             raise click.UsageError(f"{flag}: is for the stages of a cascade, found none; leave it out")
         if values and len(values) not in (1, count):
             raise click.UsageError(f"{flag}: expected 1 or {count} numbers, one for each stage, found {len(values)}")
-    each = {name.removeprefix("stage_"): values for name, values in flags.items() if values}
+    each = {name.removeprefix("stage_"): values for name, values in given.items() if values}
     return tuple(Stage(**{name: values[k % len(values)] for name, values in each.items()}) for k in range(count))
 
 
@@ -86,7 +87,7 @@ def stages_of_bundle(path: Path | None, name: str, flags: dict[str, Any]) -> "li
     from cfgdiff.runtime import load_bundle
 
     stages, sources = load_bundle(path).stages, []
-    asked = asked_stages(len(stages), **flags)
+    asked = asked_stages(len(stages), flags)
     for place, (stage, settings) in enumerate(zip(stages, asked, strict=True), start=1):
         changes = {key: getattr(settings, key) for key in ("steps", "guidance")}
         made = source.from_bundle(stage.path, f"{name}-stage-{place}", {k: v for k, v in changes.items() if v})

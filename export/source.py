@@ -88,6 +88,16 @@ def from_checkpoint(
         measured: dict[str, Any] = {key: f"{value:.1e}" for key, value in errors.items()}
         return {"errors": measured | {"picture_psnr_db": round(psnr(*pictures), 1)}}
 
+    description = _description(model, name, defaults, place or 1, noise)
+    if place is not None:
+        description["gmac"] = _gmac(exported(model.network, null_class), model.image_shape, place > 0)
+    return Source(graph, description, compare)
+
+
+def _description(
+    model: "LoadedModel", name: str, defaults: Defaults, place: int, noise: float | None
+) -> dict[str, Any]:
+    """bundle.json without variants."""
     description: dict[str, Any] = {
         "format_version": FORMAT_VERSION, "name": name, "class_names": model.class_names,
         "image_shape": list(model.image_shape), "schedule": asdict(model.schedule), "defaults": asdict(defaults),
@@ -97,12 +107,10 @@ def from_checkpoint(
     if "fitted" in description:
         description["fitted"] = {n: asdict(fitted) for n, fitted in description["fitted"].items()}
     if "condition" in description:
-        known = replace(description["condition"], stage=place or 1)
+        known = replace(description["condition"], stage=place)
         description |= {"format_version": STAGED_VERSION, "condition": asdict(known)}
-        description = description if noise is None else with_noise(description, noise)
-    if place is not None:
-        description["gmac"] = _gmac(exported(model.network, null_class), model.image_shape, place > 0)
-    return Source(graph, description, compare)
+        return description if noise is None else with_noise(description, noise)
+    return description
 
 
 def _gmac(network: "nn.Module", image_shape: tuple[int, int, int], further: bool) -> float:

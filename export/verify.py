@@ -89,8 +89,7 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     w = every_w[:G]
 
     def ask(rows: np.ndarray, w: np.ndarray, label: np.ndarray = label) -> np.ndarray:
-        further = (array[rows] for array in inputs)
-        return any_batch.predict(x[rows], t[rows], label[rows], w, *further).astype(np.float64)
+        return any_batch.predict(x[rows], t[rows], label[rows], w, *(a[rows] for a in inputs)).astype(np.float64)
 
     everyone, guided, none = np.arange(B), np.arange(G), np.zeros(0, np.float32)
     answers = ask(everyone, w)

@@ -44,15 +44,13 @@ def open_engine(
         Failure: the engine is not available here.
     """
     if bundle.stages:
-        asked = engine, precision, threads, uncertified, rows, batch
-        return Cascade([open_engine(model, *asked) for model in bundle.models])
-    engine = named("engine", "engine", engine, ["auto", *ENGINES])
+        return Cascade([open_engine(m, engine, precision, threads, uncertified, rows, batch) for m in bundle.models])
+    engine, reasons = named("engine", "engine", engine, ["auto", *ENGINES]), list[tuple[str, Failure]]()
     names = list(ENGINES) if engine == "auto" else [engine]
     if precision != "auto":
         names = [name for name in names if precision in precisions(name, bundle)]
         if not names:
             bundle.variant(precision)  # raises, with the choices
-    reasons = []
     for name, wanted in _ways(bundle, names, precision, threads, rows, batch):
         try:
             opened = open_at(name, bundle, wanted, threads, uncertified)
@@ -62,9 +60,8 @@ def open_engine(
         else:
             log.info("engine %s, %s", opened.name, opened.precision)
             return opened
-    if engine != "auto":
-        raise reasons[0][1]
-    raise Failure("no engine works here: " + "; ".join(f"{name}: {error}" for name, error in reasons))
+    every = Failure("no engine works here: " + "; ".join(f"{name}: {error}" for name, error in reasons))
+    raise every if engine == "auto" else reasons[0][1]
 
 
 def _ways(

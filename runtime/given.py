@@ -18,9 +18,8 @@ def smaller_pictures(bundle: Model, request: Request, n: int) -> np.ndarray | No
     if request.edit is not None:
         raise BadInput(f"edit: {bundle.name} enlarges pictures and edits none; leave it out")
     if noise is not None and not 0 <= noise <= known.most:
-        raise BadInput(
-            f"condition_noise: {bundle.name} was trained for 0 .. {known.most:g}, found {noise:g}; take less"
-        )
+        trained = f"{bundle.name} was trained for 0 .. {known.most:g}"
+        raise BadInput(f"condition_noise: {trained}, found {noise:g}; take less")
     c, h, w = bundle.image_shape
     expected = (n, h // known.factor, w // known.factor, c)
     if not isinstance(low, np.ndarray) or low.shape != expected or low.dtype != np.uint8:

@@ -22,7 +22,15 @@ from cfgdiff.trainer.steps import sampling_of
 from cfgdiff.trainer.super_resolution import SuperResolutionUNet, super_resolution
 
 PARTS = {"network": "super-resolution-unet", "objective": "super-resolution"}
-SIZES = {"small-64": 64, "small-128": 128, "cifar10-16": 16, "sr-16-32": 32, "sr-32-64": 64, "sr-64-128": 128, "smoke-sr": 32}
+SIZES = {
+    "small-64": 64,
+    "small-128": 128,
+    "cifar10-16": 16,
+    "sr-16-32": 32,
+    "sr-32-64": 64,
+    "sr-64-128": 128,
+    "smoke-sr": 32,
+}
 
 
 @pytest.fixture
