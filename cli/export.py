@@ -11,7 +11,7 @@ import click
 from cfgdiff.export.precisions import PRECISIONS
 
 from .flags import INTERVAL, typed_flags
-from .stages import NAMES, asked_stages, stage_options, stage_sources, stages_of_bundle
+from .stages import NAMES, asked_stages, load_stages, stage_options, stage_sources, stages_of_bundle
 from .train import PATH, plugin_option
 
 if TYPE_CHECKING:
@@ -180,12 +180,13 @@ def _sources(checkpoints: tuple[Path, ...], from_bundle: str | None, name: str, 
     load_plugins(plugins)
     model, asked = load_model(checkpoint), asked_stages(len(stages), of_stages)
     source.check_base(checkpoint, model)
+    above = load_stages(stages, model)
     defaults = Defaults("dpmpp-2m", 20, 1.5, None)
     if few := model.sampling.get("fitted"):
         defaults = Defaults("ddim", max(few), 3.0, None)
     defaults = source.checked_defaults(model, replace(defaults, **chosen))
     base = source.from_checkpoint(model, name, defaults, 0 if stages else None)
-    return [base, *stage_sources(stages, model, name, asked)]
+    return [base, *stage_sources(above, name, asked)]
 
 
 def _builder(profile: tuple[int, int, int], sm: tuple[str, ...] | None) -> "Callable[[Bundle], None]":

@@ -61,23 +61,30 @@ def stages_report(drawing: "Drawing") -> dict[str, Any]:
     return {"stages": entries, "gmac": round(sum(known), 3) if len(known) == len(entries) else None}
 
 
-def stage_sources(
-    checkpoints: list[Path], below: "LoadedModel", name: str, asked: "tuple[Stage, ...]"
-) -> "list[Source]":
-    """The graphs of the stages above `below`. Raises `Failure`, naming the run that does not belong there."""
+def load_stages(checkpoints: list[Path], below: "LoadedModel") -> "list[LoadedModel]":
+    """The stages above `below`. Raises `Failure`, naming the run that does not belong there."""
     from cfgdiff.export import source
-    from cfgdiff.runtime.bundle import Defaults
     from cfgdiff.trainer.weights import load_model
 
-    sources = []
-    for place, (path, settings) in enumerate(zip(checkpoints, asked, strict=True), start=1):
+    models = [below]
+    for path in checkpoints:
         source.check_source(path)
         model = load_model(path)
-        source.check_above(path, model, below)
+        source.check_above(path, model, models[-1])
+        models.append(model)
+    return models[1:]
+
+
+def stage_sources(models: "list[LoadedModel]", name: str, asked: "tuple[Stage, ...]") -> "list[Source]":
+    """The graphs of loaded stages."""
+    from cfgdiff.export import source
+    from cfgdiff.runtime.bundle import Defaults
+
+    sources = []
+    for place, (model, settings) in enumerate(zip(models, asked, strict=True), start=1):
         steps, w = settings.steps or STEPS, GUIDANCE if settings.guidance is None else settings.guidance
         defaults = source.checked_defaults(model, Defaults("dpmpp-2m", steps, w, None))
         sources.append(source.from_checkpoint(model, f"{name}-stage-{place}", defaults, place, settings.noise))
-        below = model
     return sources
 
 

@@ -151,15 +151,16 @@ def _others(folder: Path) -> list[str]:
     try:
         tree = json.loads((folder / "bundle.json").read_bytes())
         listed = {str(name) for variant in tree["variants"].values() for name in variant["files"]}
-        listed |= {str(name) for name in tree.get("stages", ())}
+        stages = [str(name) for name in tree.get("stages", ()) if (folder / str(name)).is_dir()]
     except (*DAMAGE, OSError, RecursionError):  # damaged, which may be why it is replaced
-        listed = {_file_of(precision) for precision in PRECISIONS}
-    own = {"bundle.json", "README.md", SAMPLES, *listed}
-    return sorted(
+        listed, stages = {_file_of(precision) for precision in PRECISIONS}, []
+    own = {"bundle.json", "README.md", SAMPLES, *listed, *stages}
+    others = [
         path.name
         for path in folder.iterdir()
         if path.name not in own and SUFFIX not in path.suffixes[-2:] and not path.match(".*.partial")
-    )
+    ]
+    return sorted(others + [f"{name}/{other}" for name in stages for other in _others(folder / name)])
 
 
 @contextmanager

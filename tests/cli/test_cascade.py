@@ -173,6 +173,10 @@ def test_a_cascade_is_exported_anew(call: Callable[..., Any], cascade: Bundle, t
     call(cfgdiff, *words, "anew", "--force")
     with Image.open(tmp_path / "anew" / "samples.png") as sheet:
         assert sheet.size[0] > 3 * 32  # pictures of the last stage
+    (tmp_path / "anew" / "stage-2" / "mine.txt").touch()
+    assert "`force` would delete what is not the bundle's (stage-2/mine.txt)" in (
+        call(cfgdiff, *words, "anew", "--force", code=1)[1].replace("--force", "`force`")
+    )
     error = call(cfgdiff, *words, "more", "--stage-noise", 700, code=2)[1]
     assert "--stage-noise: more-stage-1 was trained for 0 .. 500, found 700" in error
     assert not (tmp_path / "more").exists() and not list(tmp_path.glob(".*"))
@@ -183,3 +187,38 @@ def test_the_sheet_of_a_cascade_is_drawn_by_all_of_it(cascade: Bundle) -> None:
         pictures = draw(cascade, ["a", "b", "c"] * 8, engine)
     with Image.open(cascade.path / "samples.png") as sheet:
         assert np.abs(np.asarray(sheet).astype(int) - grid(pictures, columns=3)).max() <= 2
+
+
+def _checkpoint(folder: Path, preset: str, *changes: str, classes: str = "ab") -> Path:
+    """An untrained run of a preset on drawn pictures, with its first checkpoint."""
+    from cfgdiff.trainer.build import new_run
+    from cfgdiff.trainer.config import load_preset, make_config
+    from cfgdiff.trainer.data import PictureSet
+
+    config = make_config(load_preset(preset), changes)
+    size = config.train.image_size
+    pictures, labels = np.zeros((4, 3, size, size), np.uint8), np.arange(4) % 2
+    run = new_run(config, PictureSet("drawn", list(classes), pictures, labels, pictures, labels), folder, "train")
+    run.save()
+    return folder
+
+
+def test_runs_that_are_no_cascade_are_refused_before_any_work(call: Callable[..., Any], tmp_path: Path) -> None:
+    base, stage = _checkpoint(tmp_path / "base", "smoke"), _checkpoint(tmp_path / "stage", "smoke-sr")
+    other = _checkpoint(tmp_path / "other", "smoke-sr", "train.image_size=64", classes="xy")
+    for runs, message in (
+        (
+            (stage,),
+            f"{stage}: is a super-resolution stage, which enlarges pictures; give the run that draws the smaller",
+        ),
+        ((base, base), f"{base}: draws from noise alone; expected a super-resolution stage"),
+        ((base, stage), f"{stage}: enlarges pictures of 16x16, found 32x32 below it; order the runs by size"),
+        ((base, other), f"{other}: has the classes x, y; the base has a, b; train it on the same data"),
+    ):
+        line = call(cfgdiff, "export", *runs, "--out", "made", "--no-tensorrt", code=1)[1]
+        assert line.startswith(f"Error: {message}") and line.count("\n") == 1, line
+    assert not (tmp_path / "made").exists()
+    line = call(cfgdiff, "export", base, "--stage-steps", 3, "--out", "made", "--no-tensorrt", code=2)[1]
+    assert "--stage-steps: is for the stages of a cascade, found none" in line
+    line = call(cfgdiff, "bench", "training", "--preset", "sr-16-32", "--data", tmp_path, code=2)[1]
+    assert "--preset: the other loop trains no super-resolution stage, found sr-16-32; take another" in line
