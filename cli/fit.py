@@ -76,7 +76,6 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
 
 def _to_enlarge(stage: "Bundle", pictures: int, threads: int | None) -> "np.ndarray | None":
     """The pictures that a cascade draws below one of its stages; None for a model that enlarges nothing."""
-    from cfgdiff.export.compare import round_robin
     from cfgdiff.export.fit import HELD_OUT, SEED
     from cfgdiff.runtime import draw, load_bundle, open_engine
 
@@ -84,4 +83,5 @@ def _to_enlarge(stage: "Bundle", pictures: int, threads: int | None) -> "np.ndar
         return None
     below = load_bundle(stage.path.parent).up_to(stage.image_shape[1] // stage.condition.factor)
     with open_engine(below, "cpu", "float32", threads) as engine:
-        return draw(below, round_robin(below, pictures + HELD_OUT), engine, seed=SEED)
+        classes = [i % len(below.class_names) for i in range(pictures + HELD_OUT)]
+        return draw(below, classes, engine, seed=SEED)
