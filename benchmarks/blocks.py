@@ -19,6 +19,7 @@ import numpy as np
 from cfgdiff.runtime import Bundle, Engine, Plan, Request, resolve, sample
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.files import write_whole
+from cfgdiff.runtime.sidecar import graph_digest
 
 from .features import Classifier, Extractor, rgb
 
@@ -68,6 +69,10 @@ class Samples:
             "features": self.extractor.name, "features sha256": self.extractor.sha256,
             "classifier sha256": classifier.sha256 if classifier else None,
         }  # fmt: skip
+
+    def evaluations(self, settings: Request) -> int:
+        """Those of a picture, of all networks of a cascade."""
+        return int(self.protocol(settings)["evaluations"])
 
     def place(self, settings: Request) -> Path:
         """The sub-folder: a name for people, and a digest of the protocol."""
@@ -136,7 +141,24 @@ class Sampling(Samples):
             "evaluations": plan.steps,
             "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval, "seed": settings.seed,
             "classes": f"picture i is of class i mod {len(bundle.class_names)}", "batch": BATCH,
+            **({"stages": [self._stage(stage) for stage in plan.stages]} if plan.stages else {}),
         } | self.judged()  # fmt: skip
+
+    def evaluations(self, settings: Request) -> int:
+        """See `Samples`."""
+        return self._plan(settings, range(1)).evaluations
+
+    @staticmethod
+    def _stage(plan: Plan) -> dict[str, Any]:
+        """The same of a super-resolution stage."""
+        stage, asked = plan.bundle, plan.request.condition_noise
+        assert isinstance(stage, Bundle) and stage.condition
+        return {
+            "model sha256": graph_digest(stage.variant("float32")), "sampler": plan.course.sampler,
+            "timesteps": [round(float(t), 6) for t in plan.course.timesteps], "evaluations": plan.steps,
+            "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval,
+            "noise": stage.condition.noise if asked is None else asked,
+        }  # fmt: skip
 
     def pictures(self, settings: Request, numbers: range, watch: Watch) -> np.ndarray:
         """See `Samples`."""

@@ -5,7 +5,7 @@ It knows no flags and draws no figures; see report.py for those.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,8 @@ def sweep_settings(sampling: Samples, seed: Seed) -> list[Request]:
 def sweep(subject: Subject, real: Real, n: int) -> list[dict[str, Any]]:
     """Fréchet distance and class accuracy of n samples with each of `sweep_settings`; a row names the varied
     setting."""
-    rows, cells = [], sweep_settings(subject.sampling, subject.settings.seed)
+    rows, stages = [], subject.settings.stages
+    cells = [replace(cell, stages=stages) for cell in sweep_settings(subject.sampling, subject.settings.seed)]
     for i, settings in enumerate(cells):
         samples = subject.draw(settings, n, f"sweep, {i + 1} of {len(cells)}")
         protocol = subject.sampling.protocol(settings)

@@ -43,11 +43,13 @@ def two_passes(engine: Engine, bundle: Bundle, steps: int) -> Draw:
 
     class TwoPasses(WrappedEngine):
         def predict(
-            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-        ) -> np.ndarray:
+            self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+            *condition: np.ndarray,
+        ) -> np.ndarray:  # fmt: skip
             """See `Engine.predict`, all rows guided."""
-            cond = super().predict(sample, timestep, class_label, none)
-            uncond = super().predict(sample, timestep, np.full_like(class_label, null_class), none)
+            cond = super().predict(sample, timestep, class_label, none, *condition)
+            null = np.full_like(class_label, null_class)
+            uncond = super().predict(sample, timestep, null, none, *condition)
             return uncond + w * (cond - uncond)
 
     return ours(TwoPasses(engine), bundle, steps)

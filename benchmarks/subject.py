@@ -96,7 +96,7 @@ class Subject:
     def fill(self, settings: Request, n: int, label: str, shard: tuple[int, int] = (1, 1)) -> None:
         """Draw what is missing of the first n pictures, in shard (K, M) one of M shares."""
         missing = [k for k in self.sampling.missing(settings, n) if k % shard[1] == shard[0] - 1]
-        with self.stage(label, len(missing) * BLOCK * int(self.sampling.protocol(settings)["evaluations"])) as watch:
+        with self.stage(label, len(missing) * BLOCK * self.sampling.evaluations(settings)) as watch:
             self.sampling.fill(settings, n, shard, watch)
 
 

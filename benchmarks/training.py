@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfgdiff.runtime.errors import BadInput
 from cfgdiff.trainer.build import add_callbacks, make_network, new_run
-from cfgdiff.trainer.config import Config, load_preset, make_config
+from cfgdiff.trainer.config import ENLARGING, Config, load_preset, make_config
 from cfgdiff.trainer.data import PictureSet, load_data
 from cfgdiff.trainer.loop import steps as training_steps
 from cfgdiff.trainer.optim import fast_bfloat16
@@ -95,6 +96,8 @@ def configs(preset: str, overrides: tuple[str, ...], precision: str, batch: int 
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
     overrides += (f"train.precision={precision}", *([f"train.batch={batch}"] if batch else []))
     tree = load_preset(preset)
+    if make_config(tree, overrides).network.name == ENLARGING[0]:
+        raise BadInput(f"preset: the other loop trains no super-resolution stage, found {preset}; take another")
     return make_config(tree, overrides), make_config(tree, (*overrides, "network.norm=group"))
 
 

@@ -139,9 +139,10 @@ def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None,
 def calls(bundle: Path | None, batches: tuple[int, ...], rounds: int) -> None:
     """Time one call of the network for every variant and engine of a bundle (by default cifar10-small)."""
     from cfgdiff.benchmarks.calls import call_rows, call_table, open_all
-    from cfgdiff.runtime import load_bundle
 
-    model = load_bundle(bundle)
+    from .opening import load_single
+
+    model = load_single(bundle, "the calls of one network are timed")
     with ExitStack() as stack:
         engines, reasons = open_all(model, stack)
         for reason, names in reasons.items():
@@ -201,9 +202,11 @@ def serving(bundle: Path | None, engine: str, precision: str, threads: int | Non
     """Compare the server's scheduler with requests one after the other, on one engine: pictures a second, and how long
     a single picture takes while others ask for many."""
     from cfgdiff.benchmarks.serving import serving_report
-    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime import open_engine
 
-    model = load_bundle(bundle)
+    from .opening import load_single
+
+    model = load_single(bundle, "the scheduler steps one network")
     with open_engine(model, engine, precision, threads) as opened:
         click.echo(serving_report(model, opened, **setting))
 

@@ -15,6 +15,7 @@ import numpy as np
 from cfgdiff.runtime import Bundle, Edit, Engine, Plan, resolve, sample
 from cfgdiff.runtime.archives import Tar
 from cfgdiff.runtime.bundle import Model
+from cfgdiff.runtime.cascade import Cascade
 from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.files import write_whole
@@ -24,6 +25,7 @@ from cfgdiff.runtime.notes import model_digest, model_note, note_of, request_of
 from cfgdiff.runtime.outputs import PICTURES, Folder, Gif, check_place, is_file_name, kind_of, output
 
 from .edit import check_original
+from .opening import noted_stages
 from .preview import Preview
 
 
@@ -35,18 +37,27 @@ class CountingEngine(WrappedEngine):
         self.rows, self._bundle = 0, bundle
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`."""
         self.rows += self._bundle.rows(len(sample), len(guidance))
-        return super().predict(sample, timestep, class_label, guidance)
+        return super().predict(sample, timestep, class_label, guidance, *condition)
 
 
 class Drawing:
     """A plan and the engine that draws it."""
 
     def __init__(self, bundle: Bundle, plan: Plan, engine: Engine) -> None:
-        self.bundle, self.plan, self.engine = bundle, plan, CountingEngine(engine, bundle)
+        self.bundle, self.plan = bundle, plan
+        engines = (engine.engine, *engine.stages) if isinstance(engine, Cascade) else (engine,)
+        self.counters = [CountingEngine(each, model) for each, model in zip(engines, bundle.models, strict=True)]
+        self.engine: Engine = Cascade(self.counters) if len(engines) > 1 else self.counters[0]
+
+    @property
+    def rows(self) -> int:
+        """The rows computed by all networks."""
+        return sum(counter.rows for counter in self.counters)
 
     def note(self, i: int) -> dict[str, Any]:
         """The note of picture i."""
@@ -83,19 +94,29 @@ class Target:
 def draw(drawing: Drawing, target: Target) -> Drawn:
     """Draw all pictures, or those that are missing."""
     plan, first_done = drawing.plan, time.perf_counter()
+    _refuse_views(plan, target)
     with output(target.out, plan.labels, drawing.note, target.kind, target.columns, target.resume) as sink:
         missing = np.arange(len(plan))
         if target.resume and isinstance(sink, Folder | Tar):
             missing = _whole_batches(sink.missing(), len(plan), plan.batch(drawing.engine.max_batch))
         if len(missing):
             watchers = [sink.see] if isinstance(sink, Gif) else []
-            with _progress(len(missing), plan.steps, target.stream) as shown:
+            with _progress(len(missing), plan.evaluations, target.stream) as shown:
                 watch = partial(_each, [shown, *watchers])
                 for first, pictures in sample(drawing.engine, plan.take(missing), watch):
                     first_done = time.perf_counter() if first == 0 else first_done
                     sink.add(missing[first : first + len(pictures)], pictures)
     drawing.engine.close()
     return Drawn(first_done, len(missing))
+
+
+def _refuse_views(plan: Plan, target: Target) -> None:
+    """Raises `BadInput` for what shows the evaluations of one network, asked of a cascade."""
+    size = plan.bundle.image_shape[1]
+    wanted = {"stream": target.stream, "out": target.out.suffix.lower() == ".gif" and target.columns is None}
+    for parameter in (name for name, asked in wanted.items() if plan.stages and asked):
+        problem = f"shows how one network denoises, but {plan.bundle.name} is a cascade"
+        raise BadInput(f"{parameter}: {problem}; leave it out, or take the base alone with --size {size}")
 
 
 def _each(watchers: list[Watch], first: int, x0: np.ndarray) -> None:
@@ -109,24 +130,23 @@ def _whole_batches(missing: np.ndarray, n: int, batch: int) -> np.ndarray:
 
 
 def redraw(file: Path, bundle: Bundle, out: Path, edit: Edit | None,
-           opened: Callable[[str, str], tuple[Engine, str]]) -> str:  # fmt: skip
+           opened: Callable[..., tuple[Engine, str]]) -> str:  # fmt: skip
     """Draw the picture of `file` again from its note and compare the two, in a line for the user.
 
     Args:
-        opened: takes the engine and the precision of the note; see `Wanted.open_as_noted`.
+        opened: takes the engines and the precisions of the note; see `Wanted.open_as_noted`.
     """
     target, note = _target(file, out), read_note(file)
-    if not all(isinstance(note.get(key), str) for key in ("engine", "precision", "model_sha256")):
-        expected = "expected a picture of a folder or .tar as written by cfgdiff-run"
-        raise Failure(f"{file}: its note lacks the model; {expected}")
-    request, digest = request_of(note, edit), model_digest(bundle, note["precision"])
+    made_by, request = _made_by(file, note, len(bundle.models)), request_of(note, edit)
     check_original(note.get("from"), edit)
     mode = "RGB" if bundle.image_shape[0] == 3 else "L"
     before = np.atleast_3d(np.asarray(read_rgb(load_picture(file, str(file)), str(file)).convert(mode)))
-    if digest != note["model_sha256"]:
-        made = f"was made with model {note.get('model')} ({note['model_sha256'][:12]}…)"
-        raise Failure(f"{file}: {made}, found {bundle.name} ({digest[:12]}…); give --model")
-    engine, remark = opened(note["engine"], note["precision"])
+    for model, entry in zip(bundle.models, made_by, strict=True):
+        if (digest := model_digest(model, entry["precision"])) != entry["model_sha256"]:
+            made = f"was made with model {note.get('model')} ({entry['model_sha256'][:12]}…)"
+            raise Failure(f"{file}: {made}, found {model.name} ({digest[:12]}…); give --model")
+    ways = [(entry["engine"], entry["precision"]) for entry in made_by]
+    engine, remark = opened(*ways[0], *ways[1:])
     try:
         drawing = Drawing(bundle, resolve(bundle, request), engine)
         ((_, pictures),) = sample(drawing.engine, drawing.plan)
@@ -142,6 +162,15 @@ def redraw(file: Path, bundle: Bundle, out: Path, edit: Edit | None,
     drawn_by = f"{file.name} was drawn by {note['engine']}, {note['precision']}"
     why = f", which is not available here: {remark}" if remark else ""
     return f"{target}: {same} ({engine.name}, {engine.precision}; {drawn_by}{why})"
+
+
+def _made_by(file: Path, note: dict[str, Any], n: int) -> list[dict[str, str]]:
+    """What a note says of its n models and their engines. Raises `Failure` where it does not."""
+    made_by, keys = [note, *noted_stages(note)], ("engine", "precision", "model_sha256")
+    if len(made_by) != n or not all(isinstance(entry.get(key), str) for entry in made_by for key in keys):
+        expected = "expected a picture of a folder or .tar as written by cfgdiff-run"
+        raise Failure(f"{file}: its note lacks the model; {expected}")
+    return made_by
 
 
 def _target(file: Path, out: Path) -> Path:

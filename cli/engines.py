@@ -40,7 +40,7 @@ def engines(bundle: Path | None, anew: bool, threads: int | None, store: bool) -
     from cfgdiff.runtime.survey import records, survey
 
     log_to_stderr()
-    model = load_bundle(bundle)
+    model = load_bundle(bundle).models[0]  # of a cascade, the base; a stage has a folder of its own
     surveyed = survey(model, threads, anew)
     for line in _table(surveyed):
         click.echo(line)

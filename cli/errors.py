@@ -14,8 +14,9 @@ import click
 
 # The parameters of commands for those of the library that have another name.
 ALIASES = {
-    "edit.picture": "source", "edit.strength": "strength", "edit.mask": "mask", "blend": "interpolate",
-    "blend.seed": "interpolate", "blend.shares": "interpolate", "note": "remake", "width": "widths",
+    "edit": "source", "edit.picture": "source", "edit.strength": "strength", "edit.mask": "mask",
+    "blend": "interpolate", "blend.seed": "interpolate", "blend.shares": "interpolate", "note": "remake",
+    "width": "widths",
 }  # fmt: skip
 QUOTED = "`([a-z_.]+)`"
 

@@ -13,6 +13,7 @@ import click
 
 from .evaluate_shards import bundle_of, open_source, report_statistics, samples_of, write_statistics
 from .flags import INTERVAL, log_to_stderr, progress_bar
+from .stages import asked_stages, stage_options
 from .train import PATH
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ interpolations and class accuracy only.""",
 )
 @click.option("--steps", type=POSITIVE, help="Network evaluations a picture. Default: the model's.")
 @click.option("--sampler", help="As for cfgdiff-run. Default: the model's.")
+@stage_options
 @click.option(
     "--seed",
     default=0,
@@ -144,6 +146,7 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     log_to_stderr()
     given = open_source(source, stats) if source or stats else None
     model = bundle_of(given, bundle) if given else load_bundle(bundle)
+    settings["stages"] = asked_stages(len(model.stages), settings)
     if store:
         _check_store(model.path, shard)
     if cas and data is None:
@@ -216,7 +219,7 @@ def _real(data: Path | None, bundle: "Bundle", cas: bool) -> "PictureSet | None"
         return None
     from cfgdiff.trainer.data import load_held_out
 
-    return load_held_out(data, bundle.image_shape[1], bundle.class_names, "bundle").in_memory()
+    return load_held_out(data, bundle.models[-1].image_shape[1], bundle.class_names, "bundle").in_memory()
 
 
 def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:

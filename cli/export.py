@@ -11,6 +11,7 @@ import click
 from cfgdiff.export.precisions import PRECISIONS
 
 from .flags import INTERVAL, typed_flags
+from .stages import NAMES, asked_stages, load_stages, stage_options, stage_sources, stages_of_bundle
 from .train import PATH, plugin_option
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ Examples:
   cfgdiff export --from-bundle --fp16 --tensorrt --out exported/cifar10
   cfgdiff export --from-bundle exported/small --tensorrt --batch 1,16,64 --sm 89 --out exported/small --force
   cfgdiff export --from-bundle cifar10-turbo --triton models
+  cfgdiff export runs/base16 runs/sr32 --out exported/cascade --stage-steps 8 --stage-guidance 1
 
 --from-bundle needs no PyTorch. Exit code 1 where --tensorrt was asked for and no engine could be built."""
 )
-@click.argument("checkpoint", type=PATH, required=False)
+@click.argument("checkpoints", type=PATH, nargs=-1, metavar="[CHECKPOINT] [STAGE...]")
 @click.option("--from-bundle", "from_bundle", metavar="[BUNDLE]", is_flag=False, flag_value=PACKAGED,
               help="Export from a bundle's float32 graph (by default the packaged model's) "
                    "instead of a checkpoint.")  # fmt: skip
@@ -53,6 +55,7 @@ Examples:
 @click.option("--guidance-interval", "interval", metavar="LO,HI", type=INTERVAL,
               help="Guide only where sigma / alpha lies between these. "
                    "Without it: everywhere, or the source bundle's.")  # fmt: skip
+@stage_options
 @_variant_options
 @click.option("--tensorrt/--no-tensorrt", default=None,
               help="Build TensorRT engines. Default: where TensorRT is installed.")  # fmt: skip
@@ -66,7 +69,7 @@ Examples:
 @plugin_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there; engines that still fit are kept.")
 def export(
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
     from_bundle: str | None,
     out: Path | None,
     plugins: tuple[Path, ...],
@@ -74,10 +77,15 @@ def export(
     triton: Path | None,
     **flags: Any,
 ) -> None:
-    """Export a run or checkpoint (its averaged weights), or a bundle anew, as a bundle that cfgdiff-run uses."""
+    """Export a run or checkpoint (its averaged weights), or a bundle anew, as a bundle that cfgdiff-run uses.
+
+    A STAGE is a run of a super-resolution preset, as sr-16-32. It enlarges what the network before it draws.
+    """
+    checkpoint = checkpoints[0] if checkpoints else None
     if triton is not None:
         return _export_for_triton(triton, from_bundle, flags)
     tensorrt, batch, sm = (flags.pop(name) for name in ("tensorrt", "batch", "sm"))
+    of_stages = {name: flags.pop(name) for name in NAMES}
     _refuse_idle_flags(checkpoint, from_bundle, tensorrt)
     precisions = tuple(name for name in DERIVED if flags.pop(name))
     defaults = _chosen_defaults(**flags)
@@ -87,8 +95,8 @@ def export(
 
     check_target(target, force)
     build = None if tensorrt is False else _builder(parse_profile(batch), parse_sm(sm) if sm else None)
-    source = _source(checkpoint, from_bundle, target.resolve().name, defaults, plugins)
-    report = write_bundle(source, target, precisions, force, build, say)
+    source, *stages = _sources(checkpoints, from_bundle, target.resolve().name, defaults, plugins, of_stages)
+    report = write_bundle(source, target, precisions, force, build, say, stages)
     _say_report(report, target)
     if tensorrt and report.build_error is not None:
         raise SystemExit(1)
@@ -106,9 +114,10 @@ def _export_for_triton(target: Path, from_bundle: str | None, flags: dict[str, A
     if len(precisions) > 1:
         raise click.UsageError(f"--triton: expected one of {' and '.join(DERIVED[name].flag for name in precisions)}")
     from cfgdiff.export.triton import write_repository
-    from cfgdiff.runtime import load_bundle
 
-    bundle = load_bundle(None if from_bundle == PACKAGED else from_bundle)
+    from .opening import load_single
+
+    bundle = load_single(None if from_bundle == PACKAGED else from_bundle, "Triton's loop steps one network")
     precision = next(iter(precisions), "float32")
     model, network = write_repository(bundle, target, precision, tensorrt)
     say(f"model repository {target}: {model}, which draws, and {network}")
@@ -132,9 +141,11 @@ def _say_report(report: "Report", target: Path) -> None:
         say(f"ONNX Runtime against PyTorch: largest relative error {errors['graph']}")
         say(f"weights stored as float16: largest relative change of the prediction {errors['float16_weights']}")
         say(f"16 pictures of the bundle against PyTorch in float32: {psnr} dB (48 is one grey level)")
-    for name, variant in report.bundle.variants.items():
-        if variant.certificate is not None:
-            say(f"{name}: {summary(variant.certificate, name == 'float32')}")
+    for model in report.bundle.models:
+        where = f"{model.path.name}, " if model.stage else ""
+        for name, variant in model.variants.items():
+            if variant.certificate is not None:
+                say(f"{where}{name}: {summary(variant.certificate, name == 'float32')}")
     say(f"bundle {target}, {report.megabytes:.1f} MB; use it with: cfgdiff-run --model {target} --class NAME")
     if report.build_error is not None:
         say(f"no TensorRT engine: {report.build_error}")
@@ -181,24 +192,30 @@ def _chosen_defaults(**defaults: Any) -> dict[str, Any]:
     return given
 
 
-def _source(
-    checkpoint: Path | None, from_bundle: str | None, name: str, chosen: dict[str, Any], plugins: tuple[Path, ...]
-) -> "Source":
+def _sources(checkpoints: tuple[Path, ...], from_bundle: str | None, name: str, chosen: dict[str, Any],
+             plugins: tuple[Path, ...], of_stages: dict[str, Any]) -> "list[Source]":  # fmt: skip
+    """The graphs of all networks, the base first."""
     from cfgdiff.export import source
     from cfgdiff.runtime.bundle import Defaults
 
-    if checkpoint is None:
-        return source.from_bundle(None if from_bundle == PACKAGED else Path(str(from_bundle)), name, chosen)
+    if not checkpoints:
+        path = None if from_bundle == PACKAGED else Path(str(from_bundle))
+        return [source.from_bundle(path, name, chosen), *stages_of_bundle(path, name, of_stages)]
+    checkpoint, *stages = checkpoints
     source.check_source(checkpoint)
     from cfgdiff.trainer.registry import load_plugins
     from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
-    model = load_model(checkpoint)
+    model, asked = load_model(checkpoint), asked_stages(len(stages), of_stages)
+    source.check_base(checkpoint, model)
+    above = load_stages(stages, model)
     defaults = Defaults("dpmpp-2m", 20, 1.5, None)
     if few := model.sampling.get("fitted"):
         defaults = Defaults("ddim", max(few), 3.0, None)
-    return source.from_checkpoint(model, name, source.checked_defaults(model, replace(defaults, **chosen)))
+    defaults = source.checked_defaults(model, replace(defaults, **chosen))
+    base = source.from_checkpoint(model, name, defaults, 0 if stages else None)
+    return [base, *stage_sources(above, name, asked)]
 
 
 def _builder(profile: tuple[int, int, int], sm: tuple[str, ...] | None) -> "Callable[[Bundle], None]":
@@ -253,15 +270,25 @@ def verify(bundle: Path | None, engine: str | None, n: int, store: bool) -> None
     Rows must not depend on their neighbours and guidance must be uncond + w (cond - uncond); predictions must be
     float32's at every noise level; and pictures from the same noise must be float32's in decibels and in features.
     """
-    from cfgdiff.export import certify
-    from cfgdiff.export.verify import reference
-    from cfgdiff.runtime import load_bundle, open_engine
-    from cfgdiff.runtime.engines import ENGINES, REFERENCE
-    from cfgdiff.runtime.errors import Failure, named
-    from cfgdiff.runtime.sidecar import build_command
+    from cfgdiff.runtime import load_bundle
+    from cfgdiff.runtime.engines import ENGINES
+    from cfgdiff.runtime.errors import named
 
     engine = engine and named("engine", "engine", engine, ENGINES)
-    model = load_bundle(bundle)
+    if not all([_verified(model, engine, n, store) for model in load_bundle(bundle).models]):
+        raise SystemExit(1)
+
+
+def _verified(model: "Bundle", engine: str | None, n: int, store: bool) -> bool:
+    """Whether all that could be verified of one network passed, and something could."""
+    from cfgdiff.export import certify
+    from cfgdiff.export.verify import reference
+    from cfgdiff.runtime import open_engine
+    from cfgdiff.runtime.engines import ENGINES, REFERENCE
+    from cfgdiff.runtime.errors import Failure
+    from cfgdiff.runtime.sidecar import build_command
+
+    where = f"{model.path.name}, " if model.stage else ""
     chosen = certify.candidates(model, engine)
     if engine and not chosen:
         how = f"build one with: {build_command(model.path)}"
@@ -276,10 +303,11 @@ def verify(bundle: Path | None, engine: str | None, n: int, store: bool) -> None
             if needed := target.own or engine == target.engine:  # others are used only where they are named
                 verdicts.append(certificate.passed)
             text = summary(certificate, (target.engine, target.precision) == REFERENCE)
-            say(f"{target.name}: {text}" + ("" if needed or certificate.passed else "; it is taken by name only"))
+            say(
+                f"{where}{target.name}: {text}" + ("" if needed or certificate.passed else "; it is taken by name only")
+            )
             if store:
                 certify.store(target, model, certificate)
     for reason, names in skipped.items():
-        say(f"{', '.join(names)}: not verified: {reason}")
-    if not verdicts or not all(verdicts):
-        raise SystemExit(1)
+        say(f"{where}{', '.join(names)}: not verified: {reason}")
+    return bool(verdicts) and all(verdicts)

@@ -3,11 +3,17 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .flags import INTERVAL, Numbers
 from .train import PATH
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cfgdiff.runtime import Bundle
 
 
 @click.command(
@@ -15,7 +21,8 @@ from .train import PATH
 Examples:
   cfgdiff fit-steps exported/small
   cfgdiff fit-steps exported/small --steps 5,10 --guidance 2
-  cfgdiff fit-steps exported/small --guidance 6 --guidance-interval 0.1,3"""
+  cfgdiff fit-steps exported/small --guidance 6 --guidance-interval 0.1,3
+  cfgdiff fit-steps exported/cascade/stage-1 --steps 3,4,6"""
 )
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--steps", default="4,6,8,10", show_default=True, metavar="N[,N...]",
@@ -32,18 +39,20 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
     """Fit timesteps and a solver's coefficients to a bundle's model, so that few evaluations draw what many would.
 
     They are stored in the bundle (by default cifar10-small), and `cfgdiff-run --steps N` then takes them. The
-    printed error is measured on other pictures than those of the fit.
+    printed error is measured on other pictures than those of the fit. Of a cascade these are the base's steps; those
+    of a stage are fitted in its own folder, on pictures that the cascade draws below it.
     """
     from cfgdiff.export.description import store_fitted
     from cfgdiff.export.fit import fit_steps as fit
     from cfgdiff.export.fit import total_evaluations
-    from cfgdiff.runtime import Request, open_engine
+    from cfgdiff.runtime import Request, load_bundle, open_engine
     from cfgdiff.runtime.errors import Failure
     from cfgdiff.runtime.plan import guidance_of
 
-    from .opening import load_many_steps
+    from .opening import check_many_steps
 
-    loaded, wanted = load_many_steps(bundle, "fitting finds others"), sorted(set(steps))
+    loaded, wanted = load_bundle(bundle).models[0], sorted(set(steps))
+    check_many_steps(loaded, "fitting finds others")
     if not 1 <= wanted[0] <= wanted[-1] < teacher_steps:
         given = ", ".join(map(str, steps))
         raise click.UsageError(
@@ -52,13 +61,27 @@ def fit_steps(bundle: Path | None, steps: tuple[int, ...], guidance: float | Non
     guided = guidance_of(loaded, Request([], guidance=guidance, interval=interval))
     if not os.access(loaded.path, os.W_OK | os.X_OK):
         raise Failure(f"{loaded.path}: cannot be written, but the result is kept there; give a copy of the bundle")
-    engine = open_engine(loaded, "cpu", "float32", threads)
+    engine, low = open_engine(loaded, "cpu", "float32", threads), _to_enlarge(loaded, pictures, threads)
     total = total_evaluations(wanted, pictures, teacher_evaluations=teacher_steps)
     with click.progressbar(length=total, label="fitting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         fits = fit(
-            engine, loaded, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update
-        )
+            engine, loaded, wanted, pictures, teacher_evaluations=teacher_steps, guidance=guided, watch=bar.update,
+            low=low,
+        )  # fmt: skip
     store_fitted(loaded, {n: result.fitted for n, result in fits.items()})
     click.echo(f"mean squared error to {teacher_steps} evaluations of dpmpp-2m, on other pictures: fitted, dpmpp-2m")
     for n, result in fits.items():
         click.echo(f"{n:>4} evaluations: {result.error:.5f}, {result.plain_error:.5f}")
+
+
+def _to_enlarge(stage: "Bundle", pictures: int, threads: int | None) -> "np.ndarray | None":
+    """The pictures that a cascade draws below one of its stages; None for a model that enlarges nothing."""
+    from cfgdiff.export.fit import HELD_OUT, SEED
+    from cfgdiff.runtime import draw, load_bundle, open_engine
+
+    if stage.condition is None:
+        return None
+    below = load_bundle(stage.path.parent).up_to(stage.image_shape[1] // stage.condition.factor)
+    with open_engine(below, "cpu", "float32", threads) as engine:
+        classes = [i % len(below.class_names) for i in range(pictures + HELD_OUT)]
+        return draw(below, classes, engine, seed=SEED)

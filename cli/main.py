@@ -75,9 +75,10 @@ def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: P
     if bundle and image_size and image_size != loaded.image_shape[1]:
         high = f"the pictures of the bundle {bundle} are {loaded.image_shape[1]} high"
         raise click.UsageError(f"--image-size {image_size}: {high}; leave it out")
-    for precision in loaded.variants if bundle or data is None else ():
-        with closing(open_engine(loaded, "cpu", precision)) as engine:
-            try_out(engine, loaded)
+    for model in loaded.models if bundle or data is None else ():
+        for precision in model.variants:
+            with closing(open_engine(model, "cpu", precision)) as engine:
+                try_out(engine, model)
     if data is None:
         click.echo(card(loaded))
         return
@@ -90,7 +91,7 @@ def info(bundle: Path | None, data: Path | None, image_size: int | None, grid: P
         check_held_out(pictures, data, loaded.class_names, "bundle")
     same = pictures.class_names == loaded.class_names and pictures.pictures.shape[1:] == loaded.image_shape
     if same and len(pictures.test_labels):
-        measured = _measured(loaded, pictures)
+        measured = _measured(loaded.models[0], pictures)
         click.echo(card(loaded))
         click.echo(f"\n- test_loss, measured: {measured['test_loss']:.4f}")
         rate = f"{measured['rate']:.3f} bits a dimension at DDPM's schedule (Ho et al. 2020: 1.78 for CIFAR-10)"
@@ -144,6 +145,7 @@ def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[
     from cfgdiff.trainer.objective import held_out_loss
     from cfgdiff.trainer.power_ema import gamma_of_width, write_reconstructed
     from cfgdiff.trainer.registry import load_plugins
+    from cfgdiff.trainer.super_resolution import held_out_inputs
     from cfgdiff.trainer.weights import load_model
 
     load_plugins(plugins)
@@ -158,7 +160,8 @@ def ema(run: Path, widths: tuple[float, ...], data: Path | None, plugins: tuple[
         write_reconstructed(run, value, out)
         if held_out is not None:
             model = load_model(out)
-            loss = held_out_loss(model.network, model.schedule, held_out.test_pictures, held_out.test_labels)
+            inputs = held_out_inputs(model.sampling.get("condition"), model.schedule)
+            loss = held_out_loss(model.network, model.schedule, held_out.test_pictures, held_out.test_labels, inputs)
             measured = f", test loss {loss:.4f}"
         click.echo(f"width {value:g}{measured}: export with cfgdiff export {out}")
 

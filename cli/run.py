@@ -15,6 +15,7 @@ from .errors import one_line, run_command
 from .flags import INTERVAL, MOST_STEPS, Count, Destination, FilePath, Numbers, log_to_stderr, typed_flags
 from .shard_flags import MOST as MOST_IN_SHARDS
 from .shard_flags import idle_shard_flags, plain_place, shard_flags, taken
+from .stages import asked_stages, stage_options, stages_report
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Blend, Bundle, Plan, Request
@@ -69,7 +70,8 @@ Examples:
   cfgdiff-run --class ship --stream --n 2
   cfgdiff-run --class frog --n 64 --steps 1 --out frogs
   cfgdiff-run --model cifar10-small --class frog --steps 12 --sampler unipc
-  cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2"""
+  cfgdiff-run --model exported/mine --class frog --steps 12 --guidance 2
+  cfgdiff-run --model exported/cascade --class all --size 64 --stage-steps 6"""
 )
 @click.option("--class", "classes", multiple=True, metavar="NAME",
               help="Class to draw; repeats, takes a comma list; 'all' goes round all.")  # fmt: skip
@@ -102,6 +104,9 @@ Examples:
     "--strength", type=float, help="How much of the picture is drawn anew, 0 .. 1. Default: 0.5; 1 with a mask."
 )
 @click.option("--mask", type=PATH, metavar="PICTURE", help="Draw where this is white and keep the picture elsewhere.")
+@click.option("--size", type=Count(), help="Height of the pictures of a cascade: as many stages as it needs. Default: "
+              "all.")  # fmt: skip
+@stage_options
 @click.option("--batch", default=64, show_default=True, type=Count(), help="Pictures at a time.")
 @click.option("--out", default="samples", show_default=True, type=Destination(),
               help="A folder (pictures, grid.png), or a .png, .jpg or .webp (the picture, or a grid of several), .gif "
@@ -136,12 +141,12 @@ def command(out: Path | str, remake: Path | None, model: Path | None, list_class
 
     from .draw import Drawing, Target, draw, redraw
     from .edit import noted_model, noted_strength, read_edit
-    from .opening import Wanted, first_note, warn_of_steps
+    from .opening import Wanted, first_note, noted_part, warn_of_steps
 
     log_to_stderr(verbose)
     wanted = Wanted(*(flags.pop(name) for name in ("engine", "precision", "threads", "uncertified")))
     kind, resume, stream, sharding = flags.pop("kind"), flags.pop("resume"), flags.pop("stream"), taken(flags)
-    source, strength, mask, n = (flags.pop(name) for name in ("source", "strength", "mask", "n"))
+    source, strength, mask, n, size = (flags.pop(name) for name in ("source", "strength", "mask", "n", "size"))
     if list_classes:
         bundle = load_bundle(model)
         click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
@@ -161,12 +166,13 @@ def command(out: Path | str, remake: Path | None, model: Path | None, list_class
     if remake is not None and source is not None and strength is None:
         strength = noted_strength(remake)
     if remake is not None:
-        bundle = load_bundle(model or noted_model(remake))
+        bundle = noted_part(load_bundle(model or noted_model(remake)), remake)
         edit = read_edit(bundle, source, strength, mask)
         click.echo(redraw(remake, bundle, out, edit, partial(wanted.open_as_noted, bundle, "--remake")), err=True)
         return
 
     def planned(bundle: "Bundle") -> tuple["Bundle", "Plan", int | None]:
+        bundle = bundle if size is None else bundle.up_to(size)
         request, columns = _request(bundle, n=n, **flags, edit=read_edit(bundle, source, strength, mask))
         return bundle, resolve(bundle, request), columns
 
@@ -200,11 +206,11 @@ def _report(drawing: "Drawing", seconds: dict[str, float]) -> str:
     """What --json prints."""
     plan, engine, w = drawing.plan, drawing.engine, drawing.plan.weights.tolist()
     return json.dumps({
-        "n": len(plan), "model": plan.bundle.name, "steps": plan.steps, "rows": engine.rows,
+        "n": len(plan), "model": plan.bundle.name, "steps": plan.steps, "rows": drawing.rows,
         "engine": engine.name, "precision": engine.precision,
         "sampler": plan.course.sampler, "spacing": plan.course.spacing, "guidance": w[0] if len(set(w)) == 1 else w,
         "seed": plan.request.seed, "seconds": {name: round(value, 4) for name, value in seconds.items()},
-    })  # fmt: skip
+    } | (stages_report(drawing) if plan.stages else {}))  # fmt: skip
 
 
 def _summary(drawing: "Drawing", n: int, seconds: dict[str, float], out: Path) -> str:
@@ -222,7 +228,7 @@ def _request(bundle: "Bundle", classes: tuple[str, ...], n: int | None, interpol
     from cfgdiff.runtime import Request
     from cfgdiff.runtime.guidance import Guidance
 
-    names = _classes(bundle, classes)
+    names, settings["stages"] = _classes(bundle, classes), asked_stages(len(bundle.stages), settings)
     if guidance is not None:
         Guidance(guidance)  # all of the list, even where there are fewer pictures
     if interpolate is None:

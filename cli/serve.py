@@ -126,13 +126,15 @@ def _is_local(host: str) -> bool:
 def _opened(models: tuple[str, ...], wanted: dict[str, Any], queue: dict[str, Any], stack: contextlib.ExitStack,
             ) -> "list[Served]":  # fmt: skip
     """The models with their schedulers, which `stack` closes after an error."""
-    from cfgdiff.runtime import load_bundle, open_engine
+    from cfgdiff.runtime import open_engine
     from cfgdiff.runtime.bundle import PACKAGED, TURBO
     from cfgdiff.runtime.notes import model_note
     from cfgdiff.runtime.server.drawing import Served
     from cfgdiff.runtime.server.scheduler import Scheduler
 
-    bundles = [load_bundle(name) for name in models or (TURBO, PACKAGED)]
+    from .opening import load_single
+
+    bundles = [load_single(name, "serve steps one network") for name in models or (TURBO, PACKAGED)]
     names = [bundle.name for bundle in bundles]
     if twice := [name for name in names if names.count(name) > 1]:
         raise click.UsageError(f"MODEL: expected models of different names, found {twice[0]} twice")

@@ -22,8 +22,9 @@ from cfgdiff.runtime.shard_set import Recipe, ShardSet, Survey
 
 from .errors import one_line
 from .flags import progress_bar
-from .opening import Wanted, warn_of_steps
+from .opening import Wanted, check_single, warn_of_steps
 from .shard_flags import Sharding
+from .stages import asked_stages
 
 Opened = Callable[[Bundle, Plan], Engine]
 Makers = Iterator[tuple[int, str, str]]  # number of a shard that is made, the engine's name, its precision
@@ -59,7 +60,9 @@ def shard_set(bundle: Bundle, names: list[str], flags: dict[str, Any], edit: Edi
         if is_file_name(out):
             raise BadInput(f"--out: expected a folder or a URL for shards, found {out}; see --shard-format")
         check_place(out)
+    check_single(bundle, "shards are drawn by one network")
     settings = {name: value for name, value in flags.items() if name not in ("classes", "interpolate", "frames")}
+    asked_stages(0, settings)
     request = Request(names, edit=edit, **settings)
     own = packaged_models().get(bundle.name) == bundle.path
     model = bundle.name if own else os.path.abspath(bundle.path)

@@ -19,7 +19,13 @@ SAMPLES, COLUMNS, ROWS = "samples.png", 10, 8
 
 
 def write_card(bundle: Bundle, engine: Engine) -> None:
-    """Write README.md and samples.png, a column for each of the first ten classes, into the bundle's folder."""
+    """Write README.md and samples.png, a column for each of the first ten classes, into the bundle's folder.
+
+    A super-resolution stage by itself has no pictures of its own.
+    """
+    if bundle.stage:
+        write_whole(bundle.path / "README.md", f"{card(bundle)}\n".encode())
+        return
     columns = bundle.class_names[:COLUMNS]
     pictures = np.concatenate([batch for _, batch in generate(engine, bundle, columns * ROWS)])
     save_png(bundle.path / SAMPLES, grid(pictures, columns=len(columns)))
@@ -50,6 +56,7 @@ def _card(bundle: Bundle) -> str:
         "    cfgdiff-run --model FOLDER --class NAME --n 64", "",
         f"- schedule: {schedule.kind}, T = {schedule.T}, predicts {schedule.prediction}, data_std {schedule.data_std}",
         f"- defaults: {defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance} {where}",
+        *_cascade(bundle),
         *([f"- fitted steps (cfgdiff fit-steps): {', '.join(map(str, bundle.fitted))}"] if bundle.fitted else []),
         *(f"- {key}: {_inline(value)}" for key, value in bundle.provenance.items()),
         *_evaluated(bundle.evaluation),
@@ -70,6 +77,19 @@ def _card(bundle: Bundle) -> str:
         heads = ["TensorRT engine", "MB", "module", "SM", "batch", *MEASURES, "certificate"]
         lines += ["", table(heads, rows)]
     return "\n".join(lines)
+
+
+def _cascade(bundle: Bundle) -> list[str]:
+    """What a super-resolution stage enlarges; the stages of a cascade, a line each."""
+    lines = list[str]()
+    if known := bundle.condition:
+        noise = f"with the noise of t = {known.noise:g} by default, of at most {known.most:g} in training"
+        lines.append(f"- super-resolution stage {known.stage}: enlarges {known.factor} times, {noise}")
+    for stage in bundle.stages:
+        (_, h, w), defaults = stage.image_shape, stage.defaults
+        how = f"{defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance}"
+        lines.append(f"- {stage.path.name}: enlarges them to {w}x{h}; defaults: {how}; see its own folder")
+    return lines
 
 
 def _evaluated(evaluation: dict[str, Any]) -> list[str]:
@@ -94,9 +114,10 @@ def _evaluated(evaluation: dict[str, Any]) -> list[str]:
 
 def _graph(bundle: Bundle) -> list[str]:
     """The graph's contract, and how to draw with it alone."""
-    described, steps = inputs(len(bundle.class_names), bundle.schedule.T, bundle.guidance_input), bundle.defaults.steps
+    factor, steps = bundle.condition.factor if bundle.condition else None, bundle.defaults.steps
+    described = inputs(len(bundle.class_names), bundle.schedule.T, bundle.guidance_input, factor)
     timesteps = bundle.fitted[steps].timesteps if bundle.few_steps else None
-    how = recipe(bundle.schedule, steps, bundle.defaults.guidance, timesteps)
+    how = recipe(bundle.schedule, steps, bundle.defaults.guidance, timesteps, factor)
     lines = [f"- {name}: {text}" for name, text in described.items()]
     return ["", "The graphs take and give, with any B and G:", "", *lines, "", "To draw with a graph alone (DDIM):", "",
             *(f"{i}. {line}" for i, line in enumerate(how, 1))]  # fmt: skip

@@ -13,6 +13,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.examples import example_inputs, example_low
+from cfgdiff.runtime.graph_file import CONDITION_INPUTS
 from cfgdiff.runtime.noise import normals
 
 LEVELS = range(-5, 6)  # of ln(sigma / alpha)
@@ -28,7 +30,7 @@ def round_robin(bundle: Bundle, n: int) -> list[str]:
 def draw(engine: Engine, bundle: Bundle, n: int, watch: Watch = lambda n: None) -> np.ndarray:
     """n pictures of all classes in turn at the defaults, seed 0: (n, H, W, C) uint8. `watch` gets the batch sizes."""
     batches = []
-    for _, pictures in generate(engine, bundle, round_robin(bundle, n), batch=32):
+    for _, pictures in generate(engine, bundle, round_robin(bundle, n), batch=32, low=example_low(bundle, n)):
         batches.append(pictures)
         watch(len(pictures))
     return np.concatenate(batches)
@@ -53,9 +55,10 @@ def errors_by_level(a: Engine, b: Engine, bundle: Bundle, pictures: np.ndarray) 
     """
     n, errors = len(pictures), {"prediction": dict[str, float](), "x0": dict[str, float]()}
     labels, w = np.arange(n) % len(bundle.class_names), np.full(n // 2, bundle.defaults.guidance, np.float32)
+    inputs = example_inputs(bundle, n)
     for level in LEVELS:
         x_t, t = noised(bundle, pictures, level, stream=level - LEVELS[0])
-        answers = [engine.predict(x_t, t, labels, w).astype(np.float64) for engine in (a, b)]
+        answers = [engine.predict(x_t, t, labels, w, *inputs).astype(np.float64) for engine in (a, b)]
         cleans = [bundle.schedule.to_x0(answer, x_t, float(t[0])) for answer in answers]
         for measure, (mine, theirs) in (("prediction", answers), ("x0", cleans)):
             errors[measure][f"{level:+d}"] = float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
@@ -77,9 +80,11 @@ def features(graph: onnx.ModelProto, bundle: Bundle, pictures: np.ndarray) -> np
         watched.graph.output.append(helper.make_tensor_value_info(f"{name}.mean", TensorProto.FLOAT, None))
     session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     x_t, t = noised(bundle, pictures, FEATURE_LEVEL, stream=len(LEVELS))
+    further = dict(zip(CONDITION_INPUTS, example_inputs(bundle, len(x_t)), strict=False))
     labels, unguided, parts = np.arange(len(x_t)) % len(bundle.class_names), np.zeros(0, np.float32), []
     for lo, hi in pairwise([*range(0, len(x_t), 32), len(x_t)]):
         inputs = {"sample": x_t[lo:hi], "timestep": t[lo:hi], "class_label": labels[lo:hi], "guidance": unguided}
+        inputs |= {name: array[lo:hi] for name, array in further.items()}
         parts.append(np.concatenate(session.run([f"{name}.mean" for name in convs], inputs), axis=1))
     return np.concatenate(parts).astype(np.float64)
 

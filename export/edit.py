@@ -37,7 +37,8 @@ def with_description(model: onnx.ModelProto, description: dict[str, Any], precis
     """A copy with bundle.json's description of the model in its metadata, and how to draw with the graph alone."""
     schedule, classes = Schedule(**description["schedule"]), len(description["class_names"])
     defaults = description["defaults"]
-    described = inputs(classes, schedule.T, description.get("guidance_input"))
+    factor = description.get("condition", {}).get("factor")
+    described = inputs(classes, schedule.T, description.get("guidance_input"), factor)
     metadata = {"model": description["name"], "precision": precision}
     metadata |= {key: json.dumps(description[key]) for key in ("class_names", "image_shape", "schedule", "defaults")}
     folded = "guidance_input" in description
@@ -47,7 +48,7 @@ def with_description(model: onnx.ModelProto, description: dict[str, Any], precis
     metadata["null_class"] = str(classes)
     steps, few = defaults.get("steps", 20), description.get("few_steps")
     timesteps = {int(n): fitted["timesteps"] for n, fitted in description["fitted"].items()}[steps] if few else None
-    metadata["sampling"] = "\n".join(recipe(schedule, steps, defaults.get("guidance", 1.0), timesteps))
+    metadata["sampling"] = "\n".join(recipe(schedule, steps, defaults.get("guidance", 1.0), timesteps, factor))
     kept = [entry for entry in model.metadata_props if entry.key not in metadata]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

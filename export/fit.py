@@ -7,17 +7,19 @@ Frankel et al. 2025) and not those of one solver. No gradients: everything is le
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.fitted import TERMS, Fitted, terms
+from cfgdiff.runtime.generate import conditioned
 from cfgdiff.runtime.guidance import Guidance, guided
 from cfgdiff.runtime.noise import normals
 from cfgdiff.runtime.samplers import SAMPLERS, Predict, run
 from cfgdiff.runtime.spacing import timesteps_for
 
-BATCH = 32
+BATCH, HELD_OUT = 32, 32
 SEED = 2**63  # of the latents: not a usual choice, so that nobody judges the result by the pictures it was fitted to
 RIDGE = 1e-7  # of the largest inner product: x and x0 are nearly the same at little noise
 
@@ -52,9 +54,10 @@ def squared_error(pictures: np.ndarray, teacher: np.ndarray) -> float:
     return float(np.square((pictures.astype(np.float64) - teacher) / scale).mean())
 
 
-def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: int = 128, held_out: int = 32,
+def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: int = 128, held_out: int = HELD_OUT,
               teacher_evaluations: int = 60, guidance: Guidance | None = None,
-              watch: Callable[[int], object] = lambda n: None) -> dict[int, Fit]:  # fmt: skip
+              watch: Callable[[int], object] = lambda n: None, low: np.ndarray | None = None,
+              ) -> dict[int, Fit]:  # fmt: skip
     """Fit timesteps and coefficients for each number of evaluations.
 
     Args:
@@ -63,10 +66,12 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
         teacher_evaluations: of the dpmpp-2m trajectories to fit to; more than any of `evaluations`.
         guidance: one w and its interval, the only ones that the result is valid for; the bundle's defaults where None.
         watch: receives the number of pictures of every evaluation, `total_evaluations` in all.
+        low: what a super-resolution stage enlarges, (pictures + held_out, h, w, C) uint8.
     """
     schedule, labels = bundle.schedule, np.arange(pictures + held_out) % len(bundle.class_names)
     guidance = guidance or Guidance((bundle.defaults.guidance,), bundle.defaults.interval)
-    predict = predictor(engine, bundle, labels, guidance, watch)
+    condition = () if low is None else conditioned(bundle, low, partial(_noise, len(low)))
+    predict = predictor(engine, bundle, labels, guidance, watch, condition)
     teacher, known = teach(predict, bundle, teacher_evaluations, len(labels)), slice(0, pictures)
     paths, fits = choose(teacher.states[:, known], teacher.cleans[:, known], evaluations), {}
     for n in evaluations:
@@ -84,24 +89,28 @@ def fit_steps(engine: Engine, bundle: Bundle, evaluations: list[int], pictures: 
 
 
 def total_evaluations(
-    evaluations: list[int], pictures: int = 128, held_out: int = 32, teacher_evaluations: int = 60
+    evaluations: list[int], pictures: int = 128, held_out: int = HELD_OUT, teacher_evaluations: int = 60
 ) -> int:
     """How many pictures `fit_steps` evaluates."""
     return (pictures + held_out) * (teacher_evaluations + 2 * sum(evaluations))
 
 
 def predictor(
-    engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: Guidance, watch: Callable[[int], object]
-) -> Predict:
-    """Guided predictions for any number of pictures, `BATCH` at a time."""
+    engine: Engine, bundle: Bundle, labels: np.ndarray, guidance: Guidance, watch: Callable[[int], object],
+    condition: tuple[np.ndarray, ...] = (),
+) -> Predict:  # fmt: skip
+    """Guided predictions for any number of pictures, `BATCH` at a time; `condition` is that of all of them."""
     parts, weights = (
         [slice(lo, lo + BATCH) for lo in range(0, len(labels), BATCH)],
         guidance.weights_of(np.arange(len(labels))),
     )
     evaluations = [
-        guided(engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance)
+        guided(
+            engine, bundle.schedule, labels[part], len(bundle.class_names), weights[part], guidance,
+            tuple(array[part] for array in condition),
+        )
         for part in parts
-    ]
+    ]  # fmt: skip
 
     def predict(x: np.ndarray, t: float) -> np.ndarray:
         answers = []
@@ -127,6 +136,10 @@ def teach(predict: Predict, bundle: Bundle, evaluations: int, n: int) -> Teacher
     latent = normals(SEED, np.arange(n), 0, bundle.image_shape)
     states.append(run(SAMPLERS["dpmpp-2m"].solve(latent, timesteps, schedule, _no_noise), recorded))
     return Teacher(timesteps, np.stack(states), np.stack(cleans))
+
+
+def _noise(n: int, shape: tuple[int, ...], step: int) -> np.ndarray:
+    return normals(SEED, np.arange(n), step, shape, stage=1)
 
 
 def _no_noise(step: int) -> np.ndarray:

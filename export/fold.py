@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgdiff.trainer.guided import GuidedUNet
+from cfgdiff.trainer.super_resolution import SuperResolutionUNet
 
 
 class GuidedNetwork(nn.Module):
@@ -30,12 +31,18 @@ class GuidedNetwork(nn.Module):
         Returns:
             (B, C, H, W).
         """
+        return self._folded(sample, timestep, class_label, guidance)
+
+    def _folded(
+        self, sample: Tensor, timestep: Tensor, class_label: Tensor, guidance: Tensor, *condition: Tensor
+    ) -> Tensor:
         b, g = sample.shape[0], guidance.shape[0]
         torch._check(g <= b)
         null = torch.full_like(class_label[:g], self.null_class)  # (G,)
         both = self.network(  # (B + G, C, H, W)
-            torch.cat([sample, sample[:g]]), torch.cat([timestep, timestep[:g]]), torch.cat([class_label, null])
-        )
+            torch.cat([sample, sample[:g]]), torch.cat([timestep, timestep[:g]]), torch.cat([class_label, null]),
+            *(torch.cat([value, value[:g]]) for value in condition),
+        )  # fmt: skip
         cond, uncond = both[:g], both[b:]  # (G, C, H, W) each
         guided = uncond + guidance[:, None, None, None] * (cond - uncond)
         return torch.cat([guided, both[g:b]])
@@ -57,6 +64,27 @@ class FoldedNetwork(nn.Module):
         return prediction
 
 
+class GuidedStage(GuidedNetwork):
+    """A super-resolution `network`, `(x, t, label, condition, condition_noise) -> prediction`, guided as others are.
+
+    Both of its rows see the smaller picture: guidance is towards the class.
+    """
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, timestep: Tensor, class_label: Tensor, guidance: Tensor, condition: Tensor,
+        condition_noise: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """As `GuidedNetwork.forward`; see `runtime.upscale.condition` for the condition (B, C, H, W), and (B,)."""
+        return self._folded(sample, timestep, class_label, guidance, condition, condition_noise)
+
+
 def exported(network: nn.Module, null_class: int) -> nn.Module:
     """The network behind the graph's inputs, guided by itself where it can."""
-    return FoldedNetwork(network) if isinstance(network, GuidedUNet) else GuidedNetwork(network, null_class)
+    if isinstance(network, GuidedUNet):
+        return FoldedNetwork(network)
+    return (GuidedStage if takes_condition(network) else GuidedNetwork)(network, null_class)
+
+
+def takes_condition(network: nn.Module) -> bool:
+    """Whether it is that of a super-resolution stage."""
+    return isinstance(network, SuperResolutionUNet)

@@ -9,13 +9,14 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from cfgdiff.runtime.graph_file import CONDITION_INPUTS
 from cfgdiff.trainer.weights import dropped_weights
 
 from .edit import SMALL, store_half
-from .fold import exported
+from .fold import exported, takes_condition
 from .merge import merge_products
 
-OPSET = 18
+OPSET, INPUTS = 18, ("sample", "timestep", "class_label", "guidance")
 
 
 class _GroupNorm(nn.Module):
@@ -60,14 +61,17 @@ def rounded(network: nn.Module) -> nn.Module:
 def build_graph(network: nn.Module, null_class: int, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
     """The guided network as ONNX, with B and G dynamic and weights named after the network's parameters."""
     b, g = torch.export.Dim("B", min=1, max=4096), torch.export.Dim("G", min=0, max=4096)
-    inputs = (torch.zeros(4, *image_shape), torch.zeros(4), torch.zeros(4, dtype=torch.int64), torch.ones(3))
-    names = ["sample", "timestep", "class_label", "guidance"]
+    x, t = torch.zeros(4, *image_shape), torch.zeros(4)
+    inputs, names = [x, t, torch.zeros(4, dtype=torch.int64), torch.ones(3)], [*INPUTS]
+    if takes_condition(network):
+        inputs, names = [*inputs, x.clone(), t.clone()], [*names, *CONDITION_INPUTS]
+    shapes = tuple({0: g if name == "guidance" else b} for name in names)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a torchvision that is not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, nothing a user could act on
         program = torch.onnx.export(
-            exported(_with_named_norms(network), null_class).eval(), inputs, dynamo=True, opset_version=OPSET,
-            input_names=names, output_names=["prediction"], dynamic_shapes=({0: b}, {0: b}, {0: b}, {0: g}),
+            exported(_with_named_norms(network), null_class).eval(), tuple(inputs), dynamo=True, opset_version=OPSET,
+            input_names=names, output_names=["prediction"], dynamic_shapes=shapes,
             verbose=False, optimize=True,
         )  # fmt: skip
     assert program is not None

@@ -30,6 +30,8 @@ from onnxruntime.quantization.quant_utils import QuantType
 
 from cfgdiff.runtime import Bundle, Engine, generate
 from cfgdiff.runtime.engine import WrappedEngine
+from cfgdiff.runtime.examples import example_low
+from cfgdiff.runtime.graph_file import CONDITION_INPUTS
 
 from .compare import round_robin
 from .edit import replace_nodes, store_half, unpacked
@@ -158,7 +160,7 @@ def _scale_results(model: onnx.ModelProto, steps: dict[str, np.ndarray]) -> None
 def guided_trajectories(engine: Engine, bundle: Bundle, n: int = 10, seed: int = 1) -> list[Inputs]:
     """The inputs of every call while `engine` draws n pictures of all classes in turn, at the bundle's defaults."""
     recorder = _Recorder(engine)
-    for _ in generate(recorder, bundle, round_robin(bundle, n), seed=seed):
+    for _ in generate(recorder, bundle, round_robin(bundle, n), seed=seed, low=example_low(bundle, n)):
         pass
     return recorder.calls
 
@@ -171,11 +173,13 @@ class _Recorder(WrappedEngine):
         self.calls = list[Inputs]()
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`."""
-        self.calls.append({"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance})
-        return self.engine.predict(sample, timestep, class_label, guidance)
+        call = {"sample": sample, "timestep": timestep, "class_label": class_label, "guidance": guidance}
+        self.calls.append(call | dict(zip(CONDITION_INPUTS, condition, strict=False)))
+        return self.engine.predict(sample, timestep, class_label, guidance, *condition)
 
 
 def channel_peaks(model: onnx.ModelProto, names: set[str], calls: Iterable[Inputs]) -> dict[str, np.ndarray]:

@@ -30,8 +30,9 @@ class Network(OpenedEngine):
         self.name, self.precision, self.max_batch = name, precision, max_batch
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`. Raises `Failure` where the network's model does not answer."""
         w = np.ones(len(sample), np.float32)  # plain conditional, as rows without guidance are
         w[: len(guidance)] = guidance

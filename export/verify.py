@@ -12,6 +12,7 @@ import onnx
 from cfgdiff.runtime import Bundle, Engine
 from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.engine import WrappedEngine
+from cfgdiff.runtime.examples import example_inputs
 from cfgdiff.runtime.images import psnr
 from cfgdiff.runtime.noise import normals
 
@@ -81,14 +82,14 @@ def row_errors(engine: Engine, bundle: Bundle) -> dict[str, float]:
     from an unguided call and uncond independent of the class; but where w is an input of the network, any w is right.
     """
     classes, any_batch = len(bundle.class_names), _InParts(engine)
-    x = normals(0, np.arange(B), 0, bundle.image_shape)
+    x, inputs = normals(0, np.arange(B), 0, bundle.image_shape), example_inputs(bundle, B)
     t = np.linspace(0.05, 0.95, B, dtype=np.float32) * bundle.schedule.T
     lo, hi = bundle.guidance_input or (-1.0, 9.0)
     label, every_w = np.arange(B) % classes, np.linspace(lo, hi, B, dtype=np.float32)
     w = every_w[:G]
 
     def ask(rows: np.ndarray, w: np.ndarray, label: np.ndarray = label) -> np.ndarray:
-        return any_batch.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
+        return any_batch.predict(x[rows], t[rows], label[rows], w, *(a[rows] for a in inputs)).astype(np.float64)
 
     everyone, guided, none = np.arange(B), np.arange(G), np.zeros(0, np.float32)
     answers = ask(everyone, w)
@@ -130,10 +131,11 @@ class _InParts(WrappedEngine):
     """Takes any number of rows, as many at a time as the engine inside can."""
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`."""
-        most, inputs = self.max_batch, (sample, timestep, class_label, guidance)
+        most, inputs = self.max_batch, (sample, timestep, class_label, guidance, *condition)
         parts = ([array[lo : lo + most] for array in inputs] for lo in range(0, len(sample), most))
         return np.concatenate([self.engine.predict(*part) for part in parts])
 

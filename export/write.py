@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 from onnx import ModelProto
 
 from cfgdiff.runtime import Bundle, Engine, load_bundle, open_engine
-from cfgdiff.runtime.bundle import DAMAGE
+from cfgdiff.runtime.bundle import DAMAGE, STAGED_VERSION
 from cfgdiff.runtime.engines import REFERENCE
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.files import json_bytes, replace_folder, restore_folder
@@ -27,6 +27,7 @@ from .quantise import guided_trajectories
 from .source import Source
 from .verify import reference, verify
 
+STAGE = "stage-"  # and its number: the folder of a super-resolution stage in a cascade's bundle
 PICTURES = 16  # compared at export; cfgdiff verify takes more
 Say = Callable[[str], object]
 
@@ -67,10 +68,12 @@ def write_bundle(
     force: bool = False,
     build: Callable[[Bundle], object] | None = None,
     say: Say = lambda line: None,
+    stages: Sequence[Source] = (),
 ) -> Report:
     """Write float32 and `precisions` (float16, int8), each with its certificate, the engines and the model card.
 
     Args:
+        stages: the super-resolution stages of a cascade, each of which becomes a bundle in a folder of this one.
         build: puts engines beside the bundle. Where it raises `Failure`, the bundle is written without them.
         say: receives a line for every stage.
 
@@ -79,28 +82,56 @@ def write_bundle(
     """
     check_target(target, force)
     with _replaced(target) as folder:
-        tree = source.description | {"variants": {}}
-        _add_variant(tree, folder, source.graph, "float32")
-        bundle = load_bundle(folder)  # as a user will
-        engine = open_engine(bundle, *REFERENCE)
-        compared = source.compare(engine, bundle)
-        tree["provenance"] = tree["provenance"] | compared
-        for precision in precisions:
-            say(f"{precision}: deriving the graph")
-            derive = PRECISIONS[precision].derive
-            assert derive is not None
-            _add_variant(tree, folder, derive(source.graph, partial(guided_trajectories, engine, bundle)), precision)
-        _certify_variants(tree, folder, engine, say)
-        bundle, build_error = load_bundle(folder), None
-        _keep_engines(target, bundle)
-        try:
-            if build is not None:
-                build(bundle)
-        except Failure as error:
-            build_error = error
-        write_card(bundle, engine)
-    size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
+        compared, build_error = _fill(folder, target, source, precisions, build, say)
+        names = [f"{STAGE}{place}" for place in range(1, 1 + len(stages))]
+        for name, stage in zip(names, stages, strict=True):
+            say(f"{name}:")
+            (folder / name).mkdir()
+            build_error = _fill(folder / name, target / name, stage, precisions, build, say)[1] or build_error
+        if stages:
+            tree = json.loads((folder / "bundle.json").read_bytes())
+            _describe(tree | {"format_version": STAGED_VERSION, "stages": names}, folder)
+            bundle = load_bundle(folder)
+            with open_engine(bundle, *REFERENCE) as engine:
+                write_card(bundle, engine)
+    size = sum(file.stat().st_size for file in target.rglob("*")) / 1e6
     return Report(load_bundle(target), compared.get("errors", {}), size, build_error)
+
+
+def _fill(
+    folder: Path,
+    target: Path,
+    source: Source,
+    precisions: tuple[str, ...],
+    build: Callable[[Bundle], object] | None,
+    say: Say,
+) -> tuple[dict[str, Any], Failure | None]:
+    """Write one network's bundle into `folder`, which takes the place of `target`.
+
+    Returns:
+        what the source compared, and why engines could not be built.
+    """
+    tree = source.description | {"variants": {}}
+    _add_variant(tree, folder, source.graph, "float32")
+    bundle = load_bundle(folder)  # as a user will
+    engine = open_engine(bundle, *REFERENCE)
+    compared = source.compare(engine, bundle)
+    tree["provenance"] = tree["provenance"] | compared
+    for precision in precisions:
+        say(f"{precision}: deriving the graph")
+        derive = PRECISIONS[precision].derive
+        assert derive is not None
+        _add_variant(tree, folder, derive(source.graph, partial(guided_trajectories, engine, bundle)), precision)
+    _certify_variants(tree, folder, engine, say)
+    bundle, build_error = load_bundle(folder), None
+    _keep_engines(target, bundle)
+    try:
+        if build is not None:
+            build(bundle)
+    except Failure as error:
+        build_error = error
+    write_card(bundle, engine)
+    return compared, build_error
 
 
 def _certify_variants(tree: dict[str, Any], folder: Path, engine: Engine, say: Say) -> None:
@@ -118,16 +149,18 @@ def _certify_variants(tree: dict[str, Any], folder: Path, engine: Engine, say: S
 def _others(folder: Path) -> list[str]:
     """The files in a bundle's folder that are not the bundle's."""
     try:
-        variants = json.loads((folder / "bundle.json").read_bytes())["variants"].values()
-        listed = {str(name) for variant in variants for name in variant["files"]}
+        tree = json.loads((folder / "bundle.json").read_bytes())
+        listed = {str(name) for variant in tree["variants"].values() for name in variant["files"]}
+        stages = [str(name) for name in tree.get("stages", ()) if (folder / str(name)).is_dir()]
     except (*DAMAGE, OSError, RecursionError):  # damaged, which may be why it is replaced
-        listed = {_file_of(precision) for precision in PRECISIONS}
-    own = {"bundle.json", "README.md", SAMPLES, *listed}
-    return sorted(
+        listed, stages = {_file_of(precision) for precision in PRECISIONS}, []
+    own = {"bundle.json", "README.md", SAMPLES, *listed, *stages}
+    others = [
         path.name
         for path in folder.iterdir()
         if path.name not in own and SUFFIX not in path.suffixes[-2:] and not path.match(".*.partial")
-    )
+    ]
+    return sorted(others + [f"{name}/{other}" for name in stages for other in _others(folder / name)])
 
 
 @contextmanager

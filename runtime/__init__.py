@@ -20,11 +20,11 @@ from .errors import BadInput, Failure
 from .generate import generate, sample
 from .images import to_images
 from .plan import Plan, resolve
-from .request import Blend, Edit, Request
+from .request import Blend, Edit, Request, Stage
 
 __version__ = own_version()
 
 __all__ = [
-    "BadInput", "Blend", "Bundle", "Edit", "Engine", "Failure", "Plan", "Request", "__version__", "draw", "generate",
-    "load_bundle", "open_engine", "resolve", "sample", "to_images",
+    "BadInput", "Blend", "Bundle", "Edit", "Engine", "Failure", "Plan", "Request", "Stage", "__version__", "draw",
+    "generate", "load_bundle", "open_engine", "resolve", "sample", "to_images",
 ]  # fmt: skip

@@ -6,33 +6,27 @@ Data only: bundle.json and the files it lists with their sha256.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .certificate import Certificate, parse_certificate
 from .errors import BadInput, Failure
 from .files import restore_folder
-from .fitted import Fitted, parse_fitted, parse_interval
+from .fitted import Fitted, parse_fitted
 from .graph_file import contradiction, read_graph
+from .model import Condition as Condition
+from .model import Defaults as Defaults
+from .model import Model as Model
 from .schedule import Schedule
+from .values import condition, finite, integer, interval, names, shape, text
 
-FORMAT_VERSION = 1
-MOST_STEPS, MOST_VALUES = 100_000, 2**26
+FORMAT_VERSION, STAGED_VERSION = 1, 2  # the second of bundles with super-resolution stages, which 1 had not
+MOST_STEPS = 100_000
 # What reading a damaged entry of bundle.json raises.
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 MODELS = Path(__file__).parent / "models"
 PACKAGED, TURBO = "cifar10-small", "cifar10-turbo"
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Settings for callers that give none. Guidance acts inside `interval` of sigma / alpha; None: everywhere."""
-
-    sampler: str
-    steps: int
-    guidance: float
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -61,33 +55,6 @@ class SpeedRecord:
     times: float
 
 
-@dataclass(frozen=True)
-class Model:
-    """What sampling needs to know of a model, beside the engine that runs it.
-
-    Attributes:
-        class_names: class k is `class_names[k]`; the null class is K, their number.
-        image_shape: (C, H, W).
-        fitted: steps fitted to this model, by the number of evaluations.
-        guidance_input: w from .. to, which the network takes as an input: each picture is one row of it. None: the
-            graph computes every guided picture twice, with and without its class, and takes any w.
-        few_steps: the network was trained for the steps in `fitted`, and predicts nothing useful at other timesteps.
-    """
-
-    name: str
-    class_names: list[str]
-    image_shape: tuple[int, int, int]
-    schedule: Schedule
-    defaults: Defaults
-    fitted: dict[int, Fitted] = field(default_factory=dict, kw_only=True)
-    guidance_input: tuple[float, float] | None = field(default=None, kw_only=True)
-    few_steps: bool = field(default=False, kw_only=True)
-
-    def rows(self, pictures: int, guided: int) -> int:
-        """The rows that the network computes to evaluate `pictures`, of which `guided` are guided."""
-        return pictures if self.guidance_input else pictures + guided
-
-
 @dataclass(frozen=True, kw_only=True)
 class Bundle(Model):
     """A model in a folder.
@@ -97,6 +64,9 @@ class Bundle(Model):
         provenance: data set, pictures seen, training command and what else the trainer recorded.
         evaluation: the report of `cfgdiff eval`.
         speeds: the records of `cfgdiff engines --measure --store`, of any machine.
+        stages: the super-resolution stages of a cascade, each in a folder of its own: what this one draws, the first
+            enlarges, and so on.
+        gmac: billions of multiply-adds in a row of the network; None where the export did not record it.
     """
 
     path: Path
@@ -104,6 +74,21 @@ class Bundle(Model):
     provenance: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     speeds: tuple[SpeedRecord, ...] = ()
+    stages: "tuple[Bundle, ...]" = ()
+    gmac: float | None = None
+
+    @property
+    def models(self) -> "tuple[Bundle, ...]":
+        """All networks of a cascade, the base first, without stages; of another bundle, itself."""
+        return replace(self, stages=()), *self.stages
+
+    def up_to(self, size: int) -> "Bundle":
+        """The part of a cascade that draws pictures of that height. Raises `BadInput` with the choices."""
+        sizes = [model.image_shape[1] for model in self.models]
+        if size not in sizes:
+            choices = ", ".join(map(str, sizes))
+            raise BadInput(f"size: {self.name} draws pictures of {choices}, found {size}; take one of these")
+        return replace(self, stages=self.stages[: sizes.index(size)])
 
     def variant(self, precision: str) -> Variant:
         """The variant of that precision. Raises `BadInput` with the choices."""
@@ -130,11 +115,30 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
     except (OSError, ValueError) as error:
         killed = "an export was killed while it replaced this bundle, and renaming it back fails"
         raise Failure(f"{folder}: {killed} ({error})") from None
-    bundle = read_description(folder)
+    tree = _read(folder / "bundle.json")
+    bundle, stages = _parse(folder, tree), tree.get("stages")
     for variant in bundle.variants.values():
         files = {name: _checked_file(folder, name, digest) for name, digest in variant.files.items()}
         _check_graph(folder / variant.graph, files[variant.graph], variant, bundle)
-    return bundle
+    return bundle if not stages else replace(bundle, stages=_loaded_stages(bundle, stages))
+
+
+def _loaded_stages(base: Bundle, names: Any) -> tuple[Bundle, ...]:
+    """The stages of a cascade, checked to enlarge each other's pictures."""
+    again, stages, below = "export the cascade again", list[Bundle](), base
+    if not isinstance(names, list) or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise Failure(f"{base.path / 'bundle.json'}: 'stages' is not as expected, a list of folders in it; {again}")
+    for place, name in enumerate(names, start=1):
+        stage = load_bundle(base.path / name)
+        (c, h, w), known = below.image_shape, stage.condition
+        if known is None or known.stage != place or stage.stages:
+            raise Failure(f"{stage.path}: expected super-resolution stage {place}, found another model; {again}")
+        if stage.image_shape != (c, h * known.factor, w * known.factor) or stage.class_names != base.class_names:
+            expected = f"pictures of {w * known.factor}x{h * known.factor} in the classes of {base.path}"
+            raise Failure(f"{stage.path}: expected {expected}, found others; {again}")
+        stages.append(stage)
+        below = stage
+    return tuple(stages)
 
 
 def read_description(folder: Path) -> Bundle:
@@ -158,8 +162,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise Failure(f"{file}: not readable as JSON ({error}); export the model again") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("format_version"), int):
         raise Failure(f"{file}: expected an object with format_version {FORMAT_VERSION}; export the model again")
-    if (version := tree["format_version"]) != FORMAT_VERSION:
-        raise Failure(f"{file}: format_version is {version}, this cfgdiff reads {FORMAT_VERSION}; update cfgdiff")
+    if (version := tree["format_version"]) not in (FORMAT_VERSION, STAGED_VERSION):
+        known = f"{FORMAT_VERSION} and {STAGED_VERSION}"
+        raise Failure(f"{file}: format_version is {version}, this cfgdiff reads {known}; update cfgdiff")
     return tree
 
 
@@ -175,22 +180,24 @@ def _parse(folder: Path, tree: dict[str, Any]) -> Bundle:
         schedule, defaults = take(tree, "schedule", dict), take(tree, "defaults", dict)
         return Bundle(
             path=folder,
-            name=take(tree, "name", _text),
-            class_names=take(tree, "class_names", _names),
-            image_shape=take(tree, "image_shape", _shape),
+            name=take(tree, "name", text),
+            class_names=take(tree, "class_names", names),
+            image_shape=take(tree, "image_shape", shape),
             schedule=take(tree, "schedule", lambda _: Schedule(**schedule)),
             defaults=Defaults(
-                sampler=take(defaults, "sampler", _text),
-                steps=take(defaults, "steps", lambda n: _integer(n, MOST_STEPS)),
-                guidance=take(defaults, "guidance", _finite),
-                interval=take(defaults, "interval", _interval, absent=None),
+                sampler=take(defaults, "sampler", text),
+                steps=take(defaults, "steps", lambda n: integer(n, MOST_STEPS)),
+                guidance=take(defaults, "guidance", finite),
+                interval=take(defaults, "interval", interval, absent=None),
             ),
             variants=take(tree, "variants", _variants),
             provenance=take(tree, "provenance", dict),
             fitted=take(tree, "fitted", _fitted, absent={}),
-            guidance_input=take(tree, "guidance_input", lambda ends: _interval(list(map(_finite, ends))), absent=None),
+            guidance_input=take(tree, "guidance_input", lambda ends: interval(list(map(finite, ends))), absent=None),
             few_steps=take(tree, "few_steps", lambda flag: _few(flag, tree), absent=False),
+            condition=take(tree, "condition", lambda entry: condition(entry, tree), absent=None),
             evaluation=take(tree, "evaluation", dict, absent={}),
+            gmac=take(tree, "gmac", finite, absent=None),
             speeds=take(tree, "speeds", lambda records: tuple(map(_speed_record, records)), absent=()),
         )
     except DAMAGE as error:
@@ -200,47 +207,10 @@ def _parse(folder: Path, tree: dict[str, Any]) -> Bundle:
         raise Failure(f"{folder / 'bundle.json'}: {problem}; export the model again") from None
 
 
-def _text(value: Any) -> str:
-    if not (isinstance(value, str) and value and not any(c < " " for c in value)):
-        raise ValueError("not a line of text")
-    return value
-
-
-def _names(value: Any) -> list[str]:
-    if not (isinstance(value, list) and value):
-        raise ValueError("no names")
-    return [_text(name) for name in value]
-
-
-def _integer(value: Any, most: int) -> int:
-    if not (isinstance(value, int) and 1 <= value <= most):
-        raise ValueError(f"not an integer from 1 to {most}")
-    return value
-
-
-def _finite(value: Any) -> float:
-    if not -float("inf") < (number := float(value)) < float("inf"):
-        raise ValueError("not a finite number")
-    return number
-
-
-def _interval(value: Any) -> tuple[float, float] | None:
-    interval = parse_interval(value)
-    if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise ValueError("not an interval")
-    return interval
-
-
 def _few(value: Any, tree: dict[str, Any]) -> bool:
     if not isinstance(value, bool) or (value and str(tree["defaults"]["steps"]) not in tree["fitted"]):
         raise ValueError("neither true nor false, or the default steps are not among those of the network")
     return value
-
-
-def _shape(value: Any) -> tuple[int, int, int]:
-    c, h, w = (_integer(v, MOST_VALUES) for v in value)
-    _integer(c * h * w, MOST_VALUES)
-    return c, h, w
 
 
 def _fitted(value: Any) -> dict[int, Fitted]:
@@ -251,7 +221,7 @@ def _fitted(value: Any) -> dict[int, Fitted]:
 
 
 def _variants(value: Any) -> dict[str, Variant]:
-    variants = {_text(name): _variant(v) for name, v in value.items()}
+    variants = {text(name): _variant(v) for name, v in value.items()}
     if "float32" not in variants or any(name != variant.precision for name, variant in variants.items()):
         raise ValueError("no float32 variant, or one of another precision than its name")
     return variants
@@ -259,7 +229,7 @@ def _variants(value: Any) -> dict[str, Variant]:
 
 def _variant(v: dict[str, Any]) -> Variant:
     graph, files = v["graph"], v["files"]
-    if graph not in files or not all(map(_text, files.values())):
+    if graph not in files or not all(map(text, files.values())):
         raise ValueError("graph without hash")
     return Variant(graph, v["precision"], dict(files), parse_certificate(v.get("certificate")))
 
@@ -269,7 +239,7 @@ def _speed_record(r: dict[str, Any]) -> SpeedRecord:
     names = [*instructions, r["engine"], r["precision"]]
     if not isinstance(instructions, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("instructions, engine and precision are names")
-    if not (isinstance(threads, int) and threads > 0 and isinstance(times, int | float) and _finite(times) > 0):
+    if not (isinstance(threads, int) and threads > 0 and isinstance(times, int | float) and finite(times) > 0):
         raise ValueError("threads and times are numbers above 0")
     return SpeedRecord(tuple(instructions), threads, r["engine"], r["precision"], float(times))
 
@@ -302,5 +272,5 @@ def _check_graph(path: Path, data: bytes, variant: Variant, model: Model) -> Non
     if unlisted := sorted(graph.locations - variant.files.keys()):
         problem = f"reads weights from {unlisted[0]!r}, which bundle.json lists no sha256 for"
         raise Failure(f"{path}: {problem}; export the model again")
-    if problem := contradiction(graph, model.image_shape, len(model.class_names)):
+    if problem := contradiction(graph, model.image_shape, len(model.class_names), model.stage > 0):
         raise Failure(f"{path}: {problem}; correct bundle.json, or export the model again")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from .bundle import Bundle
+from .cascade import Cascade
 from .engine import OpenedEngine
 from .engines import ENGINES, open_at, precisions, ways_on_cpu
 from .errors import Failure, named
@@ -25,7 +26,7 @@ def open_engine(
     rows: int | None = None,
     batch: int = MANY,
 ) -> OpenedEngine:
-    """Open an engine for a bundle; `with` closes it at its end.
+    """Open an engine for a bundle, or a `Cascade` of them for one with stages; `with` closes it at its end.
 
     Args:
         engine: a name in `ENGINES`, which is never replaced by another; or "auto": TensorRT or CUDA where they work,
@@ -42,13 +43,14 @@ def open_engine(
         BadInput: an unknown engine or precision.
         Failure: the engine is not available here.
     """
-    engine = named("engine", "engine", engine, ["auto", *ENGINES])
+    if bundle.stages:
+        return Cascade([open_engine(m, engine, precision, threads, uncertified, rows, batch) for m in bundle.models])
+    engine, reasons = named("engine", "engine", engine, ["auto", *ENGINES]), list[tuple[str, Failure]]()
     names = list(ENGINES) if engine == "auto" else [engine]
     if precision != "auto":
         names = [name for name in names if precision in precisions(name, bundle)]
         if not names:
             bundle.variant(precision)  # raises, with the choices
-    reasons = []
     for name, wanted in _ways(bundle, names, precision, threads, rows, batch):
         try:
             opened = open_at(name, bundle, wanted, threads, uncertified)
@@ -58,9 +60,8 @@ def open_engine(
         else:
             log.info("engine %s, %s", opened.name, opened.precision)
             return opened
-    if engine != "auto":
-        raise reasons[0][1]
-    raise Failure("no engine works here: " + "; ".join(f"{name}: {error}" for name, error in reasons))
+    every = Failure("no engine works here: " + "; ".join(f"{name}: {error}" for name, error in reasons))
+    raise every if engine == "auto" else reasons[0][1]
 
 
 def _ways(

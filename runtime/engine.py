@@ -20,8 +20,9 @@ class Engine(Protocol):
     max_batch: int
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """Evaluate the network once.
 
         Args:
@@ -29,6 +30,8 @@ class Engine(Protocol):
             timestep: t of each row, (B,) float32.
             class_label: 0 .. K-1, (B,) int64.
             guidance: w of the first G rows, (G,) float32, 0 <= G <= B.
+            condition: none; but for a super-resolution stage two arrays, the smaller picture, noised and enlarged,
+                (B, C, H, W) float32, and the timestep of that noise, (B,) float32 (see `upscale.condition`).
 
         Returns:
             eps or v, (B, C, H, W) float32, guided in rows 0 .. G-1.
@@ -65,10 +68,11 @@ class WrappedEngine(OpenedEngine):
         self.name, self.precision, self.max_batch = engine.name, engine.precision, engine.max_batch
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`."""
-        return self.engine.predict(sample, timestep, class_label, guidance)
+        return self.engine.predict(sample, timestep, class_label, guidance, *condition)
 
     def close(self) -> None:
         """Close the engine inside."""

@@ -24,7 +24,7 @@ from .threads import LEAST, MOST, cores, shares
 
 OWN_PRECISIONS = {"bfloat16": "float32"}  # and the variants that are computed in them
 Requests = tuple[Any, list["Request"]]  # an AsyncInferQueue, and what each of its requests reads
-NAMES = ("sample", "timestep", "class_label", "guidance")
+NAMES = ("sample", "timestep", "class_label", "guidance", "condition", "condition_noise")
 SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; requests between these are padded
 
 
@@ -57,13 +57,17 @@ class OpenVinoEngine(OpenedEngine):
             model = self._core.read_model(str(self._graph))
             self._model = _unrounded(model) if precision == "int8" else model
         self.precision, self._shape = precision, bundle.image_shape
+        self._further = {"condition": self._shape, "condition_noise": ()} if bundle.stage else {}
         self._queues, self._lock = dict[tuple[int, int, int], Requests](), threading.Lock()
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where it fails or is closed."""
-        inputs = check_inputs(np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape)
+        inputs = check_inputs(
+            np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape, condition, bool(self._further)
+        )
         (b, g), answer, queues = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), []
         # the rows of a part are all guided, or none
         parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]
@@ -86,7 +90,8 @@ class OpenVinoEngine(OpenedEngine):
         """`streams` requests for a graph of that shape, which divide the threads; and the input arrays of each."""
         if (streams, b, g) not in self._queues:
             model, waves = self._model.clone(), None
-            model.reshape({"sample": [b, *self._shape], "timestep": [b], "class_label": [b], "guidance": [g]})
+            rows = {"sample": self._shape, "timestep": (), "class_label": (), **self._further}
+            model.reshape({name: [b, *shape] for name, shape in rows.items()} | {"guidance": [g]})
             if self._low:
                 waves, model = split(import_openvino(), model)
             compiled = self._core.compile_model(model, "CPU", self._settings | {"NUM_STREAMS": streams})

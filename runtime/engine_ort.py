@@ -35,14 +35,15 @@ class OrtEngine(OpenedEngine):
         self._graph, self._threads = bundle.path / bundle.variant(precision).graph, threads or cores()
         self._sessions = {self._threads: open_session(self._graph, self._threads)}  # by the threads of a run
         self._pool, self._opening = ThreadPoolExecutor(self._threads, "cfgdiff"), threading.Lock()
-        self.precision, self._shape = precision, bundle.image_shape
+        self.precision, self._shape, self._takes_condition = precision, bundle.image_shape, bundle.stage > 0
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where it fails or is closed."""
         self.check_open()
-        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
+        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape, condition, self._takes_condition)
         parts = shares(0, len(sample), self._threads)
         session = self._session(max(1, self._threads // len(parts)))
 
@@ -99,14 +100,15 @@ class CudaEngine(OpenedEngine):
                 "ONNX Runtime's CUDA provider cannot be used, it took the CPU instead (see its messages above); "
                 f"it needs NVIDIA's driver and CUDA's libraries: {TO_GPU}"
             )
-        self.precision, self._shape = precision, bundle.image_shape
+        self.precision, self._shape, self._takes_condition = precision, bundle.image_shape, bundle.stage > 0
         self._lock, self._bound = threading.Lock(), dict[tuple[int, int], tuple[Any, dict[str, Any]]]()
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`. Raises `BadInput` for wrong inputs, `Failure` where the GPU fails."""
-        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape)
+        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape, condition, self._takes_condition)
         with self._lock:
             self.check_open()
             try:

@@ -68,7 +68,7 @@ class TensorRTEngine(OpenedEngine):
         self._built, module, data, self._cuda = _choose(bundle, precision, uncertified, built)
         key = self._built.key
         self.precision, (self._least, _, self.max_batch) = key.precision, key.profile
-        self._shape, self._lock = bundle.image_shape, threading.Lock()
+        self._shape, self._takes_condition, self._lock = bundle.image_shape, bundle.stage > 0, threading.Lock()
         self._plans: dict[tuple[int, int], _Plan] = {}
         with ExitStack() as held:
             self._stream = self._cuda.create_stream()
@@ -86,6 +86,8 @@ class TensorRTEngine(OpenedEngine):
             "sample": (picture, np.float32), "timestep": (rows, np.float32), "class_label": (rows, np.int64),
             "guidance": (rows, np.float32), "prediction": (picture, np.float32),
         }  # fmt: skip
+        if self._takes_condition:
+            kinds |= {"condition": (picture, np.float32), "condition_noise": (rows, np.float32)}
         self._host: dict[str, np.ndarray] = {}
         self._device: dict[str, int] = {}
         for name, (shape, kind) in kinds.items():
@@ -97,15 +99,18 @@ class TensorRTEngine(OpenedEngine):
         held.callback(cuda.free_device, self._scratch)
 
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`.
 
         Raises:
             BadInput: inputs of other shapes or types, or of a batch that the engine was not built for.
             Failure: the engine is closed, or the GPU fails.
         """
-        inputs = check_inputs(sample, timestep, class_label, guidance, self._shape, least=0)  # the batch: below
+        inputs = check_inputs(
+            sample, timestep, class_label, guidance, self._shape, condition, self._takes_condition, least=0
+        )  # the batch: below
         b, g = len(sample), len(guidance)
         if not 1 <= b <= self.max_batch:
             raise BadInput(

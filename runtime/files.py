@@ -153,10 +153,9 @@ def replace_folder(target: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        for file in filter(Path.is_file, partial.rglob("*")):
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
         if target.exists():
             target.rename(old)
         partial.rename(target)

@@ -1,18 +1,21 @@
 """The guided sampling loop over batches: a request in, uint8 pictures out. It knows no files and no flags."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .bundle import Model
+from .cascade import stage_engines
 from .engine import Engine
 from .guidance import Evaluate, finite, guided, mixed, thresholded, watched, with_x0
-from .noise import normals
+from .noise import CONDITION, normals
 from .plan import Plan, resolve
 from .request import Classes, Request, Seed
 from .samplers import Steps, nested, run
+from .upscale import condition
 
 Watch = Callable[[int, np.ndarray], object]
 
@@ -50,6 +53,8 @@ def generate(
 def sample(engine: Engine, plan: Plan, watch: Watch | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """Draw the pictures of a plan, batch by batch. The iterator can be closed at any time.
 
+    In a cascade, each network draws all pictures of a batch before the next one enlarges them.
+
     Args:
         watch: called after every evaluation with (first, x0), the clean pictures as they look by then: (B, C, H, W),
             within about -1 .. 1.
@@ -60,13 +65,20 @@ def sample(engine: Engine, plan: Plan, watch: Watch | None = None) -> Iterator[t
     Raises:
         Failure: a prediction or a picture is not finite; it names the evaluation.
     """
-    batch = plan.batch(engine.max_batch)
+    batch, engines = plan.batch(engine.max_batch), stage_engines(engine, plan.stages)
     for first in range(0, len(plan), batch):
         part = plan.take(slice(first, first + batch))
-        steps = drawing(engine, part, None if watch is None else partial(watch, first))
-        with np.errstate(over="ignore", invalid="ignore"):  # `finite` names what is not
-            pictures = run(steps, engine.predict)
+        watch_part = None if watch is None else partial(watch, first)
+        pictures = _drawn(engine, part, watch_part)
+        for stage_engine, stage in zip(engines, part.stages, strict=True):
+            pictures = _drawn(stage_engine, replace(stage, low=pictures), watch_part)
         yield first, pictures
+
+
+def _drawn(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> np.ndarray:
+    """The pictures of one network, (B, H, W, C) uint8, in one batch."""
+    with np.errstate(over="ignore", invalid="ignore"):  # `finite` names what is not
+        return run(drawing(engine, plan, watch), engine.predict)
 
 
 def drawing(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None = None) -> Steps:
@@ -85,10 +97,8 @@ def drawing(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | 
         Failure: see `sample`.
     """
     schedule, timesteps, shape = plan.bundle.schedule, plan.course.timesteps, plan.bundle.image_shape
-    noise = partial(normals, plan.seeds, plan.indices, shape=shape)
-    x = noise(0)  # (B, C, H, W)
-    if plan.end is not None:
-        x = arc(x, normals(plan.end.seeds, plan.indices, 0, shape), plan.end.shares)
+    noise = partial(normals, plan.seeds, plan.indices, shape=shape, stage=plan.bundle.stage)
+    x = _latent(plan, shape)  # (B, C, H, W)
     if plan.known is not None:
         x = schedule.noised(plan.known, x, timesteps[0]).astype(np.float32)
     steps = plan.course.solve(x, timesteps, schedule, noise)
@@ -96,13 +106,48 @@ def drawing(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | 
     return to_uint8(_keep(plan, x0) * schedule.data_std)
 
 
+def _latent(plan: Plan, shape: tuple[int, ...], step: int = 0) -> np.ndarray:
+    """Noise of all pictures of a plan, on the arc to the other end of an interpolation: (B, *shape)."""
+    x = normals(plan.seeds, plan.indices, step, shape, plan.bundle.stage)
+    if plan.end is None:
+        return x
+    return arc(x, normals(plan.end.seeds, plan.indices, step, shape, plan.bundle.stage), plan.end.shares)
+
+
+def _condition(plan: Plan) -> tuple[np.ndarray, ...]:
+    """The smaller pictures of a plan as a super-resolution stage takes them, (B, C, H, W), and their noise, (B,)."""
+    if plan.low is None:
+        return ()
+    return conditioned(plan.bundle, plan.low, partial(_latent, plan), plan.request.condition_noise)
+
+
+def conditioned(
+    model: Model, low: np.ndarray, noise: Callable[[tuple[int, ...], int], np.ndarray], level: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs `condition` (B, C, H, W) and `condition_noise` (B,) of a super-resolution stage, float32.
+
+    Args:
+        low: the smaller pictures, (B, h, w, C) uint8.
+        noise: (shape of a picture, step) -> standard normals, (B, *shape).
+        level: the timestep whose noise they get. None: the model's.
+    """
+    assert model.condition is not None
+    s, planes = (
+        model.condition.noise if level is None else level,
+        (low.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32),
+    )
+    eps = noise(planes.shape[1:], CONDITION)
+    enlarged = condition(planes, eps, s, model.schedule, model.condition.factor)
+    return enlarged.astype(np.float32, copy=False), np.full(len(low), s, np.float32)
+
+
 def _evaluation(engine: Engine, plan: Plan, watch: Callable[[np.ndarray], object] | None) -> Evaluate:
     """The network's predictions for all pictures of a plan, guided and changed as it says."""
     schedule, guidance, null_class = plan.bundle.schedule, plan.guidance, len(plan.bundle.class_names)
-    weights = plan.weights.astype(np.float32)
-    evaluate = guided(engine, schedule, plan.labels, null_class, weights, guidance)
+    weights, inputs = plan.weights.astype(np.float32), _condition(plan)
+    evaluate = guided(engine, schedule, plan.labels, null_class, weights, guidance, inputs)
     if plan.end is not None and (plan.labels != plan.end.labels).any():
-        end = guided(engine, schedule, plan.end.labels, null_class, weights, guidance)
+        end = guided(engine, schedule, plan.end.labels, null_class, weights, guidance, inputs)
         evaluate = mixed(evaluate, end, plan.end.shares)
     if guidance.threshold is not None:
         limit = 1 / schedule.data_std

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 FLOAT32, INT64 = 1, 7  # element types
+CONDITION_INPUTS = ("condition", "condition_noise")  # the further inputs of a super-resolution stage
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # Message -> {field: message in it}, for all paths that lead to a tensor or to the graph's inputs and outputs.
 FOLLOWED = {
@@ -69,10 +70,14 @@ def read_graph(data: bytes) -> GraphFile:
     return graph
 
 
-def contradiction(graph: GraphFile, image_shape: tuple[int, int, int], classes: int) -> str:
+def contradiction(
+    graph: GraphFile, image_shape: tuple[int, int, int], classes: int, takes_condition: bool = False
+) -> str:
     """Where a graph contradicts the contract for such pictures and classes, in words; empty where nowhere."""
     pictures, row = (FLOAT32, 4), (FLOAT32, 1)
     inputs = {"sample": pictures, "timestep": row, "class_label": (INT64, 1), "guidance": row}
+    if takes_condition:
+        inputs |= dict(zip(CONDITION_INPUTS, (pictures, row), strict=True))
     sides = (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, {"prediction": pictures}))
     for side, values, expected in sides:
         if {name: (kind, len(shape)) for name, (kind, shape) in values.items()} != expected:

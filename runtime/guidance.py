@@ -72,10 +72,13 @@ class Guidance:
 
 
 def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: int, weights: np.ndarray,
-           guidance: Guidance) -> Evaluate:  # fmt: skip
+           guidance: Guidance, condition: tuple[np.ndarray, ...] = ()) -> Evaluate:  # fmt: skip
     """Guided predictions for a batch of `labels` (B,) with `weights` (B,), by calls of `engine`, which errors name.
 
     They raise `Failure` for a prediction that is not finite, which would be a black picture.
+
+    Args:
+        condition: the further inputs of a super-resolution stage, see `Engine.predict`.
     """
 
     def evaluate(x: np.ndarray, t: float) -> Steps:
@@ -85,13 +88,15 @@ def guided(engine: Engine, schedule: Schedule, labels: np.ndarray, null_class: i
         if guidance.rescale and acts.any():
             pairs = np.concatenate([x, x]), np.concatenate([times, times])
             classes = np.concatenate([labels, np.full_like(labels, null_class)])
-            cond, uncond = np.split((yield *pairs, classes, np.zeros(0, np.float32)), 2)
+            further = [np.concatenate([array, array]) for array in condition]
+            cond, uncond = np.split((yield *pairs, classes, np.zeros(0, np.float32), *further), 2)
             w = np.where(acts, weights, np.float32(1))[:, None, None, None]
             return finite(rescaled(uncond + w * (cond - uncond), cond, guidance.rescale), engine, t)
         if acts.all() or not acts.any():
-            return finite((yield x, times, labels, weights[acts]), engine, t)
+            return finite((yield x, times, labels, weights[acts], *condition), engine, t)
         order = np.argsort(~acts, kind="stable")  # the graph guides the first G rows
-        prediction = yield x[order], times, labels[order], weights[order][: acts.sum()]
+        further = [array[order] for array in condition]
+        prediction = yield x[order], times, labels[order], weights[order][: acts.sum()], *further
         return finite(prediction, engine, t)[np.argsort(order)]
 
     return evaluate

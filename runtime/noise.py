@@ -1,4 +1,4 @@
-"""Noise that depends on (seed, picture index, step) alone: not on batch size, order, engine or NumPy's version.
+"""Noise that depends on (seed, picture index, stage, step) alone: not on batch size, order, engine or NumPy's version.
 
 Philox (Salmon et al. 2011) is a counter-based generator with a fixed definition. Only its raw 64-bit words come from
 NumPy: the normals are made here, by Box and Muller's transform, because NumPy's own streams may change.
@@ -13,8 +13,12 @@ import numpy as np
 
 from .errors import BadInput
 
+CONDITION = 2**63  # the step of the noise on a super-resolution stage's smaller picture; samplers count from 0
 
-def normals(seed: int | np.ndarray, indices: np.ndarray, step: int, shape: tuple[int, ...]) -> np.ndarray:
+
+def normals(
+    seed: int | np.ndarray, indices: np.ndarray, step: int, shape: tuple[int, ...], stage: int = 0
+) -> np.ndarray:
     """Standard normals for pictures `indices` of run `seed` at `step` (0 is the initial latent).
 
     Args:
@@ -22,6 +26,7 @@ def normals(seed: int | np.ndarray, indices: np.ndarray, step: int, shape: tuple
         indices: picture numbers, (B,) int, 0 .. 2^64 - 1.
         step: >= 0.
         shape: of one picture, (C, H, W).
+        stage: of a cascade, 0 being its base. It is a word of the counter of its own, so stages share no noise.
 
     Returns:
         (B, C, H, W) float32.
@@ -33,7 +38,7 @@ def normals(seed: int | np.ndarray, indices: np.ndarray, step: int, shape: tuple
         [np.broadcast_to(np.asarray(seed, np.uint64), len(indices)), np.asarray(indices).astype(np.uint64)], axis=1
     )
     for row, key in enumerate(pairs):
-        words = np.random.Philox(key=key, counter=[0, 0, 0, step]).random_raw(n + n % 2)
+        words = np.random.Philox(key=key, counter=[0, 0, stage, step]).random_raw(n + n % 2)
         uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1), 53 bits
         radius = np.sqrt(-2 * np.log1p(-uniform[0::2]))
         angle = 2 * np.pi * uniform[1::2]

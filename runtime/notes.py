@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .cascade import stage_engines
 from .engine import Engine
 from .engines import computed_variant
 from .errors import Failure
 from .plan import MOST_STEPS, Plan
-from .request import Blend, Edit, Request
+from .request import Blend, Edit, Request, Stage
 from .sidecar import graph_digest
 
+MOST_STAGES = 16
 # The entries that may be absent; they are fields of a request.
 OPTIONAL = ("spacing", "timesteps", "eta", "interval", "rescale", "threshold")
 
@@ -38,7 +40,21 @@ def note_of(plan: Plan, i: int) -> dict[str, Any]:
     if plan.end is not None:
         label, seed, share = (array[i] for array in plan.end)
         note["to"] = {"class": names[label], "seed": int(seed), "share": float(share)}
+    if plan.stages:
+        note["stages"] = [_stage_note(stage, i) for stage in plan.stages]
     return note if request.edit is None else note | {"from": edit_note(request.edit)}
+
+
+def _stage_note(plan: Plan, i: int) -> dict[str, Any]:
+    """What notes say of one super-resolution stage of picture i: the fields of a `Stage`."""
+    known, noise = plan.bundle.condition, plan.request.condition_noise
+    assert known is not None
+    note: dict[str, Any] = {
+        "steps": plan.course.evaluations, "guidance": float(plan.weights[i]), "sampler": plan.course.sampler,
+        "noise": float(known.noise if noise is None else noise),
+    }  # fmt: skip
+    interval = plan.guidance.limits if plan.request.interval is not None else plan.guidance.interval
+    return note if not interval else note | {"interval": interval}
 
 
 def edit_note(edit: Edit) -> dict[str, Any]:
@@ -47,10 +63,18 @@ def edit_note(edit: Edit) -> dict[str, Any]:
     return note if edit.mask is None else note | {"mask": _digest(edit.mask)}
 
 
-def model_note(bundle: Bundle, engine: Engine) -> dict[str, str]:
-    """What notes say of the model and the engine."""
+def model_note(bundle: Bundle, engine: Engine) -> dict[str, Any]:
+    """What notes say of the model and the engine; in a cascade, of all of them."""
+    note: dict[str, Any] = {"model": bundle.name} | _made_by(bundle, engine)
+    if bundle.stages:
+        both = zip(bundle.stages, stage_engines(engine, bundle.stages), strict=True)
+        note["stage_models"] = [_made_by(stage, stage_engine) for stage, stage_engine in both]
+    return note
+
+
+def _made_by(bundle: Bundle, engine: Engine) -> dict[str, str]:
     digest = model_digest(bundle, engine.precision)
-    return {"model": bundle.name, "model_sha256": digest, "engine": engine.name, "precision": engine.precision}
+    return {"model_sha256": digest, "engine": engine.name, "precision": engine.precision}
 
 
 def model_digest(bundle: Bundle, precision: str) -> str:
@@ -74,11 +98,17 @@ def request_of(note: dict[str, Any], edit: Edit | None = None) -> Request:
             optional = {name: value for name, value in optional.items() if name not in ("interval", "rescale")}
         end = note.get("to")
         blend = Blend(end["seed"], [end["class"]], [end["share"]]) if end else None
+        stages = [_stage_of(entry) for entry in note.get("stages", ())]
         return Request(
             [note["class"]], note["steps"], [note["guidance"]], note["seed"], note["sampler"], indices=[note["index"]],
-            blend=blend, edit=edit, batch=1, **optional,
+            blend=blend, edit=edit, batch=1, stages=stages, **optional,
         )  # fmt: skip
     raise Failure(f"note: {problem}; take a picture of a folder or .tar as written by cfgdiff-run")
+
+
+def _stage_of(note: dict[str, Any]) -> Stage:
+    """What a request asks of a stage, from its note; limits of what is not guided would be refused."""
+    return Stage(**{name: value for name, value in note.items() if name != "interval" or note.get("guidance") != 1})
 
 
 def _integer(below: int, least: int = 0) -> Callable[[Any], bool]:
@@ -102,12 +132,24 @@ def _interval(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) or v == math.inf for v in value)
 
 
+def _stages(value: Any) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= MOST_STAGES and all(map(_stage, value))
+
+
+def _stage(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() <= STAGE.keys() and all(STAGE[k](v) for k, v in value.items())
+
+
 END: dict[str, Callable[[Any], bool]] = {"class": _word, "seed": _integer(2**64), "share": is_number}
+STAGE: dict[str, Callable[[Any], bool]] = {
+    "steps": _integer(MOST_STEPS + 1, 1), "guidance": is_number, "sampler": _word, "interval": _interval,
+    "noise": is_number,
+}  # fmt: skip
 # How each entry must be. Unknown words and numbers out of range are left to `resolve`.
 ENTRIES: dict[str, Callable[[Any], bool]] = {
     "class": _word, "index": _integer(2**63), "seed": _integer(2**64), "steps": _integer(MOST_STEPS + 1, 1),
     "sampler": _word, "guidance": is_number, "spacing": _word, "eta": is_number, "rescale": is_number,
-    "threshold": is_number, "timesteps": _numbers, "interval": _interval,
+    "threshold": is_number, "timesteps": _numbers, "interval": _interval, "stages": _stages,
     "to": lambda value: isinstance(value, dict) and all(right(value.get(name)) for name, right in END.items()),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Divides a graph for OpenVINO's bfloat16: the waves of timestep and guidance are computed in float32.
+"""Divides a graph for OpenVINO's bfloat16: the waves of timesteps and guidance are computed in float32.
 
 In bfloat16 a timestep has 8 bits, so sin(t f) would get another phase. It knows graphs, not engines.
 """
@@ -6,7 +6,7 @@ In bfloat16 a timestep has 8 bits, so sin(t f) would get another phase. It knows
 from collections.abc import Iterable, Set
 from typing import Any
 
-EXACT = ("timestep", "guidance")
+PICTURES, EXACT = ("sample", "condition"), ("timestep", "guidance", "condition_noise")
 
 
 def split(openvino: Any, model: Any) -> tuple[Any, Any]:
@@ -36,9 +36,11 @@ def split(openvino: Any, model: Any) -> tuple[Any, Any]:
 
 def _first_products(model: Any) -> list[Any]:
     """The inputs of matrix products that depend on timestep or guidance by no other product, and not on pictures."""
-    parameters = {parameter.get_friendly_name(): parameter for parameter in model.get_parameters()}
-    pictures = _readers([parameters["sample"]])
-    waves = _readers([parameters[name] for name in EXACT], {"MatMul"}, pictures)
+    pictures, numbers = (
+        [parameter for parameter in model.get_parameters() if parameter.get_friendly_name() in names]
+        for names in (PICTURES, EXACT)
+    )
+    waves = _readers(numbers, {"MatMul"}, _readers(pictures))
     return [
         port
         for op in model.get_ordered_ops()

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .bundle import PACKAGED, Model
+from .bundle import PACKAGED, Bundle, Model
 from .errors import BadInput, named, whole_number
 from .fitted import Fitted
+from .given import edited_picture, smaller_pictures
 from .guidance import Guidance
 from .noise import keys
-from .request import Blend, Edit, Request, class_labels
+from .request import Blend, Request, Stage, class_labels
 from .samplers import SAMPLERS, Solve, solver
 from .spacing import SPACINGS, timesteps_for
 
@@ -50,6 +51,8 @@ class Plan:
         labels, seeds, indices, weights: class, seed, number and w of each picture, (N,).
         end: what is interpolated to.
         known: x0 of the picture that is edited, (C, H, W) float32.
+        low: the smaller pictures that a super-resolution stage enlarges, (N, h, w, C) uint8.
+        stages: the plans of a cascade's stages, whose `low` is still to be drawn.
     """
 
     request: Request
@@ -62,14 +65,21 @@ class Plan:
     weights: np.ndarray
     end: End | None
     known: np.ndarray | None
+    low: np.ndarray | None = None
+    stages: "tuple[Plan, ...]" = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def steps(self) -> int:
-        """Evaluations a picture."""
+        """Evaluations a picture, those of a cascade's stages aside."""
         return len(self.course.timesteps) - 1
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations a picture, of all networks."""
+        return self.steps + sum(stage.steps for stage in self.stages)
 
     @property
     def mask(self) -> np.ndarray | None:
@@ -79,7 +89,8 @@ class Plan:
     @property
     def rows(self) -> int:
         """The most rows of the network that the pictures take."""
-        return self.steps * self.bundle.rows(len(self), len(self) if (self.weights != 1).any() else 0)
+        own = self.steps * self.bundle.rows(len(self), len(self) if (self.weights != 1).any() else 0)
+        return own + sum(stage.rows for stage in self.stages)
 
     def batch(self, most: int) -> int:
         """Pictures at a time on an engine that takes `most` rows: for rescaling, `guided` passes it two a picture."""
@@ -89,7 +100,8 @@ class Plan:
         """Of these pictures alone, which stay what they are."""
         end = None if self.end is None else End(*(array[positions] for array in self.end))
         each = {name: getattr(self, name)[positions] for name in ("labels", "seeds", "indices", "weights")}
-        return replace(self, end=end, **each)
+        low, stages = self.low, tuple(stage.take(positions) for stage in self.stages)
+        return replace(self, end=end, low=None if low is None else low[positions], stages=stages, **each)
 
 
 def resolve(bundle: Model, request: Request) -> Plan:
@@ -114,7 +126,8 @@ def resolve(bundle: Model, request: Request) -> Plan:
         request, bundle, course, guidance, labels, keys("seed", seed, n), keys("indices", indices, n),
         np.broadcast_to(np.array(guidance.weights), n),
         None if request.blend is None else _end(bundle, request.blend, n),
-        None if request.edit is None else _known(bundle, request.edit),
+        None if request.edit is None else edited_picture(bundle, request.edit), smaller_pictures(bundle, request, n),
+        _stages(bundle, request, n),
     )  # fmt: skip
 
 
@@ -250,11 +263,25 @@ def _end(bundle: Model, blend: Blend, n: int) -> End:
     return End(labels, seeds, shares)
 
 
-def _known(bundle: Model, edit: Edit) -> np.ndarray:
-    """The picture as x0."""
-    c, h, w = bundle.image_shape
-    expected = (("picture", edit.picture, (h, w, c), np.uint8), ("mask", edit.mask, (h, w), np.bool_))
-    for name, array, shape, kind in expected:
-        if array is not None and (array.shape != shape or array.dtype != kind):
-            raise BadInput(f"edit.{name}: expected {np.dtype(kind)} {shape}, found {array.dtype} {array.shape}")
-    return ((edit.picture.transpose(2, 0, 1) / 127.5 - 1) / bundle.schedule.data_std).astype(np.float32)
+def _stages(bundle: Model, request: Request, n: int) -> tuple[Plan, ...]:
+    """The plans of a cascade's stages."""
+    below, asked = bundle.models if isinstance(bundle, Bundle) else (bundle,), request.stages
+    if asked and len(asked) != len(below) - 1:
+        raise BadInput(f"stages: expected {len(below) - 1}, one for each of {bundle.name}, found {len(asked)}")
+    if request.edit is not None and below[1:]:
+        raise BadInput(f"edit: {bundle.name} is a cascade, which edits no pictures; take its base alone, by its `size`")
+    plans = []
+    for model, stage, settings in zip(below, below[1:], asked or [Stage()] * len(below), strict=False):
+        c, h, w = model.image_shape
+        stand_in = np.broadcast_to(np.uint8(0), (n, h, w, c))  # for the pictures to come
+        asks = Request(
+            request.classes, settings.steps, settings.guidance, request.seed, settings.sampler,
+            interval=settings.interval, indices=request.indices, blend=request.blend, low=stand_in, batch=request.batch,
+            condition_noise=settings.noise,
+        )  # fmt: skip
+        try:
+            plans.append(resolve(stage, asks))
+        except BadInput as error:  # in the words of a `Stage`
+            parameter, _, text = str(error).partition(": ")
+            raise BadInput(f"stage_{parameter.removeprefix('condition_')}: {text}") from None
+    return tuple(plans)

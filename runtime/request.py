@@ -44,6 +44,22 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What a request for a cascade's pictures asks of one super-resolution stage. None leaves a choice to the stage.
+
+    Attributes:
+        steps, guidance, sampler, interval: as in a `Request`.
+        noise: the timestep whose noise the smaller picture gets.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    interval: tuple[float, float] | None = None
+    noise: float | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """A request for N pictures. None leaves a choice to the bundle.
 
@@ -64,6 +80,9 @@ class Request:
         blend: what to interpolate to.
         edit: a picture to start from.
         batch: pictures at a time.
+        low: the smaller pictures that a super-resolution stage enlarges, (N, h, w, C) uint8.
+        condition_noise: the timestep whose noise `low` gets. None: the stage's.
+        stages: for a cascade, one for each of its stages, or none; the settings before are those of its base.
     """
 
     classes: Classes
@@ -81,6 +100,9 @@ class Request:
     blend: Blend | None = None
     edit: Edit | None = None
     batch: int = BATCH
+    low: np.ndarray | None = None
+    condition_noise: float | None = None
+    stages: Sequence[Stage] = ()
 
     @property
     def strength(self) -> float:

@@ -21,6 +21,7 @@ from .cache import cache_folder
 from .engine import Engine
 from .engines import REFERENCE, cpu_engines, open_at, own_version, package, ways_on_cpu
 from .errors import Failure
+from .examples import example_inputs, example_low
 from .files import write_json
 from .generate import generate
 from .images import psnr
@@ -180,7 +181,7 @@ def _open_all(
     return measured, opened
 
 
-def _call(bundle: Bundle, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _call(bundle: Bundle, b: int) -> tuple[np.ndarray, ...]:
     """Inputs of `Engine.predict` for b guided rows of all classes in the middle of the schedule."""
     w = bundle.defaults.guidance if bundle.defaults.guidance != 1 else 2.0
     return (
@@ -188,6 +189,7 @@ def _call(bundle: Bundle, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
         np.full(b, bundle.schedule.T / 2, np.float32),
         np.arange(b) % len(bundle.class_names),
         np.full(b, w, np.float32),
+        *example_inputs(bundle, b),
     )
 
 
@@ -215,18 +217,19 @@ def _affordable(bundle: Bundle, one: float) -> tuple[int, int]:
 def _pictures(engine: Engine, bundle: Bundle, n: int, steps: int) -> np.ndarray:
     """n pictures of all classes in turn at the bundle's defaults, (n, H, W, C) uint8."""
     classes = [i % len(bundle.class_names) for i in range(n)]
-    return np.concatenate([pictures for _, pictures in generate(engine, bundle, classes, steps, batch=n)])
+    drawn = generate(engine, bundle, classes, steps, batch=n, low=example_low(bundle, n))
+    return np.concatenate([pictures for _, pictures in drawn])
 
 
 def _contradiction(engine: Engine, bundle: Bundle) -> str:
     """Rows must not depend on each other, and guided ones are uncond + w (cond - uncond), where the graph and not the
     network guides. Empty where that holds.
     """
-    x, t, label, w = _call(bundle, 3)
+    x, t, label, w, *further = _call(bundle, 3)
     t = np.array([0.2, 0.5, 0.8], np.float32) * bundle.schedule.T
 
     def ask(rows: list[int], w: np.ndarray) -> np.ndarray:
-        return engine.predict(x[rows], t[rows], label[rows], w).astype(np.float64)
+        return engine.predict(x[rows], t[rows], label[rows], w, *(a[rows] for a in further)).astype(np.float64)
 
     every = [0, 1, 2]
     cond, guided = ask(every, w[:0]), ask(every, w)

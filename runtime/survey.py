@@ -11,6 +11,7 @@ from .choose import open_engine
 from .engine import Engine
 from .engines import ENGINES, REFERENCE, Target, open_at, package, targets
 from .errors import Failure
+from .examples import example_inputs
 from .noise import normals
 from .processor import processor
 from .sidecar import BuiltEngine, build_command, check_certificate
@@ -66,7 +67,7 @@ def try_out(engine: Engine, bundle: Bundle) -> None:
     """Raises `Failure` where an opened engine has no finite prediction for a guided row of the last class."""
     half, w = np.full(1, bundle.schedule.T / 2, np.float32), np.full(1, 2, np.float32)
     sample, label = normals(0, np.arange(1), 0, bundle.image_shape), np.full(1, len(bundle.class_names) - 1)
-    answer = engine.predict(sample, half, label, w)
+    answer = engine.predict(sample, half, label, w, *example_inputs(bundle, 1))
     if not np.isfinite(answer).all():
         wrong = answer[~np.isfinite(answer)][0]
         problem = f"the {engine.precision} variant answers with {wrong} on {engine.name}"

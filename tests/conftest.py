@@ -200,6 +200,22 @@ def small_bundle(small_source: object, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A cascade on disk: a random base for 8x8, and random stages to 16x16 (with int8) and 32x32."""
+    pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
+    from stages import cascade_sources
+
+    from cfgdiff.export.write import write_bundle
+
+    folder = tmp_path_factory.mktemp("cascade") / "cascade"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's exporter
+        base, *stages = cascade_sources()
+    write_bundle(base, folder, ("int8",), stages=stages)
+    return load_bundle(folder)
+
+
+@pytest.fixture(scope="session")
 def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of AlexNet's shapes that keep the scale of what passes through."""
     safetensors = pytest.importorskip("safetensors.numpy", reason="needs the train extra: pip install 'cfgdiff[train]'")

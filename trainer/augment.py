@@ -14,7 +14,7 @@ from cfgdiff.runtime.schedule import Schedule
 
 from .config import NetworkConfig, ObjectiveConfig
 from .draws import Draws
-from .objective import loss
+from .objective import WithInputs, loss
 from .unet import UNet
 
 # y-flip; log2 of the scale; cos - 1 and sin of the rotation; stretch along x and y; translation along x and y
@@ -72,25 +72,9 @@ class AugmentedUNet(UNet):
         return self.answer(x, embedding if augment is None else embedding + self.augment(augment))
 
 
-class _WithTransform(nn.Module):
-    """The network with the transforms of one batch filled in."""
-
-    def __init__(self, network: nn.Module, augment: Tensor) -> None:
-        super().__init__()
-        self._network, self._augment = network, augment
-        if hasattr(network, "loss_weight"):
-            self.loss_weight = network.loss_weight
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """As `AugmentedUNet.forward`."""
-        prediction: Tensor = self._network(x, t, label, augment=self._augment)
-        return prediction
-
-
 def augmented_loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
                    null_class: int, draws: Draws, *, probability: float = 0.12) -> Tensor:  # fmt: skip
     """The loss on transformed pictures, for `augmented-unet`; each transform has `probability` (EDM: 12 %)."""
     augment = draw_labels(draws, probability).to(pictures.device)
-    return loss(
-        _WithTransform(network, augment), config, schedule, transform(pictures, augment), labels, null_class, draws
-    )
+    moved = transform(pictures, augment)
+    return loss(WithInputs(network, augment), config, schedule, moved, labels, null_class, draws)

@@ -16,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cfgdiff.runtime import generate
 from cfgdiff.runtime.bundle import Defaults, Model
+from cfgdiff.runtime.generate import to_uint8
 from cfgdiff.runtime.images import encoded, grid
+from cfgdiff.runtime.upscale import reduced
 
 from .checkpoint import cannot_write, write_run_file
 from .engine_torch import TorchEngine
@@ -82,7 +84,7 @@ def training_flops(run: Run) -> float:
     x = torch.zeros(1, *run.image_shape, device=run.device)
     t, label = torch.zeros(1, device=run.device), torch.zeros(1, dtype=torch.int64, device=run.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run.ema.network(x, t, label)
+        run.ema.network(x, t, label, *run.inputs(x))
     return 3.0 * counter.get_total_flops()  # backward: twice the forward
 
 
@@ -130,7 +132,10 @@ class Best(Callback):
 
 
 class Preview(Timed):
-    """Writes a grid of pictures to RUN/previews, a column a class (ten at most), always drawn from the same noise."""
+    """Writes a grid of pictures to RUN/previews, a column a class (ten at most), always drawn from the same noise.
+
+    A super-resolution stage enlarges training pictures, reduced.
+    """
 
     def __init__(
         self, run: Run, *, seconds: NonNegativeFloat = 600.0, rows: Annotated[int, Field(ge=1, le=1000)] = 4,
@@ -146,11 +151,19 @@ class Preview(Timed):
         defaults = Defaults("dpmpp-2m", steps, self._guidance, None)
         bundle = Model(run.out.name, run.data.class_names, run.image_shape, run.config.schedule, defaults, **known)
         classes = run.data.class_names[:10]
-        engine = TorchEngine(run.predict, run.null_class, takes_w=bundle.guidance_input is not None)
-        pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows)])
+        engine, low = TorchEngine(run.predict, run.null_class, takes_w=bundle.guidance_input is not None), None
+        if bundle.condition:
+            low = to_uint8(reduced(self._shown(run, len(classes)) / 127.5 - 1, bundle.condition.factor))
+        pictures = np.concatenate([part for _, part in generate(engine, bundle, classes * self._rows, low=low)])
         if run.processes.main:
             file = run.out / "previews" / f"{run.pictures_seen:09d}.png"
             write_run_file(file, encoded(grid(pictures, columns=len(classes))), run.out)
+
+    def _shown(self, run: Run, columns: int) -> np.ndarray:
+        """The training pictures for a grid, (N, C, H, W) uint8: the first of each class, around again where few."""
+        places = [np.flatnonzero(run.data.labels == k) for k in range(columns)]
+        rows = [place[row % len(place)] if len(place) else 0 for row in range(self._rows) for place in places]
+        return run.data.pictures[rows]
 
 
 class Log(Callback):

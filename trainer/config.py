@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cfgdiff.runtime.errors import BadInput, named, nearest
 from cfgdiff.runtime.schedule import Schedule
+from cfgdiff.runtime.upscale import FACTORS
 
 LARGEST = 2**53  # of counts: what a float holds exactly
-OWN_NETWORKS = ("unet", "augmented-unet", "guided-unet")
+ENLARGING = "super-resolution-unet", "super-resolution"  # the network and the objective that belong together
+OWN_NETWORKS = ("unet", "augmented-unet", "guided-unet", ENLARGING[0])
+TAKES_W = "guided-unet"
 FROM_TEACHERS = ("distilled-guidance", "trajectory", "consistency")  # objectives whose network takes w
 RENAMED_CALLBACKS = {"ema": "snapshots"}  # the names that earlier checkpoints hold
 
@@ -93,7 +96,7 @@ class TrainConfig(_Section):
 
     pictures: int = Field(1_000_000, ge=1, le=LARGEST)  # pictures to train on in all, repeats counted
     batch: int = Field(128, ge=1, le=2**20)
-    image_size: int = Field(32, ge=8, le=4096)  # for folders of pictures
+    image_size: int = Field(32, ge=8, le=4096)  # height and width that pictures are resized to
     flip: bool = True
     balanced: bool = False  # every class equally often, however many pictures it has
     # precision of the products; auto is bfloat16 where the device has it
@@ -145,9 +148,21 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _teachers_teach_w(self) -> "Config":
-        if self.objective.name in FROM_TEACHERS and self.network.name in ("unet", "augmented-unet"):
+        if self.objective.name in FROM_TEACHERS and self.network.name in OWN_NETWORKS and self.network.name != TAKES_W:
             needed = "needs a network that takes w: set network.name=guided-unet"
             raise ValueError(f"objective.name={self.objective.name} {needed}, found {self.network.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _enlarging_parts_belong_together(self) -> "Config":
+        network, objective = ENLARGING
+        if (self.network.name == network) != (self.objective.name == objective):
+            both = f"network.name={network} and objective.name={objective}"
+            raise ValueError(f"{both} need each other, found {self.network.name} and {self.objective.name}: set both")
+        factor = self.objective.options.get("factor", 2) if self.objective.name == objective else 1
+        if factor in FACTORS and self.train.image_size % factor:
+            expected = f"a multiple of {factor}, the factor of objective.options"
+            raise ValueError(f"train.image_size must be {expected}, found {self.train.image_size}")
         return self
 
     @property

@@ -14,7 +14,8 @@ class TorchEngine(OpenedEngine):
 
     Args:
         predict: (x_t, t, label) -> the prediction, for (B, C, H, W) float32, (B,) float32 and (B,) int64 on the CPU.
-            It takes w (B,) as well where `takes_w`; else guided rows take two passes.
+            It takes w (B,) as well where `takes_w`; else guided rows take two passes. The network of a
+            super-resolution stage also takes the condition (B, C, H, W) and its noise (B,).
         null_class: the label K.
     """
 
@@ -25,8 +26,9 @@ class TorchEngine(OpenedEngine):
 
     @torch.no_grad()
     def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+        *condition: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
         """See `Engine.predict`; guided rows are uncond + w (cond - uncond) (Ho & Salimans 2022; w = 1 is unguided)."""
         self.check_open()
         x, t, label = (torch.from_numpy(a) for a in (sample, timestep, class_label))
@@ -34,9 +36,11 @@ class TorchEngine(OpenedEngine):
             w = torch.cat([torch.from_numpy(guidance), torch.ones(len(x) - len(guidance))])
             folded: np.ndarray = self._predict(x, t, label, w).numpy()
             return folded
-        prediction = self._predict(x, t, label)
+        further = [torch.from_numpy(a) for a in condition]
+        prediction = self._predict(x, t, label, *further)
         if g := len(guidance):
-            uncond = self._predict(x[:g], t[:g], torch.full((g,), self._null_class))
+            null = torch.full((g,), self._null_class)
+            uncond = self._predict(x[:g], t[:g], null, *(a[:g] for a in further))
             prediction[:g] = uncond + torch.from_numpy(guidance)[:, None, None, None] * (prediction[:g] - uncond)
         array: np.ndarray = prediction.numpy()
         return array

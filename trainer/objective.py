@@ -14,7 +14,8 @@ from . import registry
 from .config import Config, ObjectiveConfig
 from .draws import Draws
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Predict = Callable[..., Tensor]  # of x_t, t, label and the further inputs that a network takes
+Inputs = Callable[[Tensor], tuple[Tensor, ...]]
 TEST_PICTURES = 1024
 
 
@@ -87,6 +88,26 @@ class LearnedWeight(nn.Module):
         return torch.cos(math.pi * share[:, None] * orders) @ self.series  # (B, terms) @ (terms,)
 
 
+class WithInputs(nn.Module):
+    """A network with its further inputs of one batch filled in."""
+
+    def __init__(self, network: nn.Module, *inputs: Tensor) -> None:
+        super().__init__()
+        self._network, self._inputs = network, inputs
+        if hasattr(network, "loss_weight"):
+            self.loss_weight = network.loss_weight
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """As `UNet.forward`."""
+        prediction: Tensor = self._network(x, t, label, *self._inputs)
+        return prediction
+
+
+def no_inputs(pictures: Tensor) -> tuple[Tensor, ...]:
+    """The further inputs of networks that take x_t, t and the class alone, for clean pictures (B, C, H, W)."""
+    return ()
+
+
 def loss(network: nn.Module, config: ObjectiveConfig, schedule: Schedule, pictures: Tensor, labels: Tensor,
          null_class: int, draws: Draws) -> Tensor:  # fmt: skip
     """The weighted mean squared error of one noised batch, a scalar; by default L_simple (DDPM, equation 14).
@@ -125,7 +146,7 @@ class Loss(nn.Module):
 
 
 def held_out_errors(
-    predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray
+    predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray, inputs: Inputs = no_inputs
 ) -> tuple[np.ndarray, np.ndarray]:
     """The squared error on held-out pictures with their labels, at ln(sigma / alpha) ~ N(-0.5, 1.2), from a fixed seed.
 
@@ -136,6 +157,7 @@ def held_out_errors(
         predict: (x_t, t, label) -> the prediction, for (B, C, H, W) float32, (B,) float32 and (B,) int64.
         pictures: (N, C, H, W) uint8, the first `TEST_PICTURES` of which are taken.
         labels: (N,) int64.
+        inputs: further ones of the network, for clean pictures (B, C, H, W) in [-1, 1].
 
     Returns:
         ln(sigma / alpha) and the mean squared error of each picture, (n,) float64 each.
@@ -145,15 +167,19 @@ def held_out_errors(
         normal: np.ndarray = torch.special.ndtri(quantiles).numpy()
         return -0.5 + 1.2 * normal
 
-    return _errors_at(levels, predict, schedule, pictures, labels)
+    return _errors_at(levels, predict, schedule, pictures, labels, inputs)
 
 
-def held_out_loss(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
+def held_out_loss(
+    predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray, inputs: Inputs = no_inputs
+) -> float:
     """The mean of `held_out_errors`: one number for a model."""
-    return float(held_out_errors(predict, schedule, pictures, labels)[1].mean())
+    return float(held_out_errors(predict, schedule, pictures, labels, inputs)[1].mean())
 
 
-def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray) -> float:
+def rate(
+    predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.ndarray, inputs: Inputs = no_inputs
+) -> float:
     """The rate of DDPM's variational bound in bits per dimension; published for CIFAR-10: 1.78 (Ho et al. 2020, 4.3).
 
     L_1 + .. + L_{T-1} (equations 5, 8 and 12) of that paper's linear schedule, T = 1000 and variance beta_t, whatever
@@ -162,7 +188,7 @@ def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.
     constant that does not depend on the network.
 
     Args:
-        predict, pictures, labels: as for `held_out_errors`.
+        predict, pictures, labels, inputs: as for `held_out_errors`.
     """
     paper = Schedule("linear", 1000, "eps")
     steps = np.arange(2, paper.T + 1)
@@ -175,14 +201,14 @@ def rate(predict: Predict, schedule: Schedule, pictures: np.ndarray, labels: np.
     def levels(quantiles: Tensor) -> np.ndarray:
         return np.log(ratio[np.searchsorted(cumulative, quantiles.numpy() * cumulative[-1])])
 
-    errors = _errors_at(levels, predict, schedule, pictures, labels)[1]
+    errors = _errors_at(levels, predict, schedule, pictures, labels, inputs)[1]
     fixed = float((shrink - 1 - np.log(shrink)).sum()) / 2
     return (fixed + float(cumulative[-1] * errors.mean())) / math.log(2)
 
 
 @torch.no_grad()
 def _errors_at(levels_of: Callable[[Tensor], np.ndarray], predict: Predict, schedule: Schedule, pictures: np.ndarray,
-               labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+               labels: np.ndarray, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """As `held_out_errors`, at the ln(sigma / alpha) that `levels_of` makes of the quantiles (n,)."""
     x0, label = torch.tensor(pictures[:TEST_PICTURES]).float() / 127.5 - 1, torch.tensor(labels[:TEST_PICTURES])
     generator = torch.Generator().manual_seed(20_061)
@@ -193,7 +219,7 @@ def _errors_at(levels_of: Callable[[Tensor], np.ndarray], predict: Predict, sche
     for i in range(0, n, 128):
         part = slice(i, i + 128)
         x_t, target = noised(schedule, x0[part], t[part], eps[part])
-        prediction = predict(x_t, torch.from_numpy(t[part]).float(), label[part])
+        prediction = predict(x_t, torch.from_numpy(t[part]).float(), label[part], *inputs(x0[part]))
         errors.append(
             F.mse_loss(prediction.float().cpu(), target, reduction="none").double().mean(dim=(1, 2, 3)).numpy()
         )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cfgdiff.runtime.cache import cache_folder
 from cfgdiff.runtime.errors import Failure
+from cfgdiff.runtime.upscale import reduced
 
 from .cache import cached, content_key
 from .data import PictureSet, cifar10_root, counted, hold_out, with_test
@@ -61,18 +62,19 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> PictureSet:
-    """CIFAR-10 in its python layout (cifar-10-batches-py); downloaded once if `path` is the word cifar10."""
+    """CIFAR-10 in its python layout (cifar-10-batches-py); downloaded once if `path` is the word cifar10.
+
+    At 16x16 and 8x8, pixels are means, as a super-resolution stage reduces its training pictures.
+    """
     named = str(path) == "cifar10" and not path.exists()
     root = fetch_cifar10(cache_folder(), url, md5) if named else cifar10_root(path)
     if root is None:
         raise Failure(f"{path}: no CIFAR-10 there; expected cifar-10-batches-py from the archive (python version)")
-    if image_size != 32:
-        raise Failure(f"{root}: CIFAR-10 is 32x32, but train.image_size is {image_size}; set train.image_size=32")
 
     def read(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
         batches = [_batch(root / name) for name in names]
         rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        return rows.reshape(-1, 3, 32, 32), labels
+        return _resized(rows.reshape(-1, 3, 32, 32), image_size), labels
 
     meta = root / "batches.meta"
     (names,) = _unpickle(meta, b"label_names")
@@ -81,7 +83,19 @@ def cifar10(path: Path, image_size: int, *, url: str = URL, md5: str = MD5) -> P
         raise Failure(f"{meta}: label_names must be ten words, found {names!r:.60}; unpack the archive again")
     pictures, labels = read([f"data_batch_{i}" for i in range(1, 6)])
     test_pictures, test_labels = read(["test_batch"])
-    return PictureSet("cifar10", [name.decode() for name in names], pictures, labels, test_pictures, test_labels)
+    notes = () if image_size == 32 else (f"pictures of 32x32 become {image_size}x{image_size}",)
+    names = [name.decode() for name in names]
+    return PictureSet("cifar10", names, pictures, labels, test_pictures, test_labels, notes)
+
+
+def _resized(pictures: np.ndarray, size: int) -> np.ndarray:
+    """(N, 3, 32, 32) uint8 at another size."""
+    if size == 32:
+        return pictures
+    if 32 % size == 0:
+        parts = [reduced(part.astype(np.float32), 32 // size) for part in np.array_split(pictures, 10)]
+        return np.rint(np.concatenate(parts)).astype(np.uint8)
+    return np.stack([square(Image.fromarray(picture), size) for picture in pictures.transpose(0, 2, 3, 1)])
 
 
 def npz(path: Path, image_size: int) -> PictureSet:

@@ -17,6 +17,8 @@ from .distributed import Processes, gathered
 from .ema import EMA
 from .objective import held_out_errors
 from .state import not_finite
+from .steps import sampling_of
+from .super_resolution import held_out_inputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -105,11 +107,16 @@ class Run:
         """The context in which the network computes."""
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "float32")
 
-    def predict(self, x_t: Tensor, t: Tensor, label: Tensor, *w: Tensor) -> Tensor:
-        """The averaged network's prediction, (B, C, H, W) float32 on the CPU; w (B,) is for networks that take it."""
+    def predict(self, x_t: Tensor, t: Tensor, label: Tensor, *inputs: Tensor) -> Tensor:
+        """The averaged network's prediction, (B, C, H, W) float32 on the CPU; `inputs` are for networks that take
+        further ones: w (B,), or those of `inputs`."""
         with torch.no_grad(), self.autocast():
-            prediction: Tensor = self.ema.network(*(value.to(self.device) for value in (x_t, t, label, *w)))
+            prediction: Tensor = self.ema.network(*(value.to(self.device) for value in (x_t, t, label, *inputs)))
         return prediction.float().cpu()
+
+    def inputs(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """What a super-resolution network takes beside x_t, t and the class, for pictures (B, C, H, W) in [-1, 1]."""
+        return held_out_inputs(sampling_of(self.config).get("condition"), self.config.schedule)(pictures)
 
     def held_out_errors(self) -> tuple[np.ndarray, np.ndarray] | None:
         """See `objective.held_out_errors`, of the averaged weights as they are now; None where nothing was held out."""
@@ -117,7 +124,8 @@ class Run:
         if not len(data.test_pictures):
             return None
         if self._measured is None or self._measured[0] != self.step:
-            errors = held_out_errors(self.predict, self.config.schedule, data.test_pictures, data.test_labels)
+            held_out = data.test_pictures, data.test_labels
+            errors = held_out_errors(self.predict, self.config.schedule, *held_out, self.inputs)
             self._measured = self.step, errors
         return self._measured[1]
 

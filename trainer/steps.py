@@ -8,7 +8,8 @@ import numpy as np
 from cfgdiff.runtime.fitted import Fitted
 from cfgdiff.runtime.schedule import Schedule
 
-from .config import Config
+from .config import ENLARGING, TAKES_W, Config
+from .super_resolution import condition_of
 
 STEPS = (1, 2, 3, 4)
 MOST_GUIDANCE = 8.0  # w is learned from 1 to here
@@ -42,8 +43,11 @@ def fitted_steps(schedule: Schedule, steps: int) -> Fitted:
 
 
 def sampling_of(config: Config) -> dict[str, Any]:
-    """What sampling must know of a network beside its weights: `guidance_input`, `few_steps`, `fitted` of `Model`."""
-    if config.network.name != "guided-unet":
+    """What sampling must know of a network beside its weights: `guidance_input`, `few_steps`, `fitted` and `condition`
+    of `Model`."""
+    if config.network.name == ENLARGING[0]:
+        return {"condition": condition_of(config.objective, config.schedule)}
+    if config.network.name != TAKES_W:
         return {}
     objective = config.objective
     known: dict[str, Any] = {"guidance_input": (1.0, float(objective.options.get("most", MOST_GUIDANCE)))}

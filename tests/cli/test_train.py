@@ -96,7 +96,8 @@ def test_bad_input_is_found_before_processes_start(tmp_path: Path, monkeypatch: 
 
 
 def test_presets_are_listed() -> None:
-    names = ["cifar10-guided", "cifar10-paper", "cifar10-small", "cifar10-turbo", "smoke"]
+    names = ["cifar10-16", "cifar10-guided", "cifar10-paper", "cifar10-small", "cifar10-turbo", "small-128", "small-64"]
+    names += ["smoke", "smoke-sr", "sr-16-32", "sr-32-64", "sr-64-128"]
     assert CliRunner().invoke(train, ["--list-presets"]).stdout.split() == names
 
 

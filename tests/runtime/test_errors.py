@@ -16,7 +16,7 @@ def test_nearest_names_close_words_only() -> None:
 
 def test_exit_codes_and_exports() -> None:
     assert (Failure.exit_code, BadInput.exit_code) == (1, 2)
-    names = "BadInput Blend Bundle Edit Engine Failure Plan Request __version__ draw generate load_bundle"
+    names = "BadInput Blend Bundle Edit Engine Failure Plan Request Stage __version__ draw generate load_bundle"
     names += " open_engine resolve sample to_images"
     assert sorted(runtime.__all__) == names.split() and all(hasattr(runtime, name) for name in runtime.__all__)
     assert (

@@ -212,6 +212,8 @@ def test_settings_and_places_without_shards_are_refused(shards: Path, tmp_path: 
         load_data(shards, 16, "webdataset", {"windw": 2})
     with pytest.raises(Failure, match=r"no .tar shards there; expected a folder or URL"):
         load_data(tmp_path, 16, "webdataset")
+    with pytest.raises(Failure, match=r"train.balanced: shards is read shard by shard; leave it out"):
+        load_data(shards, 16).batch(0, 8, seed=0, balanced=True)
 
 
 def test_info_describes_shards(shards: Path) -> None:
