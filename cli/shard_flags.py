@@ -17,7 +17,6 @@ FORMATS = ("tar", "parquet", "folder")
 ALONE = {
     "interpolate": "has no effect with --shard-size, which draws single pictures; leave it out",
     "frames": "has no effect with --shard-size, which draws single pictures; leave it out",
-    "remake": "makes one picture again, found --shard-size; leave out one of the two",
     "resume": "has no effect with --shard-size, which always continues; leave it out",
     "size": "is for cascades, which are not drawn in shards, found --shard-size; leave out one of the two",
     "stream": "has no effect with --shard-size, which shows how far it is; leave it out",

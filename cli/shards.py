@@ -26,6 +26,7 @@ from .opening import Wanted, check_single, warn_of_steps
 from .shard_flags import Sharding
 from .stages import asked_stages
 
+MANY = 100_000  # pictures: the same engine is the fastest for more
 Opened = Callable[[Bundle, Plan], Engine]
 Makers = Iterator[tuple[int, str, str]]  # number of a shard that is made, the engine's name, its precision
 
@@ -118,8 +119,7 @@ def open_for_set(wanted: Wanted, noted: tuple[str, str] | None, shared: bool, bu
 
 def _here(shards: ShardSet, survey: Survey, opened: Opened, drawn: Callable[[int], None]) -> Makers:
     """In this process."""
-    stop = min(shards.recipe.n, shards.recipe.size * len(survey.missing))
-    engine = opened(shards.bundle, shards.plan_of(0, stop))
+    engine = opened(shards.bundle, shards.plan_of(0, min(shards.pictures(survey.missing), MANY)))
     for shard in survey.missing:
         if shard in survey.damaged or not shards.is_finished(shard):
             shards.make(shard, engine, drawn)

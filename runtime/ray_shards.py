@@ -84,6 +84,7 @@ def make_on_ray(recipe: Recipe, shards: Sequence[int], damaged: Collection[int],
 
         context = DataContext.get_current()
         context.enable_progress_bars, context.print_on_execution_start = False, False
+        context.raise_original_map_exception = True
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         room = gpus or cpus // cluster.threads
         if not room:

@@ -35,7 +35,7 @@ def test_the_python_examples_print_what_they_say(
         printed = capsys.readouterr().out
         if said := re.search(r"print\(.*\)  # (.+)$", example, re.MULTILINE):
             assert printed == f"{said[1]}\n"
-    assert re.fullmatch(r"(shard-00000\d\.tar \(100, 32, 32, 3\) [0-9a-f]{8}\n){4}", printed)
+    assert re.fullmatch(r"(shard-00000\d\.tar \(50, 32, 32, 3\) [0-9a-f]{8}\n){4}", printed)
 
 
 def parsed(arguments: list[str]) -> dict:

@@ -76,8 +76,8 @@ def kills(tmp_path: Path, name: str, *flags: str) -> int:
         ("arrays.npz", JOB, 10),
         ("data.tar", JOB, 15),
         ("data.tar", [*JOB, "--resume"], 15),
-        ("set", [*JOB, "--shard-size", "1"], 20),
-        ("set", [*JOB, "--shard-size", "1", "--shard-format", "folder"], 20),
+        ("set", [*JOB, "--shard-size", "2"], 15),
+        ("set", [*JOB, "--shard-size", "2", "--shard-format", "folder"], 15),
     ],
 )
 def test_killed_anywhere_nothing_is_lost_and_the_next_call_cleans_up(

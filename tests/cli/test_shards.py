@@ -101,7 +101,6 @@ def test_what_is_damaged_is_named_and_made_anew(call: Call, tmp_path: Path) -> N
         (["--shard-size", 4, "--n", 9, "--resume"], 2, "--resume: has no effect with --shard-size, which always"),
         (["--shard-size", 4, "--n", 9, "--stream"], 2, "--stream: has no effect with --shard-size"),
         (["--shard-size", 4, "--n", 9, "--interpolate", "1:2"], 2, "--interpolate: has no effect with --shard-size"),
-        (["--shard-size", 4, "--n", 9, "--remake", "a.png"], 2, "--shard-size: has no effect with --remake"),
         (["--shard-size", 1, "--n", 10**9], 2, "--shard-size: expected 1000 or more, for at most 1000000 shards"),
         (["--shard-size", 4, "--n", 9, "--guidance", "nan"], 2, "--guidance: expected finite numbers, found nan"),
         (["--shard-size", 4, "--n", 9, "--out", "none://a"], 1, "none://a: cannot be opened (Protocol not known"),

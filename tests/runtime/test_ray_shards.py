@@ -17,17 +17,17 @@ from fakes import Formula
 from cfgdiff.runtime import Request
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.places import sha256_of
-from cfgdiff.runtime.ray_shards import Cluster, make_on_ray
+from cfgdiff.runtime.ray_shards import Cluster, _failure, make_on_ray
 from cfgdiff.runtime.shard_set import Recipe, ShardSet
 
 RECIPE = {"model": "cifar10-small", "n": 47, "size": 6}
 REQUEST = {"classes": ["cat", "ship"], "steps": 1, "sampler": "ddim", "guidance": 1.0, "batch": 4}
 CODE = """
-import json, os, sys, time
+import json, sys, time
 from ray.cluster_utils import Cluster as Machines
 from fakes import Formula
-from cfgdiff.runtime import Failure, Request
-from cfgdiff.runtime.ray_shards import Cluster, make_on_ray
+from cfgdiff.runtime import Request
+from cfgdiff.runtime.ray_shards import Cluster, _failure, make_on_ray
 from cfgdiff.runtime.shard_set import Recipe, ShardSet
 
 def slow(bundle, plan):
@@ -36,9 +36,6 @@ def slow(bundle, plan):
             time.sleep(0.1)
             return super().predict(*inputs)
     return Slow()
-
-def failing(bundle, plan):
-    raise Failure("formula: no such engine")
 
 out, recipe, request = sys.argv[1], *map(json.loads, sys.argv[2:])
 recipe = Recipe(dest=out, request=Request(**request), **recipe)
@@ -52,10 +49,6 @@ for shard, engine, precision in make_on_ray(recipe, range(8), (), Cluster(machin
     if not made:
         machines.remove_node(nodes[1], allow_graceful=False)
     made.append((shard, engine, precision))
-try:
-    list(make_on_ray(recipe, [0], [0], Cluster(machines.address, actors=1), failing))
-except Failure as error:
-    made.append(str(error))
 machines.shutdown()
 with open(out + ".json", "w") as file:
     json.dump(made, file)
@@ -74,11 +67,22 @@ def test_a_killed_machine_loses_nothing(packaged: Any, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    *made, failed = json.loads((tmp_path / "many.json").read_text())
+    made = json.loads((tmp_path / "many.json").read_text())
     assert sorted(made) == [[shard, "formula", "float32"] for shard in range(8)]
     files = {name: {p.name: sha256_of(p) for p in (tmp_path / name).glob("[!.]*")} for name in ("one", "many")}
     assert files["many"] == files["one"] and len(files["one"]) == 16
-    assert failed == "formula: no such engine" and "\n" not in failed
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the ray extra: pip install 'cfgdiff[ray]'")
+def test_what_an_actor_raises_is_the_error_of_the_call() -> None:
+    from ray.exceptions import NodeDiedError, RayTaskError
+
+    raised = RayTaskError("submit", "Traceback\n...", Failure("cpu: is not here; pip install it"))
+    assert str(_failure(raised)) == "cpu: is not here; pip install it"
+    text = str(_failure(NodeDiedError("gone\nlong ago")))
+    assert (
+        text.startswith("ray: the cluster failed (") and "\n" not in text and text.endswith("the same call continues")
+    )
 
 
 def test_an_address_where_nobody_answers_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
