@@ -132,10 +132,8 @@ def conditioned(
         level: the timestep whose noise they get. None: the model's.
     """
     assert model.condition is not None
-    s, planes = (
-        model.condition.noise if level is None else level,
-        (low.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32),
-    )
+    s = model.condition.noise if level is None else level
+    planes = (low.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
     eps = noise(planes.shape[1:], CONDITION)
     enlarged = condition(planes, eps, s, model.schedule, model.condition.factor)
     return enlarged.astype(np.float32, copy=False), np.full(len(low), s, np.float32)

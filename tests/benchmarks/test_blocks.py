@@ -1,5 +1,6 @@
 """Samples by blocks: what is there is not drawn again, and shards make the same set as one run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from cfgdiff.benchmarks.blocks import BLOCK, Sampling
 from cfgdiff.benchmarks.features import Extractor
-from cfgdiff.runtime import Bundle, Engine, Request, generate
+from cfgdiff.runtime import Bundle, Engine, Request, Stage, generate
+from cfgdiff.runtime.cascade import Cascade
 from cfgdiff.runtime.errors import BadInput, Failure
 
 
@@ -105,3 +107,26 @@ def test_a_damaged_block_is_named(small_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Failure, match=r"--out: .* cannot be made"):
         sampling(tmp_path / "file", small_bundle).fill(FAST, 10)
+
+
+class FakeStage(Fake):
+    """The same of a super-resolution stage, to which it adds a little of the smaller picture."""
+
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
+                *condition: np.ndarray) -> np.ndarray:  # fmt: skip
+        return super().predict(sample, timestep, class_label, guidance) + condition[0] / np.float32(8)
+
+
+def test_samples_of_a_cascade_are_kept_apart_by_the_settings_of_its_stages(cascade: Bundle, tmp_path: Path) -> None:
+    engine = Cascade([Fake(), FakeStage(), FakeStage()])
+    one, plain, other = sampling(tmp_path, cascade, engine), FAST, replace(FAST, stages=[Stage(noise=30), Stage()])
+    assert one.place(plain) != one.place(other) and one.evaluations(plain) == 2 + 3 + 2
+    stages = one.protocol(other)["stages"]
+    assert [entry["noise"] for entry in stages] == [30, 100.0] and [entry["evaluations"] for entry in stages] == [3, 2]
+    assert stages[0]["model sha256"] != stages[1]["model sha256"]
+    rows = list[int]()
+    one.fill(plain, 8, watch=rows.append)
+    found = one.read(plain, 8).pictures
+    expected = generate(engine, cascade, [i % 3 for i in range(8)], 2, 1.0, sampler="ddim")
+    assert np.array_equal(found, next(expected)[1]) and found.shape == (8, 32, 32, 3)
+    assert sum(rows) == BLOCK * one.evaluations(plain)
