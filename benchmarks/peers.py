@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PEER = "diffusers, "  # begins the names of diffusers' loops
 Draw = Callable[[int], np.ndarray]  # a number of pictures, of all classes in turn -> (N, H, W, C) uint8
+# Noise (N, C, H, W), labels (N,) and w (N,) float32 -> (N, H, W, C) uint8
+Sampler = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def ours(engine: Engine, bundle: Bundle, steps: int) -> Draw:
@@ -56,13 +58,18 @@ def two_passes(engine: Engine, bundle: Bundle, steps: int) -> Draw:
 
 
 def diffusers_loops(network: "nn.Module", bundle: Bundle, steps: int, compiled: bool) -> dict[str, Draw]:
-    """diffusers' loop in every form that may be its fastest, by name: float32 and, where the device has it, bfloat16;
-    eager in either layout, because which is faster depends on the network and the precision; and by torch.compile,
-    which takes a minute a form and batch. On the GPU where PyTorch sees one.
+    """diffusers' loop around every form of a network that may be its fastest, by name; see `forms`.
 
     Raises:
-        Failure: as `diffusers_loop`.
+        Failure: as `diffusers_sampler`.
     """
+    return {PEER + name: diffusers_loop(form, bundle, steps) for name, form in forms(network, compiled).items()}
+
+
+def forms(network: "nn.Module", compiled: bool) -> dict[str, Any]:
+    """A network in every form that may be the fastest, by name: float32 and, where the device has it, bfloat16; eager
+    in either layout, because which is faster depends on the network and the precision; and by torch.compile, which
+    takes a minute a form and batch. On the GPU where PyTorch sees one."""
     import torch
 
     from cfgdiff.trainer.optim import fast_bfloat16
@@ -76,12 +83,23 @@ def diffusers_loops(network: "nn.Module", bundle: Bundle, steps: int, compiled: 
         networks |= {f"eager {name}": plain, f"eager {name}, channels_last": last}
         if compiled:
             networks[f"compiled {name}, channels_last"] = torch.compile(last, dynamic=False)
-    return {PEER + name: diffusers_loop(form, bundle, steps) for name, form in networks.items()}
+    return networks
 
 
 def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
-    """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines; a network in bfloat16
-    runs under autocast.
+    """`diffusers_sampler` for pictures of all classes in turn, guided as the bundle's default. Raises `Failure`."""
+    sampler = diffusers_sampler(network, bundle, steps)
+
+    def draw(n: int) -> np.ndarray:
+        w = np.full(n, bundle.defaults.guidance, np.float32)
+        return sampler(normals(0, np.arange(n), 0, bundle.image_shape), np.array(_classes(bundle, n)), w)
+
+    return draw
+
+
+def diffusers_sampler(network: "nn.Module", bundle: Bundle, steps: int) -> Sampler:
+    """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines, where any w is not 1 and
+    the network does not take w itself; a network in bfloat16 runs under autocast.
 
     Raises:
         Failure: diffusers is not installed, or has no such schedule.
@@ -92,7 +110,7 @@ def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
         from diffusers import DDIMScheduler
     except ImportError:
         raise Failure("diffusers is not installed; pip install diffusers") from None
-    schedule, null_class, w = bundle.schedule, len(bundle.class_names), bundle.defaults.guidance
+    schedule, null_class = bundle.schedule, len(bundle.class_names)
     if steps < 1 or schedule.T % steps:
         raise Failure(
             f"diffusers' evenly spaced timesteps are ours only where the steps divide {schedule.T}, found {steps}"
@@ -103,21 +121,25 @@ def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
                                    clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
     scheduler.set_timesteps(steps)
     weights = next(network.parameters())
-    device, low = (
-        weights.device,
-        weights.dtype is torch.bfloat16,
-    )  # autocast alone would convert the weights at every call
+    device, low = weights.device, weights.dtype is torch.bfloat16  # autocast alone would convert them at every call
+
+    def predict(x: "Tensor", t: float, labels: "Tensor", w: "Tensor") -> "Tensor":
+        times = torch.full((len(x),), t, device=device)
+        if bundle.guidance_input:
+            return network(x, times, labels, w)
+        if bool((w == 1).all()):
+            return network(x, times, labels)
+        both = torch.cat([torch.full_like(labels, null_class), labels])
+        uncond, cond = network(torch.cat([x, x]), torch.cat([times, times]), both).float().chunk(2)
+        return uncond + w[:, None, None, None] * (cond - uncond)
 
     @torch.no_grad()
-    def draw(n: int) -> np.ndarray:
-        x = torch.from_numpy(normals(0, np.arange(n), 0, bundle.image_shape)).to(device)
-        labels = torch.arange(n, device=device) % null_class
-        both = torch.cat([torch.full_like(labels, null_class), labels])
+    def draw(noise: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        x, label, w = (torch.from_numpy(array).to(device) for array in (noise, labels, weights))
         for t in scheduler.timesteps:
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                prediction: Tensor = network(torch.cat([x, x]), torch.full((2 * n,), float(t) + 1, device=device), both)
-            uncond, cond = prediction.float().chunk(2)
-            x = scheduler.step(uncond + w * (cond - uncond), t, x).prev_sample
+                prediction = predict(x, float(t) + 1, label, w)
+            x = scheduler.step(prediction.float(), t, x).prev_sample
         return to_uint8(x.cpu().numpy() * schedule.data_std)
 
     return draw

@@ -1,32 +1,72 @@
-"""Requests through the scheduler, against whole requests one after the other, on the same engine in the same run.
+"""`cfgdiff serve` under load, beside the servers that people write around a sampler, on one engine, in turns.
 
-Two figures, as a server has two users: pictures a second where many ask for one picture each, beside one request for
-them all; and the seconds that somebody waits for a single picture while others ask for many.
+A server has two users: who asks for many pictures wants throughput, which is compared with `generate` for all pictures
+at once; who asks for a single one while others ask for many wants it soon. Every picture of ours is compared with that
+of `generate` for its seed.
 """
 
+import base64
+import io
+import json
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
 
-from cfgdiff.export.markdown import table
-from cfgdiff.runtime import Engine, Plan, Request, resolve, sample
-from cfgdiff.runtime.bundle import Model
+from cfgdiff.runtime import Bundle, Engine, Request, resolve, sample
 from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import Failure
-from cfgdiff.runtime.server.scheduler import Failed, Picture, Scheduler
+from cfgdiff.runtime.images import NOTE
+from cfgdiff.runtime.noise import normals
+from cfgdiff.runtime.notes import model_note
+from cfgdiff.runtime.server.drawing import Served
+from cfgdiff.runtime.server.http import make_app
+from cfgdiff.runtime.server.scheduler import Scheduler
 
-from .timing import Case, interleaved
+from .peers import diffusers_sampler, forms
+from .serving_clients import Answer, client_process, drive
+from .serving_peers import batched, one_by_one
 
-SIZES = (1, 1, 1, 1, 2, 4, 16, 64)  # pictures of a request in the mixed load, at random
-EACH = 4  # requests of a client
-Draw = Callable[[Plan], object]
+if TYPE_CHECKING:
+    from torch import nn
+
+SIZES = (*[1] * 6, 2, 4, 8, 16, 32, 64)  # pictures of a request, at random
+STEPS, SAMPLERS, WEIGHTS = (
+    (4, 5, 8, 10),
+    ("ddim", "dpmpp-2m", "unipc"),
+    (1.0, 1.5, 3.0),
+)  # diffusers needs divisors of T
+BATCHES, TRIED = (8, 16, 32, 64, 128), 128  # of `generate`: those that are tried, and with how many pictures
+WARM = 4  # clients of the turn that is not measured
+PAUSE = 0.5  # seconds between turns: PyTorch's threads spin for a while
+OURS, WHOLE = "cfgdiff serve", "generate"
+
+Load = list[list[dict[str, Any]]]  # the bodies of each client
+Pictures = dict[int, np.ndarray]  # by seed
+
+
+class Turn(NamedTuple):
+    """One turn of a server: pictures a second, and the seconds of each request for a single picture."""
+
+    speed: float
+    single: list[float]
+
+    @property
+    def late(self) -> float:
+        """The 95th percentile."""
+        return float(np.percentile(self.single, 95))
 
 
 class Lent(WrappedEngine):
@@ -36,142 +76,192 @@ class Lent(WrappedEngine):
         """Leave it open."""
 
 
-def single_plans(bundle: Model, n: int, steps: int | None) -> list[Plan]:
-    """One picture each, of all classes in turn, with its own seed."""
-    return [resolve(bundle, Request([i % len(bundle.class_names)], steps, seed=[i])) for i in range(n)]
-
-
-def pictures(scheduler: Scheduler, plans: list[Plan]) -> list[np.ndarray]:
-    """Those of each plan, (N, H, W, C) uint8, submitted together. Raises `Failure` where a job fails."""
-    drawn = []
-    for job in [scheduler.submit(plan) for plan in plans]:
-        found = dict[int, np.ndarray]()
-        for event in job:
-            if isinstance(event, Failed):
-                raise Failure(event.error)
-            if isinstance(event, Picture):
-                found[event.i] = event.picture
-        drawn.append(np.stack([found[i] for i in range(job.n)]))
-    return drawn
-
-
-def throughput(engine: Engine, scheduler: Scheduler, plans: list[Plan], batch: int, rounds: int) -> dict[str, Case]:
-    """Single-picture plans, drawn in three ways. Raises `Failure` where their pictures differ by more than a level.
+def serving_turns(
+    bundle: Bundle, engine: Engine, network: "nn.Module | None", clients: int, requests: int, rounds: int,
+    say: Callable[[str], object],
+) -> tuple[int, dict[str, list[Turn]], float]:  # fmt: skip
+    """Measure all servers, and `generate`, `rounds` times in turns.
 
     Args:
-        batch: pictures at a time of the one request for all of them.
+        network: the bundle's in PyTorch, for diffusers; None: without.
+        requests: of each client, one after the other.
+        say: gets the parts of the work.
+
+    Returns:
+        the best batch of `generate`, the turns by name, and the share of ours whose pixels all equal `generate`'s.
+
+    Raises:
+        Failure: an answer is not 200, a picture is missing, twice, or differs by more than a grey level.
     """
-    request = plans[0].request
-    classes, seeds = (np.concatenate([getattr(plan, name) for plan in plans]) for name in ("labels", "seeds"))
-    whole = resolve(scheduler.bundle, replace(request, classes=classes, seed=seeds, batch=batch))
-    drawn: dict[str, np.ndarray] = {}
-
-    def one_request() -> None:
-        drawn["one"] = np.concatenate([part for _, part in sample(engine, whole)])
-
-    def one_by_one() -> None:
-        drawn["each"] = np.concatenate([part for plan in plans for _, part in sample(engine, plan)])
-
-    def scheduled() -> None:
-        drawn["scheduled"] = np.concatenate(pictures(scheduler, plans))
-
-    cases = {"one after the other": one_by_one, "scheduler": scheduled, "one request for all": one_request}
-    timed = interleaved(cases, rounds, len(plans))
-    first, *others = drawn.values()
-    apart = max(int(np.abs(first.astype(int) - other).max()) for other in others)
-    if apart > 1:
-        raise Failure(f"the scheduler's pictures differ from those of single requests by {apart} grey levels")
-    return timed
-
-
-def mixed_load(bundle: Model, clients: int, requests: int, seed: int) -> list[list[Plan]]:
-    """The requests of each client, one after the other: of `SIZES` pictures, with other steps, samplers and w."""
-    rng = random.Random(seed)
-
-    def plan() -> Plan:
-        request = Request(
-            [rng.randrange(len(bundle.class_names)) for _ in range(rng.choice(SIZES))], seed=rng.randrange(2**32)
-        )
-        if bundle.few_steps:
-            return resolve(bundle, replace(request, steps=rng.choice(sorted(bundle.fitted))))
-        return resolve(
-            bundle,
-            replace(request, steps=rng.randint(3, 12), sampler=rng.choice(["ddim", "dpmpp-2m", "unipc"]),
-                    guidance=rng.choice([1.0, 1.5, 3.0])),
-        )  # fmt: skip
-
-    return [[plan() for _ in range(requests)] for _ in range(clients)]
+    say("the best batch of generate")
+    batch, equal = best_batch(bundle, engine), list[bool]()
+    turns: dict[str, list[Turn]] = defaultdict(list)
+    with ExitStack() as stack:
+        clients_of = stack.enter_context(client_process())
+        say("servers")
+        ports = {name: stack.enter_context(running(app)) for name, app in _apps(bundle, engine, network, batch).items()}
+        for port in ports.values():
+            _drive(clients_of, port, mixed_load(bundle, WARM, 2, rounds))
+        for k in range(rounds):
+            load = mixed_load(bundle, clients, requests, k)
+            say(f"round {k + 1} of {rounds}: {sum(len(body['seed']) for body in chain(*load))} pictures")
+            whole, seconds = drawn_at_once(bundle, engine, load, batch)
+            turns[WHOLE].append(Turn(len(whole) / seconds, [seconds]))
+            for name, port in ports.items():
+                time.sleep(PAUSE)
+                answers, seconds = _drive(clients_of, port, load)
+                turns[name].append(Turn(len(whole) / seconds, _single(load, answers)))
+                found = pictures_of(name, load, answers)
+                if name == OURS:
+                    equal += compared(found, whole)
+    return batch, turns, float(np.mean(equal))
 
 
-def latencies(draw: Draw, load: list[list[Plan]]) -> tuple[list[float], float]:
-    """How long each request for a single picture took, where all clients ask at once, and how long all did. Seconds."""
+def _apps(bundle: Bundle, engine: Engine, network: "nn.Module | None", batch: int) -> dict[str, FastAPI]:
+    """The servers by name."""
+    note = model_note(bundle, engine)
+    ours = make_app([Served(bundle, Scheduler(bundle, Lent(engine), most_waiting=1_000_000), note)])
+    draw = partial(_generated, bundle, engine, batch)
+    apps = {OURS: ours, "whole requests, one by one": one_by_one(draw), "whole requests, batched": batched(draw, batch)}
+    return apps if network is None else apps | {"diffusers, one by one": one_by_one(_diffusers(bundle, network))}
 
-    def client(plans: list[Plan]) -> list[float]:
-        single = []
-        for plan in plans:
-            started = time.perf_counter()
-            draw(plan)
-            single += [time.perf_counter() - started] * (len(plan) == 1)
-        return single
 
+def _generated(bundle: Bundle, engine: Engine, batch: int, request: Request) -> np.ndarray:
+    plan = resolve(bundle, replace(request, batch=batch))
+    return np.concatenate([pictures for _, pictures in sample(engine, plan)])
+
+
+def _diffusers(bundle: Bundle, network: "nn.Module") -> Callable[[Request], np.ndarray]:
+    """DDIM in diffusers, at as many evaluations as a request asks for, in the network's fastest form."""
+    fastest, least = network, float("inf")
+    for form in forms(network, compiled=False).values():
+        sampler = diffusers_sampler(form, bundle, 1)
+        seconds = min(_timed(sampler, *_example(bundle, 32)) for _ in range(4))
+        if seconds < least:
+            fastest, least = form, seconds
+    samplers = {n: diffusers_sampler(fastest, bundle, n) for n in {*_steps(bundle)} if bundle.schedule.T % n == 0}
+
+    def draw(request: Request) -> np.ndarray:
+        plan = resolve(bundle, request)
+        noise = normals(plan.seeds, plan.indices, 0, bundle.image_shape)
+        return samplers[plan.steps](noise, plan.labels, plan.weights.astype(np.float32))
+
+    return draw
+
+
+def _example(bundle: Bundle, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return normals(0, np.arange(n), 0, bundle.image_shape), np.zeros(n, np.int64), np.full(n, 2, np.float32)
+
+
+def _timed(work: Callable[..., object], *args: Any) -> float:
     started = time.perf_counter()
-    with ThreadPoolExecutor(len(load)) as pool:
-        single = list(chain.from_iterable(pool.map(client, load)))
-    return single, time.perf_counter() - started
+    work(*args)
+    return time.perf_counter() - started
 
 
-def waiting(engine: Engine, scheduler: Scheduler, clients: int, rounds: int) -> str:
-    """Markdown of the seconds that a single picture takes under a mixed load, in both ways."""
-    lock = threading.Lock()
-
-    def one_by_one(plan: Plan) -> None:
-        with lock:
-            deque(sample(engine, plan), maxlen=0)
-
-    ways: dict[str, Draw] = {"one after the other": one_by_one, "scheduler": lambda plan: pictures(scheduler, [plan])}
-    single: dict[str, list[list[float]]] = {name: [] for name in ways}
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for k in range(rounds):
-        load = mixed_load(scheduler.bundle, clients, EACH, k)
-        for name, draw in ways.items():
-            seconds, whole = latencies(draw, load)
-            single[name].append(seconds)
-            speeds[name].append(sum(map(len, chain.from_iterable(load))) / whole)
-    late = {name: [float(np.percentile(seconds, 95)) for seconds in of_rounds] for name, of_rounds in single.items()}
-    ratios = [first / other for first, other in zip(*late.values(), strict=True)]
-    rows = [
-        [name, f"{np.median(speeds[name]):.1f}", f"{np.median(np.concatenate(single[name])):.3f}",
-         f"{np.median(late[name]):.3f} ({min(late[name]):.3f} .. {max(late[name]):.3f})"] for name in ways
-    ]  # fmt: skip
-    faster = f"The 95th percentile is {np.median(ratios):.1f} times as short ({min(ratios):.1f} .. {max(ratios):.1f})."
-    return f"{table(['way', 'pictures/s', 'median s', '95th percentile s'], rows)}\n\n{faster}"
+def best_batch(bundle: Bundle, engine: Engine) -> int:
+    """The pictures at a time at which `generate` draws most a second, measured in turns; the first turn warms up."""
+    sizes = [size for size in BATCHES if size <= engine.max_batch]
+    request = Request([0] * TRIED, _steps(bundle)[0], WEIGHTS[-1])
+    turns = [[_timed(_generated, bundle, engine, size, request) for size in sizes] for _ in range(4)]
+    return sizes[int(np.min(turns[1:], axis=0).argmin())]
 
 
-def serving_report(bundle: Model, engine: Engine, requests: int, clients: int, rounds: int, steps: int | None) -> str:
-    """Both comparisons as Markdown."""
-    with Scheduler(bundle, Lent(engine)) as scheduler:
-        rows = int(scheduler.stats()["best_rows"])
-        plans = single_plans(bundle, requests, steps)
-        batch = max(1, rows if bundle.guidance_input else rows // 2)
-        timed = throughput(engine, scheduler, plans, batch, rounds)
-        delays = waiting(engine, scheduler, clients, rounds)
-    base, first = timed["one after the other"], plans[0]
-    speeds = [
-        [
-            name,
-            f"{case.pictures / case.median:.1f}",
-            f"{1e3 * case.median:.1f} ({case.spread})",
-            f"{case.times(base):.2f}",
-        ]
-        for name, case in timed.items()
-    ]
-    load = f"{clients} clients, each with {EACH} requests for {min(SIZES)} to {max(SIZES)} pictures"
-    return "\n\n".join(
-        [
-            f"{engine.name} {engine.precision}; {first.course.sampler}, {first.steps} steps; {rows} rows in a call",
-            f"{requests} requests for one picture each:",
-            table(["way", "pictures/s", "ms (spread)", "times the first"], speeds),
-            f"{load}; the seconds of those for a single one:",
-            delays,
-        ]
-    )
+def _steps(bundle: Bundle) -> list[int]:
+    """The numbers of steps in the load."""
+    few = [n for n in sorted(bundle.fitted) if bundle.schedule.T % n == 0]
+    return few if bundle.few_steps else list(STEPS)
+
+
+def mixed_load(bundle: Bundle, clients: int, requests: int, number: int) -> Load:
+    """The requests of each client: of `SIZES` pictures, with other classes, steps, w and, where it takes any, samplers.
+
+    Every picture has a seed of its own; another `number` of a load gives others.
+    """
+    rng, first = random.Random(number), number << 32
+
+    def body() -> dict[str, Any]:
+        nonlocal first
+        n = 1 if first == number << 32 else rng.choice(SIZES)  # however short the load, a picture is asked for alone
+        first += n
+        classes = [rng.choice(bundle.class_names) for _ in range(n)]
+        asked = {"class": classes, "n": n, "seed": list(range(first - n, first)), "steps": rng.choice(_steps(bundle))}
+        sampler = {} if bundle.few_steps else {"sampler": rng.choice(SAMPLERS)}
+        return asked | {"guidance": rng.choice(WEIGHTS)} | sampler
+
+    return [[body() for _ in range(requests)] for _ in range(clients)]
+
+
+def drawn_at_once(bundle: Bundle, engine: Engine, load: Load, batch: int) -> tuple[Pictures, float]:
+    """All pictures of a load by `generate`, those of equal steps and sampler together; and the seconds it took."""
+    together: dict[tuple[int, str | None], list[dict[str, Any]]] = defaultdict(list)
+    for body in sorted(chain(*load), key=lambda body: body["guidance"]):
+        together[body["steps"], body.get("sampler")].append(body)
+    found: Pictures = {}
+    started = time.perf_counter()
+    for (steps, sampler), bodies in together.items():
+        seeds = [seed for body in bodies for seed in body["seed"]]
+        weights = [body["guidance"] for body in bodies for _ in body["seed"]]
+        request = Request([name for body in bodies for name in body["class"]], steps, weights, seeds, sampler)
+        found |= zip(seeds, _generated(bundle, engine, batch, request), strict=True)
+    return found, time.perf_counter() - started
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[int]:
+    """The port of a server on 127.0.0.1, which ends with the block."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, backlog=2048))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise Failure("a server of the benchmark did not start")
+        time.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _drive(clients: ProcessPoolExecutor, port: int, load: Load) -> tuple[list[list[Answer]], float]:
+    bodies = [[json.dumps(body).encode() for body in of_client] for of_client in load]
+    return clients.submit(drive, port, bodies).result()
+
+
+def _single(load: Load, answers: list[list[Answer]]) -> list[float]:
+    pairs = zip(chain(*load), chain(*answers), strict=True)
+    return [answer.seconds for body, answer in pairs if body["n"] == 1]
+
+
+def pictures_of(name: str, load: Load, answers: Sequence[Sequence[Answer]]) -> Pictures:
+    """The pictures of a server's answers. Where they have notes, seeds are read from these.
+
+    Raises:
+        Failure: an answer is not 200, or a picture is missing or there twice.
+    """
+    found: Pictures = {}
+    for body, answer in zip(chain(*load), chain(*answers), strict=True):
+        if answer.status != 200:
+            raise Failure(f"{name}: answered {answer.status} for {body['n']} pictures: {answer.body[:200]!r}")
+        data = json.loads(answer.body)["data"]
+        if len(data) != body["n"]:
+            raise Failure(f"{name}: answered with {len(data)} pictures, expected {body['n']}")
+        for seed, entry in zip(body["seed"], data, strict=True):
+            image = Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
+            note = json.loads(getattr(image, "text", {}).get(NOTE, "{}"))
+            if note.get("seed", seed) != seed or seed in found:
+                raise Failure(f"{name}: drew seed {note.get('seed', seed)} where {seed} was asked for")
+            found[seed] = np.asarray(image)
+    return found
+
+
+def compared(found: Pictures, whole: Mapping[int, np.ndarray]) -> list[bool]:
+    """Whether each of our pictures equals that of `generate`. Raises `Failure` where one is a grey level further."""
+    if found.keys() != whole.keys():
+        raise Failure(f"{OURS}: expected {len(whole)} pictures, found {len(found)}")
+    apart = {seed: int(np.abs(found[seed].astype(int) - whole[seed]).max()) for seed in whole}
+    seed = max(apart, key=lambda seed: apart[seed])
+    if apart[seed] > 1:
+        raise Failure(f"{OURS}: the picture of seed {seed} differs from that of generate by {apart[seed]} grey levels")
+    return [levels == 0 for levels in apart.values()]

@@ -60,7 +60,7 @@ Examples:
   cfgdiff bench exported/mine --checkpoint runs/mine --threads 8
   cfgdiff bench calls exported/all --batches 1,64
   cfgdiff bench samplers --steps 4,6,8,10 --n 2048 --frechet alexnet.safetensors --out table.md
-  cfgdiff bench serving --engine openvino --clients 64
+  cfgdiff bench serve --quick
   cfgdiff bench fleet --rate 800 --pictures 10000000 --workers 1,10,1000
   cfgdiff bench training --data DATA
   cfgdiff bench gpu --out report""",
@@ -191,24 +191,61 @@ def samplers(bundle: Path | None, steps: tuple[int, ...], samplers: str | None, 
 
 @bench.command()
 @click.argument("bundle", type=PATH, required=False)
+@click.option("--quick", is_flag=True, help="Fewer clients and rounds: seconds on two cores.")
 @click.option("--engine", default="auto", show_default=True, metavar="NAME", help="As for cfgdiff-run.")
 @click.option("--precision", default="auto", show_default=True, metavar="NAME", help="As for cfgdiff-run.")
-@click.option("--threads", type=POSITIVE, help="CPU threads. Default: the engine's choice.")
-@click.option("--requests", default=64, show_default=True, type=POSITIVE, help="Requests for one picture each.")
-@click.option("--clients", default=16, show_default=True, type=POSITIVE, help="Clients that ask at once, for 1 to 64.")
-@click.option("--rounds", default=5, show_default=True, type=POSITIVE, help="Turns of each that are measured.")
-@click.option("--steps", type=POSITIVE, help="Evaluations of the single pictures. Default: the model's.")
-def serving(bundle: Path | None, engine: str, precision: str, threads: int | None, **setting: Any) -> None:
-    """Compare the server's scheduler with requests one after the other, on one engine: pictures a second, and how long
-    a single picture takes while others ask for many."""
-    from cfgdiff.benchmarks.serving import serving_report
+@click.option("--threads", type=POSITIVE, help="CPU threads of all servers. Default: the processor's cores.")
+@click.option("--clients", type=POSITIVE, help="Clients that ask at once. Default: 200, or 32 with --quick.")
+@click.option("--requests", default=1, show_default=True, type=POSITIVE, help="Of each client, one by one.")
+@click.option("--rounds", type=POSITIVE, help="Turns of each server. Default: 3, or 2 with --quick.")
+def serve(bundle: Path | None, quick: bool, engine: str, precision: str, threads: int | None, clients: int | None,
+          requests: int, rounds: int | None) -> None:  # fmt: skip
+    """Compare cfgdiff serve with other servers on one engine (by default with cifar10-turbo), over HTTP: plain FastAPI
+    servers that draw whole requests, one by one or batched, and diffusers in such a server.
+
+    Clients ask at once for 1 to 64 pictures, of other classes, steps, w and samplers. The table shows pictures a
+    second, beside one call of generate for all of them, and how long requests for a single picture take. Every picture
+    of cfgdiff serve is compared with that of generate for its seed: more than 1 grey level is an error, as are pictures
+    that are missing or there twice.
+    """
     from cfgdiff.runtime import open_engine
+    from cfgdiff.runtime.bundle import TURBO
 
     from .opening import load_single
+    from .serve import check_installed
 
-    model = load_single(bundle, "the scheduler steps one network")
+    check_installed()
+    from cfgdiff.benchmarks.serving import serving_turns
+    from cfgdiff.benchmarks.serving_report import serving_table
+
+    model = load_single(bundle or TURBO, "the scheduler steps one network")
+    threads, clients, rounds = threads or os.cpu_count() or 1, clients or (32 if quick else 200), rounds or 3 - quick
+    network = _network(model, threads)
     with open_engine(model, engine, precision, threads) as opened:
-        click.echo(serving_report(model, opened, **setting))
+        click.echo(f"{model.name}, {opened.name} {opened.precision}; {clients} clients, {requests} requests each")
+        batch, turns, equal = serving_turns(
+            model, opened, network, clients, requests, rounds, lambda part: click.echo(f"{part} ...", err=True)
+        )
+    click.echo(f"\n{serving_table(turns)}\n\ngenerate draws {batch} pictures at a time, its best batch here.")
+    same = f"{equal:.1%} are those of generate to the last bit, and the others differ by 1 grey level"
+    click.echo(f"Of the pictures of cfgdiff serve, none is missing, none is there twice, {same}.")
+
+
+def _network(model: Any, threads: int) -> Any:
+    """The network in PyTorch for diffusers; None, and a line that says why, where one of them is missing."""
+    from cfgdiff.benchmarks.peers import diffusers_sampler, torch_network
+    from cfgdiff.runtime.errors import Failure
+
+    try:
+        network = torch_network(model)
+        diffusers_sampler(network, model, 1)
+    except Failure as error:
+        click.echo(f"diffusers: left out: {error}", err=True)
+        return None
+    import torch
+
+    torch.set_num_threads(threads)
+    return network
 
 
 @bench.command()

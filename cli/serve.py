@@ -49,17 +49,20 @@ Examples:
 @click.option("--token-file", type=FilePath(), metavar="FILE", help="Clients must send the word in it as bearer token.")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN",
               help="Let pages of another site use this server, as https://example.org; repeats.")  # fmt: skip
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME",
+              help="Answer requests to this name, too; repeats. Default: only local names on a local address, "
+                   "any name elsewhere.")  # fmt: skip
 @click.option("--jobs-dir", type=FilePath(), metavar="DIR", help="Take jobs, and keep them and their results there.")
 @click.option("-v", "--verbose", is_flag=True, help="Say why an engine is taken, and log every request.")
 def serve(models: tuple[str, ...], host: str, port: int, rows: int | None, max_queue: int, max_n: int,
-          max_seconds: float, token_file: Path | None, origins: tuple[str, ...], jobs_dir: Path | None, verbose: bool,
-          **wanted: Any) -> None:  # fmt: skip
+          max_seconds: float, token_file: Path | None, origins: tuple[str, ...], hosts: tuple[str, ...],
+          jobs_dir: Path | None, verbose: bool, **wanted: Any) -> None:  # fmt: skip
     """Serve models over HTTP: OpenAI's image API, jobs, and a page in the browser.
 
     MODEL is a bundle, or a packaged model by its name; the first is the default. Without one, both packaged models are
     served. SIGTERM finishes what is asked for, then ends; jobs continue after a restart.
     """
-    _check_installed()
+    check_installed()
     from cfgdiff.runtime.server.http import make_app
     from cfgdiff.runtime.server.limits import Limits
     from cfgdiff.runtime.server.orders import Orders
@@ -71,9 +74,9 @@ def serve(models: tuple[str, ...], host: str, port: int, rows: int | None, max_q
         with contextlib.ExitStack() as stack:
             served = _opened(models, wanted, {"rows": rows, "most_waiting": max_queue}, stack)
             orders = None if jobs_dir is None else Orders(jobs_dir, {one.bundle.name: one for one in served}, limits)
-            app = make_app(served, limits, token, origins, orders)
+            app = make_app(served, limits, token, origins, orders, _names(host, hosts))
             stack.pop_all()  # from here on the app closes what it was given
-        url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        url = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
         for one in served:
             click.echo(f"{one.bundle.name}: {one.made_by['engine']}, {one.made_by['precision']}", err=True)
         if token is None and not _is_local(host):
@@ -82,7 +85,8 @@ def serve(models: tuple[str, ...], host: str, port: int, rows: int | None, max_q
         _run(app, listening, limits, verbose)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raises `ClickException` where the serve extra is missing."""
     try:
         import fastapi
         import prometheus_client
@@ -121,6 +125,18 @@ def _is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _names(host: str, more: tuple[str, ...]) -> list[str] | None:
+    """What requests may call the server; None: anything. On a local address only local names: a page of another site
+    whose name leads here would be taken for the server's own by the browser."""
+    if not _is_local(host):
+        return list(more) or None
+    return ["localhost", "127.0.0.1", "[::1]", _in_url(host), *more]
 
 
 def _opened(models: tuple[str, ...], wanted: dict[str, Any], queue: dict[str, Any], stack: contextlib.ExitStack,

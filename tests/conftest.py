@@ -230,9 +230,11 @@ def drawn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How many cases of each kind tests/fuzz tries, and from which on."""
+    """How many cases of each kind tests/fuzz tries, and from which on; sizes of the server's tests."""
     parser.addoption("--fuzz-n", type=int, default=500, help="cases of each kind in tests/fuzz")
     parser.addoption("--fuzz-from", type=int, default=0, help="number of the first case")
+    parser.addoption("--api-examples", type=int, default=8, help="requests of each kind to each path of the server")
+    parser.addoption("--soak-n", type=int, default=2000, help="requests to the server whose memory is watched")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,10 +1,12 @@
 """Calls of an engine that the steps of many pictures share. It knows no queue and no threads."""
 
+import logging
 import math
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -14,7 +16,9 @@ from ..bundle import Model
 from ..engine import Engine
 from ..generate import drawing
 from ..samplers import Steps
-from .events import Job, Preview
+from .events import Job, Preview, line_of
+
+log = logging.getLogger("cfgdiff.server")
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of the network in the calls that are measured
 LONGEST, TURNS = 0.1, 3  # seconds of a call, after which no larger ones are measured; of all sizes
@@ -98,6 +102,7 @@ class Lane:
 
     Attributes:
         rows: of the network in a call of its best size.
+        thread: that calls the engine.
         calls, computed, seconds: how many calls there were, their rows, and their time, in all.
         recent: the last calls.
     """
@@ -108,6 +113,7 @@ class Lane:
             warm_up(bundle, engine, self.rows)
         self.calls, self.computed, self.seconds = 0, 0, 0.0
         self.recent: deque[Call] = deque(maxlen=RECENT)
+        self.thread = ThreadPoolExecutor(1, "cfgdiff-engine")
         self._lock = lock  # for the figures
 
     def fits(self, b: int, g: int) -> bool:
@@ -118,12 +124,24 @@ class Lane:
         """Each picture with the engine's answer to its rows, from one call."""
         requests = [drawing.rows for drawing in batch if drawing.rows]
         started, rows = time.monotonic(), joined(requests)
-        answers = divided(self.engine.predict(*rows), requests)
+        if self.bundle.guidance_input:  # a row costs the same with any w, and engines divide rows of a kind best
+            ones = np.ones(len(rows.sample) - len(rows.guidance), np.float32)
+            rows = rows._replace(guidance=np.concatenate([rows.guidance, ones]))
+        with np.errstate(over="ignore", invalid="ignore"):  # `finite` names what is not
+            answers = divided(self.engine.predict(*rows), requests)
         seconds, n = time.monotonic() - started, self.bundle.rows(len(rows.sample), len(rows.guidance))
         with self._lock:
             self.calls, self.computed, self.seconds = self.calls + 1, self.computed + n, self.seconds + seconds
             self.recent.append(Call(seconds, n, len(batch), n / self.rows))
         return list(zip(batch, answers, strict=True))
+
+    def open_again(self, reopen: Callable[[Engine], Engine]) -> None:
+        """Put another engine in the place of this one. Where that fails, its calls do, until another try succeeds."""
+        try:
+            self.engine.close()
+            self.engine = reopen(self.engine)
+        except Exception as error:  # engines raise many kinds
+            log.error("%s: cannot be opened again: %s", self.engine.name, line_of(error))
 
 
 def call_figures(lanes: Sequence[Lane]) -> dict[str, float]:
@@ -185,7 +203,7 @@ def warm_up(bundle: Model, engine: Engine, rows: int) -> None:
     Engines compile or record a shape at its first use, which later would hold up everybody.
     """
     for n in (size for size in SIZES if size <= min(rows, engine.max_batch)):
-        for g in sorted({0, n // 2, n}):
+        for g in {n} if bundle.guidance_input else sorted({0, n // 2, n}):
             if bundle.rows(n, g) <= rows:
                 engine.predict(*example(bundle, n, g))
 

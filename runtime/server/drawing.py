@@ -1,4 +1,4 @@
-"""From a plan to PNG files: waits for a job in a thread, and cancels it when the client hangs up or time is over."""
+"""From a plan to PNG files: waits for a job, and cancels it when the client hangs up or time is over."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ from ..notes import note_of
 from ..plan import Plan
 from .limits import Limits
 from .refusals import cancelled, closing, failed, full, late
-from .scheduler import Closed, Failed, Full, Job, Picture, Preview, Scheduler
+from .scheduler import Closed, Ended, Event, Failed, Full, Job, Picture, Preview, Scheduler
 
 T = TypeVar("T")
 
@@ -48,11 +48,12 @@ class Served:
     scheduler: Scheduler
     made_by: dict[str, str]
 
-    def submit(self, plan: Plan, priority: int = 0, seconds: float | None = None, watch: bool = False) -> Job:
+    def submit(self, plan: Plan, priority: int = 0, seconds: float | None = None, watch: bool = False,
+               on_event: Callable[[Event], object] | None = None) -> Job:  # fmt: skip
         """See `Scheduler.submit`. Raises `Refused` where the queue is full or closed."""
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            return self.scheduler.submit(plan, priority=priority, deadline=deadline, watch=watch)
+            return self.scheduler.submit(plan, priority=priority, deadline=deadline, watch=watch, on_event=on_event)
         except Full as error:
             raise full(error.retry_after) from None
         except Closed:
@@ -86,6 +87,29 @@ def events(job: Job) -> Iterator[Picture | Preview]:
             yield event
     if left:
         raise cancelled()
+
+
+class Gathered:
+    """The events of a job, as `on_event` of it, for a coroutine that needs all of them: no thread waits meanwhile."""
+
+    def __init__(self) -> None:
+        self._events, self._ended, self._loop = list[Event](), asyncio.Event(), asyncio.get_running_loop()
+
+    def __call__(self, event: Event) -> None:
+        """From any thread."""
+        self._events.append(event)
+        if isinstance(event, Ended | Failed):
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def pictures(self) -> list[Picture]:
+        """When the job has ended. Raises `Refused` where it failed or was cancelled."""
+        await self._ended.wait()
+        *events, end = self._events
+        if isinstance(end, Failed):
+            raise failed(end)
+        if isinstance(end, Ended) and end.cancelled:
+            raise cancelled()
+        return [event for event in events if isinstance(event, Picture)]
 
 
 def thinned(given: Iterator[Picture | Preview], steps: int, most: int) -> Iterator[Picture | Preview]:

@@ -123,3 +123,8 @@ class Job:
             self._on_event(event)
         elif not isinstance(event, Preview) or self._events.qsize() < self.n:
             self._events.put(event)
+
+
+def line_of(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,8 +1,9 @@
-"""What every request passes first: the bearer token, the limits on its body, and the count of answers."""
+"""What every request passes first: checks of host, origin and token, limits on its body, and the count of answers."""
 
 import hmac
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import anyio
 from starlette.datastructures import Headers
@@ -15,6 +16,9 @@ from .refusals import Refused, cancelled
 
 OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # without a token; and pictures, whose URLs are secret
 OPEN_BELOW = "/images/"
+PROBES = {"/healthz", "/readyz"}  # under any name: whoever asks may know an address alone
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+?)\.?(?::\d*)?")
+READING = {"GET", "HEAD", "OPTIONS"}  # other sites' pages may send these, and cannot read the answer
 
 
 def answer(refused: Refused) -> Response:
@@ -28,11 +32,21 @@ def new_token(text: str) -> str | None:
     return word if word.isascii() and word.isprintable() and word and " " not in word else None
 
 
+def host_name(header: str) -> str:
+    """The name or address in a header Host, in lower case, without its port; IPv6 addresses in brackets."""
+    match = HOST.fullmatch(header.strip().lower())
+    return match[1] if match else ""
+
+
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, token: str | None, metrics: Metrics) -> None:
-        self._app, self._limits, self._metrics = app, limits, metrics
+    def __init__(
+        self, app: ASGIApp, limits: Limits, token: str | None, metrics: Metrics, origins: Collection[str],
+        hosts: Collection[str] | None,
+    ) -> None:  # fmt: skip
+        self._app, self._limits, self._metrics, self._origins = app, limits, metrics, origins
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,6 +63,8 @@ class Guard:
             await send(message)
 
         try:
+            self._check_host(scope)
+            self._check_origin(scope)
             self._check_token(scope)
             body = await self._body(scope, receive)
             _check_json(scope, body)
@@ -58,6 +74,24 @@ class Guard:
             await self._app(scope, _again(body, receive), counted)
         finally:
             self._metrics.count(scope, status, time.perf_counter() - started)
+
+    def _check_host(self, scope: Scope) -> None:
+        """A page whose name leads to this machine by a trick of its DNS says that name as host."""
+        name = host_name(Headers(scope=scope).get("host", ""))
+        if self._hosts is not None and scope["path"] not in PROBES and name not in self._hosts:
+            known = "expected a name of this server in the header Host; cfgdiff serve --allow-host adds others"
+            raise Refused(403, f"{known}, found {name[:60]!r}", code="unknown_host")
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Another site's page may not ask for anything, though it could not read the answer. Programs say no origin."""
+        headers = Headers(scope=scope)
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if scope["method"] in READING or origin in self._origins or (origin is None and site is None):
+            return
+        # Browsers say themselves whether it is another site; old ones say the origin alone.
+        own = site in ("same-origin", "none") if site else (origin or "").partition("://")[2] == headers.get("host")
+        if not own:
+            raise Refused(403, "pages of other sites may not use this server", code="other_site")
 
     def _check_token(self, scope: Scope) -> None:
         path = scope["path"]

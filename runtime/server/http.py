@@ -24,6 +24,7 @@ from ..bundle import Bundle
 from ..engines import own_version
 from ..errors import BadInput
 from ..samplers import SAMPLERS
+from .answers import ModelAnswer, Models, Status, answers, describe
 from .bodies import Generation, Order, Pictures, problem
 from .drawing import Served
 from .guard import Guard, answer
@@ -33,7 +34,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .orders import Orders
 from .refusals import Refused, bad_input, broken
-from .shared import ERRORS, Server, size_of
+from .shared import Server, size_of
 
 PAGE = Path(__file__).with_name("page.html")
 BODIES: dict[str, type[Pictures]] = {"/v1/images/generations": Generation, "/v1/jobs": Order}
@@ -45,6 +46,7 @@ def make_app(
     token: str | None = None,
     origins: Sequence[str] = (),
     orders: Orders | None = None,
+    hosts: Sequence[str] | None = None,
 ) -> FastAPI:
     """The app. Its end drains the schedulers.
 
@@ -52,6 +54,7 @@ def make_app(
         token: what clients must send as a bearer token; None: nothing.
         origins: of other sites whose pages may use this server, as https://example.org.
         orders: where jobs are kept; None: there are no jobs.
+        hosts: names and addresses that requests may call this server by; None: any.
 
     Raises:
         BadInput: two models have one name.
@@ -71,19 +74,26 @@ def make_app(
             await anyio.to_thread.run_sync(partial(one.scheduler.close, drain=True))
 
     app = FastAPI(title="cfgdiff", version=own_version(), docs_url=None, redoc_url=None, lifespan=life)
+    app.openapi = partial(_once, app)  # type: ignore[method-assign]
     app.state.server, metrics = server, Metrics(server.models)
     _add_errors(app)
     add_image_routes(app, server)
     _add_models(app, server)
     _add_health(app, server, metrics)
     add_job_routes(app, server, orders)
-    app.add_middleware(Guard, limits=limits, token=token, metrics=metrics)
+    app.add_middleware(Guard, limits=limits, token=token, metrics=metrics, origins=origins, hosts=hosts)
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type"], expose_headers=["retry-after"],
         )  # fmt: skip
     return app
+
+
+def _once(app: FastAPI) -> dict[str, Any]:
+    """The description of the interface, made at its first use."""
+    app.openapi_schema = app.openapi_schema or describe(app)
+    return app.openapi_schema
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -113,12 +123,12 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_models(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/models", responses={401: ERRORS[401]})
+    @app.get("/v1/models", responses=answers(Models), response_model=None)
     async def models() -> dict[str, Any]:
         """The models, with what they draw and what they take."""
         return {"object": "list", "data": [described(one.bundle) for one in server.models.values()]}
 
-    @app.get("/v1/models/{name}", responses={status: ERRORS[status] for status in (401, 404)})
+    @app.get("/v1/models/{name}", responses=answers(ModelAnswer, 404), response_model=None)
     async def model(name: str) -> dict[str, Any]:
         """One model."""
         return described(server.model(name).bundle)
@@ -148,18 +158,18 @@ def _add_health(app: FastAPI, server: Server, metrics: Metrics) -> None:
         headers = {"content-security-policy": policy, "x-content-type-options": "nosniff", "cache-control": "no-cache"}
         return HTMLResponse(text, headers=headers | {"referrer-policy": "no-referrer"})
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=answers(Status), response_model=None)
     async def healthy() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses={503: ERRORS[503]})
+    @app.get("/readyz", responses=answers(Status, 503), response_model=None)
     async def ready() -> dict[str, str]:
         """It accepts requests."""
         server.check_open()
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=Response, responses={401: ERRORS[401]})
+    @app.get("/metrics", response_class=Response, responses=answers(None, kinds=("text/plain",)))
     async def figures() -> Response:
         """Figures for Prometheus."""
         return Response(metrics.text(), media_type=metrics.content_type)

@@ -14,11 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import BadInput
 from ..plan import Plan
+from .answers import Images, answers
 from .bodies import Generation, check_rows, plan_of
-from .drawing import Drawn, events, in_thread, in_time, one_by_one, thinned, watched
+from .drawing import Drawn, Gathered, events, in_thread, in_time, one_by_one, thinned, watched
 from .refusals import Refused
 from .scheduler import Job
-from .shared import ERRORS, Server, size_of
+from .shared import Server, size_of
 
 GRACE = 5.0  # seconds in which a client reads what was drawn just in time
 
@@ -26,7 +27,10 @@ GRACE = 5.0  # seconds in which a client reads what was drawn just in time
 def add_image_routes(app: FastAPI, server: Server) -> None:
     """Adds them to the app."""
 
-    @app.post("/v1/images/generations", responses=ERRORS, response_model=None)
+    @app.post(
+        "/v1/images/generations", response_model=None,
+        responses=answers(Images, 404, 429, 500, 503, 504, kinds=("text/event-stream",)),
+    )  # fmt: skip
     async def generate(body: Generation, request: Request) -> Response:
         """Draw pictures, as OpenAI's clients ask for them; with `stream`, as server-sent events."""
         server.check_open()
@@ -38,19 +42,22 @@ def add_image_routes(app: FastAPI, server: Server) -> None:
         plan = plan_of(body, served.bundle, server.limits.pictures)
         check_rows(plan, server.limits)
         previews = body.partial_images or 0
-        job = served.submit(plan, seconds=server.limits.seconds, watch=previews > 0)
         if body.stream:
+            job = served.submit(plan, seconds=server.limits.seconds, watch=previews > 0)
             given = map(partial(served.drawn, plan), thinned(events(job), plan.steps, previews))
             return EventStream(job, _frames(plan, one_by_one(given, server.threads)), server.limits.seconds + GRACE)
+        gathered = Gathered()
+        job = served.submit(plan, seconds=server.limits.seconds, on_event=gathered)
         with watched(request.receive, job), in_time(server.limits):
-            drawn = await in_thread(lambda: [served.drawn(plan, event) for event in events(job)], server.threads)
+            pictures = await gathered.pictures()
+            drawn = await in_thread(lambda: [served.drawn(plan, each) for each in pictures], server.encoders)
         shown = partial(_entry, server, str(request.base_url) if body.response_format == "url" else None)
         return JSONResponse(
             {"created": int(time.time()), "size": size_of(plan.bundle), "output_format": "png",
              "data": [shown(one) for one in sorted(drawn, key=lambda one: one.i)]}
         )  # fmt: skip
 
-    @app.get("/images/{name}.png", responses={404: ERRORS[404]}, response_class=Response)
+    @app.get("/images/{name}.png", responses=answers(None, 404, kinds=("image/png",)), response_class=Response)
     async def image(name: str) -> Response:
         """A picture that was asked for by response_format url. It is kept for an hour at most."""
         png = server.kept.get(name)

@@ -11,13 +11,13 @@ import anyio.to_thread
 from fastapi import FastAPI
 from starlette.responses import FileResponse, StreamingResponse
 
+from .answers import Deleted, JobAnswer, Jobs, answers
 from .bodies import Order
 from .orders import DONE, UNFINISHED, Entry, Orders
 from .refusals import Refused
-from .shared import ERRORS, Server
+from .shared import Server
 
 PAUSE, SILENCE = 0.2, 15.0  # seconds between looks at a job; after which a comment keeps the connection alive
-KNOWN: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404)}
 TYPES = {"tar": "application/x-tar", "npz": "application/zip"}
 
 
@@ -29,30 +29,33 @@ def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
             raise Refused(404, "this server takes no jobs: it was started without a folder for them", code="no_jobs")
         return orders
 
-    @app.post("/v1/jobs", status_code=202, responses=ERRORS)
+    @app.post("/v1/jobs", status_code=202, responses=answers(JobAnswer, 404, 429, 503, status=202), response_model=None)
     async def create(body: Order) -> dict[str, Any]:
         """Order many pictures. They are drawn in the background into a file."""
         server.check_open()
         add = partial(kept().add, body.model_copy(update={"model": server.model(body.model).bundle.name}))
         return (await anyio.to_thread.run_sync(add)).public  # a million names take a while
 
-    @app.get("/v1/jobs", responses=KNOWN)
+    @app.get("/v1/jobs", responses=answers(Jobs, 404), response_model=None)
     async def listed() -> dict[str, Any]:
         """All jobs, the oldest first."""
         return {"object": "list", "data": [entry.public for entry in kept().all()]}
 
-    @app.get("/v1/jobs/{name}", responses=KNOWN)
+    @app.get("/v1/jobs/{name}", responses=answers(JobAnswer, 404), response_model=None)
     async def state(name: str) -> dict[str, Any]:
         """How far a job is."""
         return kept().get(name).public
 
-    @app.delete("/v1/jobs/{name}", responses=KNOWN)
+    @app.delete("/v1/jobs/{name}", responses=answers(Deleted, 404), response_model=None)
     async def remove(name: str) -> dict[str, Any]:
         """Stop a job, and remove its result."""
         kept().remove(name)
         return {"id": name, "object": "job", "deleted": True}
 
-    @app.get("/v1/jobs/{name}/result", response_class=FileResponse, responses=KNOWN)
+    @app.get(
+        "/v1/jobs/{name}/result", response_class=FileResponse,
+        responses=answers(None, 404, 409, kinds=tuple(TYPES.values())),
+    )  # fmt: skip
     async def result(name: str) -> FileResponse:
         """The file of a job that is done."""
         entry = kept().get(name)
@@ -61,7 +64,10 @@ def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
         kind = entry.body.format
         return FileResponse(kept().result(entry), media_type=TYPES[kind], filename=f"{name}.{kind}")
 
-    @app.get("/v1/jobs/{name}/events", response_class=StreamingResponse, responses=KNOWN)
+    @app.get(
+        "/v1/jobs/{name}/events", response_class=StreamingResponse,
+        responses=answers(None, 404, kinds=("text/event-stream",)),
+    )  # fmt: skip
     async def events(name: str) -> StreamingResponse:
         """The progress of a job as server-sent events, with previews of the first pictures that are drawn now."""
         stream = _events(server, kept().get(name))

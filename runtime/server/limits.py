@@ -15,7 +15,7 @@ class Limits:
         seconds: from a request's body to its last picture.
         body: bytes of a request.
         body_seconds: in which a request must be sent.
-        waiting: requests that wait for pictures at once; each holds a thread.
+        waiting: streams that wait for pictures at once; each holds a thread.
         kept_bytes, kept_seconds: of the pictures behind URLs.
     """
 

@@ -1,11 +1,11 @@
 """Draws the pictures of many plans together, a step of each at a time. It knows no HTTP.
 
-An engine belongs to one thread. In each turn this thread takes one step of as many pictures as its best call holds: of
-every job in turn, so that a job of a thousand pictures does not hold up a job of one. A picture joins at any turn, and
-pictures at other steps, of other samplers, classes and guidance share its calls, because every row has its own t, class
-and w. Each is drawn by `drawing` from a plan of that picture alone, so it is that of `sample` with a batch of 1, to the
-last bit where the engine's rows do not depend on the others (OpenVINO, TensorRT), else within 1 grey level (ONNX
-Runtime).
+An engine has a thread that calls it and one that prepares its calls. In each turn that one takes one step of as many
+pictures as the best call holds: of every job in turn, so that a job of a thousand pictures does not hold up a job of
+one. A picture joins at any turn, and pictures at other steps, of other samplers, classes and guidance share its calls,
+because every row has its own t, class and w. Each is drawn by `drawing` from a plan of that picture alone, so it is
+that of `sample` with a batch of 1, to the last bit where the engine's rows do not depend on the others (OpenVINO,
+TensorRT), else within 1 grey level (ONNX Runtime).
 """
 
 import logging
@@ -22,7 +22,7 @@ from ..engine import Engine
 from ..errors import BadInput
 from ..plan import Plan
 from .batches import Drawing, Lane, call_figures
-from .events import Closed, Ended, Event, Failed, Full, Job, Picture, Preview
+from .events import Closed, Ended, Event, Failed, Full, Job, Picture, Preview, line_of
 from .turns import Turns
 
 __all__ = ["Closed", "Ended", "Event", "Failed", "Full", "Job", "Picture", "Preview", "Scheduler"]
@@ -114,6 +114,7 @@ class Scheduler:
         for thread in self._threads:
             thread.join()
         for lane in self._lanes:
+            lane.thread.shutdown()
             lane.engine.close()
 
     def __enter__(self) -> "Scheduler":
@@ -186,35 +187,54 @@ class Scheduler:
         Where the call fails, each job has a call of its own, so that only the jobs at fault fail.
         """
         try:
-            return lane.call(batch)
+            return self._called(lane, batch)
         except Exception as error:  # engines raise many kinds
-            log.warning("%s: a call of %d pictures failed: %s", lane.engine.name, len(batch), _line(error))
-        self._open_again(lane)
+            log.warning("%s: a call of %d pictures failed: %s", lane.engine.name, len(batch), line_of(error))
+        if self._reopen is not None:
+            lane.open_again(self._reopen)
         by_job, answers = dict[str, list[Drawing]](), list[tuple[Drawing, np.ndarray]]()
         for drawing in batch:
             by_job.setdefault(drawing.job.id, []).append(drawing)
         for drawings in by_job.values():
             try:
-                answers += lane.call(drawings)
+                answers += self._called(lane, drawings)
             except Exception as error:
-                self._end(drawings[0].job, Failed(_line(error), "engine"))
+                self._end(drawings[0].job, Failed(line_of(error), "engine"))
         return answers
 
-    def _open_again(self, lane: Lane) -> None:
-        if self._reopen is None:
-            return
-        try:
-            lane.engine.close()
-            lane.engine = self._reopen(lane.engine)
-        except Exception as error:
-            log.error("%s: cannot be opened again: %s", lane.engine.name, _line(error))
+    def _called(self, lane: Lane, batch: list[Drawing]) -> list[tuple[Drawing, np.ndarray]]:
+        """The pictures with their answers. While the engine computes, those of the next call are begun, as far as they
+        can be foreseen: their noise takes a while, in which the engine would wait."""
+        with self._state:
+            jobs = self._turns.first(len(batch))
+        call = lane.thread.submit(lane.call, batch)
+        for i in range(len(batch) if jobs else 0):
+            if call.done():
+                break
+            self._begin(jobs[i % len(jobs)], i // len(jobs), lane)
+        return call.result()
+
+    def _begin(self, job: Job, turn: int, lane: Lane) -> None:
+        """Begin a picture of a job, unless it has others for that turn of its next ones."""
+        with self._state:
+            if job.ended or job.next == job.n or len(job.drawings) > turn:
+                return
+            drawing, job.next = Drawing(job, job.next, lane.engine, self._tell), job.next + 1
+            if not job.offers:
+                self._turns.remove(job)  # until the picture is begun: another engine would look for one
+        if self._advance(drawing, None):
+            with self._state:
+                if not job.ended:
+                    job.drawings.append(drawing)
+                    self._turns.offer(job)
+                    self._state.notify_all()
 
     def _advance(self, drawing: Drawing, answer: np.ndarray | None) -> bool:
         """Whether a picture came to its next call, or to its end. Where it fails, so does its job, and no other."""
         try:
             drawing.advance(answer)
         except Exception as error:  # a prediction that is not finite, too little memory
-            self._end(drawing.job, Failed(_line(error), "engine"))
+            self._end(drawing.job, Failed(line_of(error), "engine"))
             return False
         return True
 
@@ -242,7 +262,7 @@ class Scheduler:
             try:
                 job.give(event)
             except Exception as error:
-                log.warning("job %s: its listener failed: %s", job.id, _line(error))
+                log.warning("job %s: its listener failed: %s", job.id, line_of(error))
                 self._cancel(job)
 
     def _end(self, job: Job, event: Ended | Failed) -> None:
@@ -276,8 +296,3 @@ class Scheduler:
         steps = sum((job.n - job.done) * job.plan.steps for job in self._jobs.values()) / max(1, self._unfinished)
         pace = call_figures(self._lanes)["evaluations_per_second"]
         return max(1, math.ceil(pictures * steps / pace)) if pace else 1
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

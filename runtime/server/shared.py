@@ -1,7 +1,6 @@
-"""What the routes share: the models, the limits, and the errors as the description of the interface lists them."""
+"""What the routes share: the models and the limits."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import anyio
 
@@ -11,13 +10,7 @@ from .drawing import Kept, Served
 from .limits import Limits
 from .refusals import Refused, closing
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text}
-    for status, text in {
-        400: "A parameter makes no sense.", 401: "The token is missing or wrong.", 404: "There is none of that name.",
-        413: "The body is too large.", 429: "The queue is full; see Retry-After.", 503: "The server is shutting down.",
-    }.items()
-}  # fmt: skip
+ENCODERS = 2  # more would only take the interpreter from the schedulers
 
 
 class Server:
@@ -26,6 +19,7 @@ class Server:
     Attributes:
         models: the models by name; the first is the default.
         draining: no request is accepted any more.
+        threads, encoders: how many wait for the pictures of streams, and make files of those of other requests.
     """
 
     def __init__(self, served: Sequence[Served], limits: Limits) -> None:
@@ -36,6 +30,7 @@ class Server:
             self.models[one.bundle.name] = one
         self.limits, self.kept, self.draining = limits, Kept(limits), False
         self.threads = anyio.CapacityLimiter(limits.waiting)
+        self.encoders = anyio.CapacityLimiter(ENCODERS)
 
     def model(self, name: str | None) -> Served:
         """The model of a request. Raises `Refused`."""

@@ -1,6 +1,7 @@
 """Whose turn it is: the jobs that have a picture for a call. It knows no engines, and needs its caller's lock."""
 
 from collections import deque
+from itertools import islice
 
 from .events import Job
 
@@ -25,6 +26,10 @@ class Turns:
         job = self._rings[max(self._rings)][0]
         self.remove(job)
         return job
+
+    def first(self, most: int) -> list[Job]:
+        """The jobs whose turns come next."""
+        return list(islice(self._rings[max(self._rings)], most)) if self._rings else []
 
     def remove(self, job: Job) -> None:
         """Take a job out, if it waits."""

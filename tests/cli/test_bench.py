@@ -81,7 +81,7 @@ def test_mistakes_are_said_before_the_work(tmp_path: Path) -> None:
 def test_a_subcommand_is_called_by_its_name_and_anything_else_is_a_bundle() -> None:
     shown = CliRunner().invoke(bench, ["--help"]).output
     assert "[BUNDLE] | COMMAND [ARGS]..." in shown and all(
-        f"\n  {name} " in shown for name in ("calls", "gpu", "samplers", "serving", "training")
+        f"\n  {name} " in shown for name in ("calls", "gpu", "samplers", "serve", "training")
     )
     result = CliRunner().invoke(group, ["bench", "samplers", "--help"])
     assert (

@@ -135,7 +135,7 @@ def test_what_a_cascade_cannot_do_is_one_line(drawn: Callable[..., Any], words: 
 
 def test_commands_for_one_network_refuse_a_cascade(call: Callable[..., Any], cascade: Bundle) -> None:
     pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]'")
-    benches = [("bench", part, cascade.path) for part in ("calls", "samplers", "serving")]
+    benches = [("bench", part, cascade.path) for part in ("calls", "samplers", "serve")]
     for words in (("serve", cascade.path, "--port", 0), *benches):
         assert f"{cascade.path}: is of a cascade, and " in call(cfgdiff, *words, code=1)[1], words
     line = call(run, "--model", cascade.path / "stage-1", "--class", "a", code=2)[1]

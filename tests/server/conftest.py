@@ -48,6 +48,16 @@ class StandInJob:
             self.done += 1
             yield Picture(i, picture_of(self.plan, i))
 
+    def tell(self, on_event: Callable[[Any], object]) -> None:
+        """All events to a listener, `Ended` too."""
+        from cfgdiff.runtime.server.scheduler import Ended, Failed
+
+        event = None
+        for event in self:
+            on_event(event)
+        if not isinstance(event, Failed):
+            on_event(Ended(self.cancelled.is_set()))
+
 
 def picture_of(plan: Plan, i: int) -> np.ndarray:
     """Pixels that name class, seed and number of a picture: (H, W, C) uint8."""
@@ -75,12 +85,16 @@ class StandIn:
         """Whether picture i of a request waits."""
         return self.hold.is_set() or (self.hold_from is not None and i >= self.hold_from)
 
-    def submit(self, plan: Plan, priority: int = 0, deadline: float | None = None, watch: bool = False) -> StandInJob:
+    def submit(self, plan: Plan, priority: int = 0, deadline: float | None = None, watch: bool = False,
+               on_event: Callable[[Any], object] | None = None) -> StandInJob:  # fmt: skip
         if self.error is not None:
             raise self.error
         settings = {"priority": priority, "deadline": deadline, "watch": watch}
-        self.jobs.append(StandInJob(self, plan, settings))
-        return self.jobs[-1]
+        job = StandInJob(self, plan, settings)
+        self.jobs.append(job)
+        if on_event is not None:
+            threading.Thread(target=job.tell, args=(on_event,), daemon=True).start()
+        return job
 
     def stats(self) -> dict[str, Any]:
         return {"queued": 3, "calls_total": 7, "fill": 0.5, "name": "not a number"}

@@ -82,8 +82,46 @@ def test_other_sites_only_where_they_are_named(served: list[Any]) -> None:
     assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == origin
     other = client.options(URL, headers=asked | {"origin": "https://b.example"})
     assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
-    answer = guarded(served).post(URL, json={"prompt": "frog"}, headers={"origin": origin})
+    answer = guarded(served).get("/v1/models", headers={"origin": origin})
     assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "taken"),
+    [
+        ({}, True),
+        ({"origin": "http://testserver"}, True),
+        ({"origin": "https://a.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": "https://public.example", "sec-fetch-site": "same-origin"}, True),  # behind a proxy
+        ({"origin": "http://testserver", "sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "same-site"}, False),
+        ({"origin": "https://named.example", "sec-fetch-site": "cross-site"}, True),
+    ],
+)
+def test_pages_of_other_sites_order_nothing(
+    served: list[Any], scheduler: Any, headers: dict[str, str], taken: bool
+) -> None:
+    answer = guarded(served, origins=["https://named.example"]).post(URL, json={"prompt": "frog"}, headers=headers)
+    assert answer.status_code == (200 if taken else 403) and len(scheduler.jobs) == taken
+    if not taken:
+        assert answer.json()["error"]["code"] == "other_site"
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:8000", True), ("[::1]:8000", True), ("[::1]", True),
+        ("localhost.", True), ("evil.example", False), ("127.0.0.1.evil.example:8000", False), ("", False),
+        ("localhost:80@evil.example", False), ("[::1].evil.example", False),
+    ],
+)  # fmt: skip
+def test_a_foreign_name_is_refused(served: list[Any], host: str, known: bool) -> None:
+    client = guarded(served, hosts=["localhost", "127.0.0.1", "[::1]"])
+    answer = client.get("/v1/models", headers={"host": host})
+    assert answer.status_code == (200 if known else 403)
+    assert known or "--allow-host" in answer.json()["error"]["message"]
+    assert client.get("/healthz", headers={"host": host}).status_code == 200
 
 
 def test_the_browser_runs_only_the_pages_own_script(served: list[Any]) -> None:

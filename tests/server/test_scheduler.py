@@ -15,6 +15,7 @@ from fakes import Formula, Gated, alone, drawn, wait
 from cfgdiff.runtime import Blend, Bundle, Edit, Engine, Plan, Request, open_engine, resolve, sample
 from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import BadInput
+from cfgdiff.runtime.server.batches import Drawing
 from cfgdiff.runtime.server.scheduler import Ended, Picture, Preview, Scheduler
 
 Planned = Callable[..., Plan]
@@ -92,6 +93,19 @@ def test_where_guidance_is_an_input_a_guided_picture_is_one_row(bundle: Bundle) 
         engine.open()
         np.testing.assert_array_equal(drawn(job), alone(plan))
     assert [len(x) for x, *_ in engine.calls] == [8, 8, 4, 4]
+
+
+def test_where_guidance_is_an_input_no_row_of_a_call_is_without(bundle: Bundle) -> None:
+    """Engines divide the guided rows and the others among threads for themselves, and here both cost the same."""
+    inside, engine = dataclasses.replace(bundle, guidance_input=(1.0, 8.0)), Gated()
+    plans = [resolve(inside, Request(["cat"] * 3, 2, w, sampler="ddim")) for w in (2.0, 1.0)]
+    with Scheduler(inside, engine, rows=8) as scheduler:
+        jobs = [scheduler.submit(plan) for plan in plans]
+        engine.open()
+        for job, plan in zip(jobs, plans, strict=True):
+            assert np.abs(drawn(job).astype(int) - alone(plan)).max() <= 1
+    assert all(len(w) == len(x) for x, _, _, w in engine.calls)
+    assert {w for *_, weights in engine.calls for w in weights.tolist()} == {1, 2}
 
 
 def test_a_large_job_does_not_hold_up_a_small_one(bundle: Bundle, planned: Planned, gated: Any) -> None:
@@ -213,3 +227,49 @@ def test_on_openvino_they_are_the_same_to_the_last_bit(packaged: Bundle) -> None
         with Scheduler(packaged, Lent(engine), rows=6) as scheduler:
             for job, pictures in [(scheduler.submit(plan), e) for plan, e in zip(plans, expected, strict=True)]:
                 np.testing.assert_array_equal(drawn(job), pictures)
+
+
+def test_pictures_of_the_next_call_are_begun_while_the_engine_computes(
+    bundle: Bundle, planned: Planned, gated: Any
+) -> None:
+    with Scheduler(bundle, gated, rows=4) as scheduler:
+        jobs = [scheduler.submit(planned(n, guidance=1)) for n in (40, 1, 1)]
+        wait(lambda: len(gated.calls) == 1 and scheduler.stats()["pictures_begun"] == len(gated.calls[0][0]) + 4)
+        gated.let(1)  # what was begun ahead is drawn, and no more than a call ahead is begun
+        wait(lambda: scheduler.stats()["pictures_begun"] <= 12)
+        gated.open()
+        for job, n in zip(jobs, (40, 1, 1), strict=True):
+            np.testing.assert_array_equal(drawn(job), alone(planned(n, guidance=1)))
+
+
+def test_a_job_that_is_cancelled_while_its_pictures_are_begun_leaves_nothing(
+    bundle: Bundle, planned: Planned, gated: Any
+) -> None:
+    with Scheduler(bundle, gated, rows=4) as scheduler:
+        job = scheduler.submit(planned(40, guidance=1))
+        wait(lambda: scheduler.stats()["pictures_begun"] == 8)
+        job.cancel()
+        assert not job.drawings and scheduler.stats()["pictures_begun"] == 0
+        gated.open()
+        assert len(drawn(scheduler.submit(planned(2)))) == 2
+
+
+def test_an_engine_takes_no_picture_that_another_one_begins(
+    bundle: Bundle, planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Drawing.advance
+
+    def slowly(drawing: Drawing, answer: np.ndarray | None) -> None:
+        time.sleep(0.002 if answer is None else 0)
+        advance(drawing, answer)
+
+    class Slow(Formula):
+        def predict(self, *inputs: np.ndarray) -> np.ndarray:  # type: ignore[override]
+            time.sleep(0.005)
+            return super().predict(*inputs)
+
+    monkeypatch.setattr(Drawing, "advance", slowly)
+    plans = [planned(5, guidance=1, steps=1, seed=seed) for seed in range(20)]
+    with Scheduler(bundle, [Slow(), Slow()], rows=2) as scheduler:
+        for job, plan in zip([scheduler.submit(plan) for plan in plans], plans, strict=True):
+            np.testing.assert_array_equal(drawn(job), alone(plan))

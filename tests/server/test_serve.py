@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
 
 from cfgdiff.cli.main import main
+from cfgdiff.cli.serve import _names
 from cfgdiff.runtime.images import load_picture
 
 CODE, RUN = "from cfgdiff.cli.main import main; main()", "from cfgdiff.cli.run import main; main()"
@@ -64,6 +65,21 @@ def test_without_the_extra_it_says_what_to_install(
     assert "uvicorn is not installed; pip install 'cfgdiff[serve]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("host", "more", "names"),
+    [
+        ("127.0.0.1", (), {"localhost", "127.0.0.1", "[::1]"}),
+        ("127.0.0.2", ("box.local",), {"localhost", "127.0.0.1", "[::1]", "127.0.0.2", "box.local"}),
+        ("::1", (), {"localhost", "127.0.0.1", "[::1]"}),
+        ("0.0.0.0", (), None),
+        ("0.0.0.0", ("a.example",), {"a.example"}),
+    ],
+)
+def test_a_local_server_has_local_names(host: str, more: tuple[str, ...], names: set[str] | None) -> None:
+    found = _names(host, more)
+    assert (None if found is None else set(found)) == names
+
+
 @contextmanager
 def started(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", Any, list[str]]]:
     """A server of cifar10-turbo in a process of its own, a client of it, and the lines that it wrote until then."""
@@ -103,6 +119,7 @@ def test_kill_9_a_restart_and_sigterm_under_load(tmp_path: Path) -> None:
     """A job continues where it was killed; SIGTERM finishes what was asked for; pictures are the command line's."""
     with started(tmp_path) as (process, client, lines):
         assert lines[0] == "cifar10-turbo: cpu, float32\n"
+        assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
         job = client.post("/v1/jobs", json={"class": "frog", "n": 600, "steps": 1, "seed": 5}).json()["id"]
         while client.get(f"/v1/jobs/{job}").json()["done"] < 256:
             time.sleep(0.01)
