@@ -132,8 +132,9 @@ def sweep_settings(sampling: Samples, seed: Seed) -> list[Request]:
 
 def sweep(subject: Subject, real: Real, n: int) -> list[dict[str, Any]]:
     """Fréchet distance and class accuracy of n samples with each of `sweep_settings`; a row names the varied
-    setting."""
-    rows, stages = [], subject.settings.stages
+    setting. Where evaluations are varied, `teacher` is the distance to the teacher's samples: those of
+    `subject.teacher`, or of the most evaluations of a model that has no other."""
+    rows, features, stages = list[dict[str, Any]](), list[np.ndarray](), subject.settings.stages
     cells = [replace(cell, stages=stages) for cell in sweep_settings(subject.sampling, subject.settings.seed)]
     for i, settings in enumerate(cells):
         samples = subject.draw(settings, n, f"sweep, {i + 1} of {len(cells)}")
@@ -142,6 +143,16 @@ def sweep(subject: Subject, real: Real, n: int) -> list[dict[str, Any]]:
         distance = frechet(gaussian(samples.features), real.reference)
         varied = "evaluations" if settings.guidance is None else "guidance"
         rows.append(row | {"varied": varied, "n": n, "frechet": distance, "accuracy": accuracy(samples)})
+        features.append(samples.features)
+    stepped = [(row, seen) for row, seen in zip(rows, features, strict=True) if row["varied"] == "evaluations"]
+    if subject.teacher is not None:
+        taught = gaussian(subject.teacher.draw(subject.teacher.settings, n, "the teacher's samples").features)
+    elif subject.sampling.bundle.few_steps:
+        return rows
+    else:
+        taught = gaussian(stepped.pop()[1])
+    for row, seen in stepped:
+        row["teacher"] = frechet(gaussian(seen), taught)
     return rows
 
 

@@ -66,10 +66,11 @@ def _tables(result: Result, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The rows of a sweep as text: sampler, guidance, interval, evaluations, Fréchet distance, class accuracy."""
+    """The rows of a sweep as text: sampler, guidance, interval, evaluations, Fréchet distance to real pictures and to
+    the teacher's, class accuracy."""
     return [[row["sampler"], f"{row['guidance']:g}", _interval(row["interval"]), str(row["evaluations"]),
-             f"{row['frechet']:.2f}", "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"]
-            for row in rows]  # fmt: skip
+             f"{row['frechet']:.2f}", f"{row['teacher']:.2f}" if "teacher" in row else "-",
+             "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"] for row in rows]  # fmt: skip
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

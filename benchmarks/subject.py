@@ -44,6 +44,7 @@ class Subject:
         data: real pictures, or None: then the samples are compared with nothing.
         cas_n: generated pictures to train a classifier on, see cas.py; 0 for none.
         stage: opens a progress bar.
+        teacher: samples of the model that this one learned from, to which the sweep measures a distance.
     """
 
     sampling: Samples
@@ -54,6 +55,7 @@ class Subject:
     data: "PictureSet | None" = None
     cas_n: int = 0
     threads: int | None = None
+    teacher: "Subject | None" = None
 
     @property
     def total(self) -> int:

@@ -42,6 +42,7 @@ Examples:
   cfgdiff eval --quick --data DATA
   cfgdiff eval exported/small --data DATA --out quality --store
   cfgdiff eval --data DATA --features alexnet --alexnet alexnet.safetensors
+  cfgdiff eval cifar10-turbo --quick --data DATA --teacher cifar10-small
   cfgdiff eval --data DATA --out quality --shard 2/4
   cfgdiff eval --from DEST --data DATA --n 50000 --out quality
   cfgdiff eval --from DEST --n 50000 --shard 2/4 --stats part-2.npz
@@ -121,6 +122,9 @@ interpolations and class accuracy only.""",
     is_flag=True,
     help="Put the figures and what the sweep chose as defaults into the bundle and its model card.",
 )
+@click.option("--teacher", type=PATH, metavar="BUNDLE",
+              help="The model that this one learned from: the sweep also measures how far its pictures are from the "
+              "teacher's, from the same noise. Default: the model itself at its most evaluations.")  # fmt: skip
 @click.option("--from", "source", type=PATH, metavar="DEST",
               help="Measure what is there instead of drawing: finished shards of cfgdiff-run --shard-size, in a folder "
               "or at a URL, or what --stats wrote, as 'part-*.npz'.")  # fmt: skip
@@ -130,7 +134,7 @@ interpolations and class accuracy only.""",
 def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool, repeats: int, out: Path | None,
              features: str, alexnet: Path | None, classifier: Path | None, sweep: bool, cas: bool, best: int,
              shard: tuple[int, int] | None, engine: str, threads: int | None, store: bool, source: Path | None,
-             stats: Path | None, **settings: Any) -> None:  # fmt: skip
+             stats: Path | None, teacher: Path | None, **settings: Any) -> None:  # fmt: skip
     """Measure the quality of a bundle's pictures (by default cifar10-small), and whether they copy training pictures.
 
     One page shows it all: Fréchet and kernel distance, precision and recall, class accuracy, the nearest training
@@ -164,6 +168,8 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
             needed = None if stats or given.files else max(samples * repeats, trained_on)
             sampling = samples_of(given, folder / "samples", model, needed, extractor, judge)
         subject = Subject(sampling, request, samples, stage, repeats, pictures, trained_on, threads)
+        if teacher is not None and opened:
+            subject.teacher = _teacher(teacher, subject, folder, engine, stack)
         if given and stats:
             return write_statistics(given, stats, n, shard or (1, 1), sampling, stage)
         if shard is not None:
@@ -178,6 +184,26 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
         if store and opened:
             _store(model, summary, opened)
     click.echo(f"{page}: {_headline(summary)}")
+
+
+def _teacher(path: Path, subject: "Subject", folder: Path, engine: str, stack: ExitStack) -> "Subject":
+    """The samples of a teacher at its most evaluations, with the guidance of the model that learned from it."""
+    from cfgdiff.benchmarks.blocks import Sampling
+    from cfgdiff.benchmarks.evaluate import STEPS
+    from cfgdiff.benchmarks.subject import Subject
+    from cfgdiff.runtime import Request, open_engine
+    from cfgdiff.runtime.errors import Failure
+
+    from .opening import load_single
+
+    model, student, judge = load_single(path, "it is to teach one network"), subject.sampling.bundle, subject.sampling
+    if model.image_shape != student.image_shape or model.class_names != student.class_names:
+        raise Failure(f"--teacher: {path} draws other classes or sizes than {student.name}; give its own teacher")
+    opened = stack.enter_context(closing(open_engine(model, engine, threads=subject.threads)))
+    steps = max(model.fitted) if model.few_steps else max(STEPS)
+    settings = Request([], steps, student.defaults.guidance, subject.settings.seed)
+    sampling = Sampling(folder / "samples", model, opened, judge.extractor, judge.classifier)
+    return Subject(sampling, settings, subject.n, subject.stage, threads=subject.threads)
 
 
 def _report(folder: Path, subject: "Subject", weights: Any, swept: int, notes: list[str], seconds: dict[str, float],

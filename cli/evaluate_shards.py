@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cfgdiff.runtime.places import Place
     from cfgdiff.runtime.shards import Manifest
 
-OF_DRAWING = ("guidance", "interval", "steps", "sampler", "seed", "engine", "store", "sweep")
+OF_DRAWING = ("guidance", "interval", "steps", "sampler", "seed", "engine", "store", "sweep", "teacher")
 OF_PICTURES = ("cas", "repeats", "best", "shard", "quick")  # which statistics do not hold
 
 

@@ -19,11 +19,14 @@ from cfgdiff.benchmarks.evaluate import (
     choose,
     compared,
     evaluate,
+    sweep,
     sweep_settings,
 )
+from cfgdiff.benchmarks.evaluate import STEPS as SWEPT
+from cfgdiff.benchmarks.measures import frechet, gaussian
 from cfgdiff.benchmarks.report import quality_rows
 from cfgdiff.benchmarks.subject import Figure, Real, Subject, even, part
-from cfgdiff.runtime import Bundle, load_bundle, resolve
+from cfgdiff.runtime import Bundle, Request, load_bundle, resolve
 from cfgdiff.runtime.errors import Failure
 
 
@@ -167,3 +170,36 @@ def test_guidance_is_swept_at_the_same_evaluations_whatever_the_default_is(packa
         bundle = replace(packaged, defaults=replace(packaged.defaults, steps=steps))
         swept.append(sweep_settings(SimpleNamespace(bundle=bundle), seed=0))
     assert swept[0] == swept[1] and {settings.steps for settings in swept[0] if settings.guidance} == {SWEPT_AT}
+
+
+def test_the_sweep_measures_the_distance_to_the_teacher() -> None:
+    rng = np.random.default_rng(0)
+    seen = {steps: rng.standard_normal((64, 2)).astype(np.float32) + steps for steps in SWEPT}
+
+    class Drawn(Subject):
+        def draw(self, settings: Request, n: int, label: str) -> Measured:
+            scores = np.zeros((n, 0), np.float32)
+            return replace(measured([0] * n, scores), features=seen[settings.steps or SWEPT_AT])
+
+    bundle = SimpleNamespace(few_steps=False, defaults=SimpleNamespace(sampler="ddim"))
+    names = {"guidance": "guidance", "interval": "interval", "evaluations": "steps", "sampler": "sampler"}
+    sampling = SimpleNamespace(
+        bundle=bundle, protocol=lambda settings: {key: getattr(settings, name) for key, name in names.items()}
+    )
+    subject = Drawn(sampling, Request([], seed=0), 64, lambda label, length: nullcontext(lambda done: None))  # type: ignore[arg-type]
+    real: Any = SimpleNamespace(reference=gaussian(seen[20]))
+
+    def swept() -> list[dict[str, Any]]:
+        rows = sweep(subject, real, 64)
+        assert all("teacher" not in row for row in rows if row["varied"] == "guidance")
+        return [row for row in rows if row["varied"] == "evaluations"]
+
+    *rows, last = swept()
+    assert [row["evaluations"] for row in (*rows, last)] == list(SWEPT) and "teacher" not in last
+    for row in rows:  # to its own pictures of the most evaluations
+        assert row["teacher"] == pytest.approx(frechet(gaussian(seen[row["evaluations"]]), gaussian(seen[20])))
+    subject.teacher = Drawn(sampling, Request([], 4, seed=0), 64, subject.stage)  # type: ignore[arg-type]
+    first, *_, last = swept()
+    assert first["teacher"] == pytest.approx(0, abs=1e-6) and last["teacher"] > 400
+    bundle.few_steps, bundle.guidance_input, bundle.fitted, subject.teacher = True, None, {4: None, 5: None}, None
+    assert all("teacher" not in row for row in swept())  # it is not its own teacher

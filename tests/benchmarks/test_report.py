@@ -16,10 +16,11 @@ def test_only_inceptions_distances_have_the_fields_names() -> None:
 
 def test_a_sweep_is_written_out() -> None:
     row: dict[str, Any] = {"sampler": "ddim", "guidance": 3.0, "interval": None, "evaluations": 10, "frechet": 1.234}
-    row |= {"accuracy": 0.5}
+    row |= {"accuracy": 0.5, "teacher": 0.456}
     rows = [row, row | {"accuracy": None}, row | {"interval": (0.3, 10.0), "guidance": 1.5}]
+    del rows[2]["teacher"]
     assert sweep_cells(rows) == [
-        ["ddim", "3", "all", "10", "1.23", "50.0 %"],
-        ["ddim", "3", "all", "10", "1.23", "-"],
-        ["ddim", "1.5", "0.3 .. 10", "10", "1.23", "50.0 %"],
+        ["ddim", "3", "all", "10", "1.23", "0.46", "50.0 %"],
+        ["ddim", "3", "all", "10", "1.23", "0.46", "-"],
+        ["ddim", "1.5", "0.3 .. 10", "10", "1.23", "-", "50.0 %"],
     ]

@@ -19,6 +19,7 @@ pytest.importorskip("torch_fidelity", reason="needs the train extra: pip install
 
 from cfgdiff.benchmarks import features
 from cfgdiff.cli.evaluate import evaluate
+from cfgdiff.cli.main import main
 from cfgdiff.runtime import Bundle, load_bundle, open_engine
 from cfgdiff.runtime.errors import Failure
 
@@ -303,3 +304,14 @@ def test_mistakes_are_said_before_the_work(
     assert (found.exit_code if found else made.exit_code) == code
     assert message in (said := str(found) if found else made.output) and (not found or "\n" not in said), said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_of_other_classes_is_refused(
+    small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", str(small_bundle.path), "--n", "32", "--teacher", "cifar10-small", *FAST])
+    assert stopped.value.code == 1
+    expected = "Error: --teacher: cifar10-small draws other classes or sizes than "
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected) and list(tmp_path.iterdir()) == []
