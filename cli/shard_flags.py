@@ -97,7 +97,7 @@ OPTIONS = (
     click.option("--shard-size", type=Count(most=1_000_000), metavar="PICTURES",
                  help="Draw a large set in shards of so many pictures into --out, a folder or a URL as "
                       "s3://bucket/set. Finished shards are kept."),
-    click.option("--shard-format", default="tar", show_default=True, type=click.Choice(FORMATS),
+    click.option("--shard-format", default="tar", show_default=True, type=click.Choice(FORMATS), metavar="NAME",
                  help="Of a shard: tar (WebDataset), parquet (Hugging Face datasets) or folder."),
     click.option("--shards", type=Ranges(), metavar="K[-K][,...]", help="Make these shards alone, as 17,20-39."),
     click.option("--shard-of", type=Part(), metavar="I/N",
