@@ -35,9 +35,7 @@ def subject_of(pictures: np.ndarray, cas_n: int, held_out: int = 60) -> Subject:
     def read(settings: object, n: int) -> Measured:
         return Measured(*(array[:n] for array in vars(every).values()))
 
-    sampling = SimpleNamespace(
-        missing=lambda *_: [], fill=lambda *_: None, read=read, protocol=lambda _: {"evaluations": 1}
-    )
+    sampling = SimpleNamespace(missing=lambda *_: [], fill=lambda *_: None, read=read, evaluations=lambda _: 1)
     stage = lambda label, length: nullcontext(lambda done: None)  # noqa: E731
     return Subject(sampling, None, 32, stage, data=data, cas_n=cas_n)  # type: ignore[arg-type]
 
