@@ -1,6 +1,7 @@
 """`cfgdiff verify` certifies bundles. Heavy packages are imported inside the command."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -8,8 +9,6 @@ import click
 from .train import PATH
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cfgdiff.runtime import Bundle
     from cfgdiff.runtime.certificate import Certificate
 
