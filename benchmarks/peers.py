@@ -15,6 +15,7 @@ from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.generate import to_uint8
 from cfgdiff.runtime.noise import normals
+from cfgdiff.runtime.schedule import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,6 +98,25 @@ def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
     return draw
 
 
+def _scheduler(schedule: Schedule, steps: int) -> Any:
+    """diffusers' DDIM at evenly spaced timesteps. Raises `Failure`, see `diffusers_sampler`."""
+    try:
+        from diffusers import DDIMScheduler
+    except ImportError:
+        raise Failure("diffusers is not installed; pip install diffusers") from None
+    if steps < 1 or schedule.T % steps:
+        raise Failure(
+            f"diffusers' evenly spaced timesteps are ours only where the steps divide {schedule.T}, found {steps}"
+        )
+    scheduler: Any = DDIMScheduler(
+        num_train_timesteps=schedule.T, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
+        beta_schedule={"cosine": "squaredcos_cap_v2", "linear": "linear"}[schedule.kind],
+        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[schedule.prediction],
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
 def diffusers_sampler(network: "nn.Module", bundle: Bundle, steps: int) -> Sampler:
     """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines, where any w is not 1 and
     the network does not take w itself; a network in bfloat16 runs under autocast.
@@ -106,20 +126,8 @@ def diffusers_sampler(network: "nn.Module", bundle: Bundle, steps: int) -> Sampl
     """
     import torch
 
-    try:
-        from diffusers import DDIMScheduler
-    except ImportError:
-        raise Failure("diffusers is not installed; pip install diffusers") from None
     schedule, null_class = bundle.schedule, len(bundle.class_names)
-    if steps < 1 or schedule.T % steps:
-        raise Failure(
-            f"diffusers' evenly spaced timesteps are ours only where the steps divide {schedule.T}, found {steps}"
-        )
-    betas = {"cosine": "squaredcos_cap_v2", "linear": "linear"}[schedule.kind]
-    kind = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[schedule.prediction]
-    scheduler: Any = DDIMScheduler(num_train_timesteps=schedule.T, beta_schedule=betas, prediction_type=kind,
-                                   clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
-    scheduler.set_timesteps(steps)
+    scheduler = _scheduler(schedule, steps)
     weights = next(network.parameters())
     device, low = weights.device, weights.dtype is torch.bfloat16  # autocast alone would convert them at every call
 

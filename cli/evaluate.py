@@ -17,9 +17,13 @@ from .stages import asked_stages, stage_options
 from .train import PATH
 
 if TYPE_CHECKING:
+    from cfgdiff.benchmarks.blocks import Samples
+    from cfgdiff.benchmarks.features import Classifier, Extractor
     from cfgdiff.benchmarks.subject import Subject
     from cfgdiff.runtime import Bundle, Engine
     from cfgdiff.trainer.data import PictureSet
+
+    from .evaluate_shards import Source
 
 QUICK, QUICK_SWEEP, QUICK_CAS, SWEEP, FULL = 2048, 512, 5000, 2048, 50_000
 KINDS = ("auto", "inception", "alexnet", "classifier")
@@ -142,7 +146,6 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
     are FID and KID; where its weights cannot be fetched, AlexNet's or the classifier's take their place, and the report
     says so.
     """
-    from cfgdiff.benchmarks.blocks import Samples, Sampling
     from cfgdiff.benchmarks.features import choose_judges
     from cfgdiff.benchmarks.subject import Subject
     from cfgdiff.runtime import Request, load_bundle, open_engine
@@ -163,10 +166,8 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
         opened, stage = None, partial(_stage, seconds)
         if given is None:
             opened = stack.enter_context(closing(open_engine(model, engine, threads=threads)))
-            sampling: Samples = Sampling(folder / "samples", model, opened, extractor, judge)
-        else:
-            needed = None if stats or given.files else max(samples * repeats, trained_on)
-            sampling = samples_of(given, folder / "samples", model, needed, extractor, judge)
+        needed = None if stats or (given and given.files) else max(samples * repeats, trained_on)
+        sampling = _sampling(folder, model, opened, given, needed, extractor, judge)
         subject = Subject(sampling, request, samples, stage, repeats, pictures, trained_on, threads)
         if teacher is not None and opened:
             subject.teacher = _teacher(teacher, subject, folder, engine, stack)
@@ -176,14 +177,25 @@ def evaluate(bundle: Path | None, data: Path | None, n: int | None, quick: bool,
             return _draw_shard(subject, shard)
         for note in notes:
             click.echo(note, err=True)
+        swept = (QUICK_SWEEP if quick else SWEEP) if sweep and opened else 0
         if given and given.files:
             page, summary = report_statistics(folder, given, subject, n, notes, seconds)
         else:
-            swept = (QUICK_SWEEP if quick else SWEEP) if sweep and opened else 0
             page, summary = _report(folder, subject, weights, swept, notes, seconds, opened, best)
         if store and opened:
             _store(model, summary, opened)
     click.echo(f"{page}: {_headline(summary)}")
+
+
+def _sampling(folder: Path, model: "Bundle", engine: "Engine | None", given: "Source | None", needed: int | None,
+              extractor: "Extractor", judge: "Classifier | None") -> "Samples":  # fmt: skip
+    """The samples: drawn by an engine, or those that are given, of which so many are needed."""
+    from cfgdiff.benchmarks.blocks import Sampling
+
+    if engine is not None:
+        return Sampling(folder / "samples", model, engine, extractor, judge)
+    assert given is not None
+    return samples_of(given, folder / "samples", model, needed, extractor, judge)
 
 
 def _teacher(path: Path, subject: "Subject", folder: Path, engine: str, stack: ExitStack) -> "Subject":

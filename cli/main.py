@@ -10,11 +10,13 @@ from .classifier import classifier
 from .engines import engines
 from .errors import run_command
 from .evaluate import evaluate
-from .export import export, verify
+from .export import export
 from .fit import fit_steps
 from .flags import Numbers
+from .fleet import fleet
 from .serve import serve
 from .train import PATH, plugin_option, train
+from .verify import verify
 
 if TYPE_CHECKING:
     from cfgdiff.runtime import Bundle
@@ -37,6 +39,7 @@ def group() -> None:
 
 for part in (train, export, verify, fit_steps, evaluate, bench, classifier, engines, serve):
     group.add_command(part)
+bench.add_command(fleet)
 
 
 @group.command(

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from cfgdiff.runtime.shard_set import ShardSet
 
     from .draw import Drawing
+    from .opening import Wanted
+    from .shard_flags import Sharding
 
+Edited = tuple[Path | None, float | None, Path | None]  # --from, --strength, --mask
 Planned = TypeVar("Planned")
 log = logging.getLogger("cfgdiff")
 PATH, MOST = FilePath(), 10_000_000  # pictures; a list of them fits into memory
@@ -139,9 +142,9 @@ def command(out: Path | str, remake: Path | None, model: Path | None, list_class
     from cfgdiff.runtime import load_bundle, resolve
     from cfgdiff.runtime.outputs import check_place
 
-    from .draw import Drawing, Target, draw, redraw
-    from .edit import noted_model, noted_strength, read_edit
-    from .opening import Wanted, first_note, noted_part, warn_of_steps
+    from .draw import Drawing, Target, draw
+    from .edit import read_edit
+    from .opening import Wanted, first_note, warn_of_steps
 
     log_to_stderr(verbose)
     wanted = Wanted(*(flags.pop(name) for name in ("engine", "precision", "threads", "uncertified")))
@@ -152,24 +155,15 @@ def command(out: Path | str, remake: Path | None, model: Path | None, list_class
         click.echo(json.dumps(bundle.class_names) if as_json else "\n".join(bundle.class_names))
         return
     if sharding is not None:
-        from .shards import run_shards, shard_set
+        from .shards import run_shards
 
-        def planned_set(bundle: "Bundle") -> "ShardSet":
-            edit = read_edit(bundle, source, strength, mask)
-            return shard_set(bundle, _classes(bundle, flags["classes"]), flags, edit, n, sharding, out, kind)
-
-        run_shards(_on(model, planned_set), sharding, wanted, as_json, started)
-        return
+        shards = _on(model, partial(_shards, flags, (source, strength, mask), n, sharding, out, kind))
+        return run_shards(shards, sharding, wanted, as_json, started)
     out = plain_place(out, n, MOST)
     target = Target(out, kind, resume=resume, stream=stream)
     check_place(out, target.resume)
-    if remake is not None and source is not None and strength is None:
-        strength = noted_strength(remake)
     if remake is not None:
-        bundle = noted_part(load_bundle(model or noted_model(remake)), remake)
-        edit = read_edit(bundle, source, strength, mask)
-        click.echo(redraw(remake, bundle, out, edit, partial(wanted.open_as_noted, bundle, "--remake")), err=True)
-        return
+        return _remake(remake, model, out, (source, strength, mask), wanted)
 
     def planned(bundle: "Bundle") -> tuple["Bundle", "Plan", int | None]:
         bundle = bundle if size is None else bundle.up_to(size)
@@ -184,6 +178,32 @@ def command(out: Path | str, remake: Path | None, model: Path | None, list_class
     drawn = draw(drawing, replace(target, columns=columns))
     times = {"load": loaded - started, "first": drawn.first - started, "total": time.perf_counter() - started}
     click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)
+
+
+def _shards(flags: dict[str, Any], edit: Edited, n: int | None, sharding: "Sharding", out: Path | str, kind: str,
+            bundle: "Bundle") -> "ShardSet":  # fmt: skip
+    """The set in shards that the flags ask for."""
+    from .edit import read_edit
+    from .shards import shard_set
+
+    names = _classes(bundle, flags["classes"])
+    return shard_set(bundle, names, flags, read_edit(bundle, *edit), n, sharding, out, kind)
+
+
+def _remake(file: Path, model: Path | None, out: Path, edit: Edited, wanted: "Wanted") -> None:
+    """Draw a picture again from its note, and say how the two compare."""
+    from cfgdiff.runtime import load_bundle
+
+    from .draw import redraw
+    from .edit import noted_model, noted_strength, read_edit
+    from .opening import noted_part
+
+    source, strength, mask = edit
+    if source is not None and strength is None:
+        strength = noted_strength(file)
+    bundle = noted_part(load_bundle(model or noted_model(file)), file)
+    opened = partial(wanted.open_as_noted, bundle, "--remake")
+    click.echo(redraw(file, bundle, out, read_edit(bundle, source, strength, mask), opened), err=True)
 
 
 def _on(model: Path | None, planned: "Callable[[Bundle], Planned]") -> "Planned":

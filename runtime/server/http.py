@@ -62,17 +62,7 @@ def make_app(
     limits = limits or Limits()
     server = Server(served, limits)
 
-    @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        if orders is not None:
-            orders.start()
-        yield
-        server.draining = True
-        if orders is not None:
-            await anyio.to_thread.run_sync(orders.close)
-        for one in server.models.values():
-            await anyio.to_thread.run_sync(partial(one.scheduler.close, drain=True))
-
+    life = partial(_life, server, orders)
     app = FastAPI(title="cfgdiff", version=own_version(), docs_url=None, redoc_url=None, lifespan=life)
     app.openapi = partial(_once, app)  # type: ignore[method-assign]
     app.state.server, metrics = server, Metrics(server.models)
@@ -88,6 +78,18 @@ def make_app(
             allow_headers=["authorization", "content-type"], expose_headers=["retry-after"],
         )  # fmt: skip
     return app
+
+
+@asynccontextmanager
+async def _life(server: Server, orders: Orders | None, _: FastAPI) -> AsyncIterator[None]:
+    if orders is not None:
+        orders.start()
+    yield
+    server.draining = True
+    if orders is not None:
+        await anyio.to_thread.run_sync(orders.close)
+    for one in server.models.values():
+        await anyio.to_thread.run_sync(partial(one.scheduler.close, drain=True))
 
 
 def _once(app: FastAPI) -> dict[str, Any]:

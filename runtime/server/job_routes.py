@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,12 @@ def add_job_routes(app: FastAPI, server: Server, orders: Orders | None) -> None:
         """Stop a job, and remove its result."""
         kept().remove(name)
         return {"id": name, "object": "job", "deleted": True}
+
+    _add_results(app, server, kept)
+
+
+def _add_results(app: FastAPI, server: Server, kept: Callable[[], Orders]) -> None:
+    """Those of a job's file and progress."""
 
     @app.get(
         "/v1/jobs/{name}/result", response_class=FileResponse,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cfgdiff.cli.export import verify
+from cfgdiff.cli.verify import verify
 from cfgdiff.runtime import load_bundle
 from cfgdiff.runtime.certificate import Certificate
 from cfgdiff.runtime.sidecar import engines_beside

@@ -95,7 +95,7 @@ def test_one_entry_adds_an_engine(toy: None, small_bundle: Bundle, tmp_path: Any
 
 def test_verify_takes_an_added_engine(toy: None, small_bundle: Bundle) -> None:
     pytest.importorskip("onnx", reason="needs ONNX: pip install 'cfgdiff[train]'")
-    from cfgdiff.cli.export import verify
+    from cfgdiff.cli.verify import verify
 
     made = CliRunner().invoke(verify, [str(small_bundle.path), "--engine", "toy", "--n", "8", "--no-store"])
     lines = [line for line in made.output.splitlines() if line.startswith("toy ")]
