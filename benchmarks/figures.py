@@ -13,7 +13,7 @@ from cfgdiff.runtime.images import encoded, grid
 from .evaluate import Copies
 from .neighbours import Neighbours
 
-BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#777777"
+BLUE, ORANGE = "#2563a8", "#c2571a"
 
 
 def png(pictures: np.ndarray, columns: int, enlarged: int = 2) -> str:

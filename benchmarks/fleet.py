@@ -81,17 +81,6 @@ class Outcome:
     failures: int
 
 
-def expected_seconds(fleet: Fleet) -> float:
-    """The mean time in which one worker without competition for the store finishes one shard, failures included.
-
-    With failures at a rate f, T seconds of work without one, and D until work begins anew, it is
-    (1 / f + D)(e^(f T) - 1), and T for f = 0: an attempt succeeds with probability e^(-f T), and there are e^(f T) - 1
-    failed ones before it in the mean.
-    """
-    f, time = fleet.failures / 3600, fleet.drawing + fleet.putting
-    return time if f == 0 else (1 / f + fleet.replaced + fleet.start) * math.expm1(f * time)
-
-
 class _Store:
     """What all workers share: bytes and requests are served in the order in which they come."""
 

@@ -23,7 +23,7 @@ from .openvino_waves import split
 from .threads import LEAST, MOST, cores, shares
 
 OWN_PRECISIONS = {"bfloat16": "float32"}  # and the variants that are computed in them
-Requests = tuple[Any, list["Request"]]  # an AsyncInferQueue, and what each of its requests reads
+Requests = tuple[Any, list["InferRequest"]]  # an AsyncInferQueue, and what each of its requests reads
 NAMES = ("sample", "timestep", "class_label", "guidance", "condition", "condition_noise")
 SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; requests between these are padded
 
@@ -87,7 +87,7 @@ class OpenVinoEngine(OpenedEngine):
         return answer
 
     def _queue(self, streams: int, b: int, g: int) -> Requests:
-        """`streams` requests for a graph of that shape, which divide the threads; and the input arrays of each."""
+        """`streams` requests for a graph of that shape, which divide the threads; and what each reads."""
         if (streams, b, g) not in self._queues:
             model, waves = self._model.clone(), None
             rows = {"sample": self._shape, "timestep": (), "class_label": (), **self._further}
@@ -98,7 +98,7 @@ class OpenVinoEngine(OpenedEngine):
             front = waves and self._core.compile_model(waves, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             queue = import_openvino().AsyncInferQueue(compiled, streams)
             queue.set_callback(_keep)
-            requests = [Request(request, front and front.create_infer_request()) for request in queue]
+            requests = [InferRequest(request, front and front.create_infer_request()) for request in queue]
             self._queues[streams, b, g] = queue, requests
         return self._queues[streams, b, g]
 
@@ -119,7 +119,7 @@ class OpenVinoEngine(OpenedEngine):
             self._queues.clear()
 
 
-class Request:
+class InferRequest:
     """One request of a queue, with the one that computes its waves (see `split`), if any."""
 
     def __init__(self, request: Any, waves: Any) -> None:

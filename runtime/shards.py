@@ -43,7 +43,7 @@ class Manifest:
     bytes: int
     """Its size; of a folder, the sum of its files."""
     sha256: str
-    """Of the file; of a folder, see `shard_formats.digest`."""
+    """Of the file; of a folder, see `places.sha256_of`."""
     format: str
     """A name in `shard_formats.FORMATS`: tar, parquet, folder."""
     kind: str

@@ -42,6 +42,19 @@ class Formula:
         self.closed = True
 
 
+class Halves:
+    """An engine that halves its input."""
+
+    name, precision, max_batch = "halves", "float32", 256
+
+    def predict(
+        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
+    ) -> np.ndarray:
+        return sample * np.float32(0.5)
+
+    def close(self) -> None: ...
+
+
 class Gated(Formula):
     """Waits in every call until the test lets it go on."""
 

@@ -120,9 +120,8 @@ def reader_of(path: Path) -> str:
     if not shards and any(shard_number(file.name) for file in path.iterdir()):
         remedy = "take --set data.name=huggingface for .parquet, or draw the set with --shard-format tar"
         raise Failure(f"{path}: expected .tar shards, found those of another format; {remedy}")
-    inside = any(
-        file.is_dir() and file.name[:1] != "." for file in path.iterdir()
-    )  # classes, and an archive beside them
+    # Folders are classes, and the archive lies beside them.
+    inside = any(file.is_dir() and file.name[:1] != "." for file in path.iterdir())
     return "webdataset" if shards and not inside else "folder"
 
 

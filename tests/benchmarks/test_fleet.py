@@ -6,13 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cfgdiff.benchmarks.fleet import Fleet, Prices, expected_seconds, fleet_report, simulate
+from cfgdiff.benchmarks.fleet import Fleet, Prices, fleet_report, simulate
 
 FLEET = Fleet(
     workers=4, pictures=100_000, shard_size=1000, rate=100.0, picture_bytes=5000.0, start=30.0, failures=0.0,
     replaced=50.0, requests=2, latency=0.25, bandwidth=1e7, store_bandwidth=1e12, store_requests=1e9,
 )  # fmt: skip
 TURN = 10.0 + 0.5 + 0.5  # drawing, requests, bytes
+
+
+def expected_seconds(fleet: Fleet) -> float:
+    """The mean time in which one worker without competition for the store finishes one shard, failures included.
+
+    With failures at a rate f, T seconds of work without one, and D until work begins anew, it is
+    (1 / f + D)(e^(f T) - 1), and T for f = 0: an attempt succeeds with probability e^(-f T), and there are e^(f T) - 1
+    failed ones before it in the mean.
+    """
+    f, time = fleet.failures / 3600, fleet.drawing + fleet.putting
+    return time if f == 0 else (1 / f + fleet.replaced + fleet.start) * math.expm1(f * time)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 4, 99, 100, 250])

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import pytest
-from fakes import wait
+from fakes import Halves, wait
 
 pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
 pytest.importorskip("schemathesis", reason="is missing: pip install 'cfgdiff[dev]'")
@@ -24,19 +23,6 @@ load_all_checks()
 # What a schema does not say: which classes and numbers of steps there are.
 EXCLUDED = [CHECKS.get_one("positive_data_acceptance")]
 PATHS = re.compile(r"(?<![\w:/])/(?:home|tmp|root|usr|var|etc)/|Traceback")  # of this machine
-
-
-class Halves:
-    """An engine that halves its input."""
-
-    name, precision, max_batch = "halves", "float32", 256
-
-    def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
-        return sample * np.float32(0.5)
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import resource
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from fakes import Halves
 
 pytest.importorskip("fastapi", reason="needs the serve extra: pip install 'cfgdiff[serve]' httpx")
 
@@ -16,19 +16,6 @@ from cfgdiff.runtime import Bundle
 
 CLIENTS, WARM = 16, 200
 URL = "/v1/images/generations"
-
-
-class Halves:
-    """An engine that halves its input."""
-
-    name, precision, max_batch = "halves", "float32", 256
-
-    def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray
-    ) -> np.ndarray:
-        return sample * np.float32(0.5)
-
-    def close(self) -> None: ...
 
 
 def resident() -> float:
