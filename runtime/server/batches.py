@@ -24,6 +24,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of the network in the calls t
 LONGEST, TURNS = 0.1, 3  # seconds of a call, after which no larger ones are measured; of all sizes
 ENOUGH = 0.97  # of the most rows a second: a smaller call that computes as many ends sooner
 RECENT = 256  # calls
+SHARE = 16  # of a call, for the pictures of a job that take their steps together
 
 
 class Rows(NamedTuple):
@@ -63,29 +64,40 @@ def divided(answer: np.ndarray, requests: Sequence[Rows]) -> list[np.ndarray]:
 
 
 class Drawing:
-    """Picture `i` of a job, step by step: the rows that it needs next, or `pixels` (H, W, C) uint8 at its end."""
+    """Pictures of a job from number `first` on, step by step: the rows that they need next, or `pixels` at their end.
 
-    def __init__(self, job: Job, i: int, engine: Engine, tell: Callable[[Job, Preview], object]) -> None:
-        self.job, self.i = job, i
+    `pixels` are (n, H, W, C) uint8. NumPy takes a step of several pictures in little more time than one of a single.
+    """
+
+    def __init__(self, job: Job, n: int, engine: Engine, tell: Callable[[Job, Preview], object]) -> None:
+        """Of the next n pictures of a job, or fewer where it has no more."""
+        self.job, self.first, self.n = job, job.next, min(n, job.n - job.next)
+        job.next += self.n
         self.rows: Rows | None = None
         self.pixels: np.ndarray | None = None
         self._tell, self._step = tell, 0
         self._steps = self._draw(engine)
 
     def _draw(self, engine: Engine) -> Steps:
-        plan = self.job.plan.take([self.i])
+        plan = self.job.plan.take(slice(self.first, self.first + self.n))
         return (yield from drawing(engine, plan, self._watch if self.job.watch else None))
+
+    @property
+    def guided(self) -> bool:
+        """Whether a row that it needs next is."""
+        return self.rows is not None and len(self.rows.guidance) > 0
 
     def advance(self, answer: np.ndarray | None) -> None:
         """To its next call, with the engine's answer to the one before; with None to its first."""
         try:
             self.rows = Rows(*self._steps.send(answer))  # type: ignore[arg-type]  # a generator begins with None
         except StopIteration as end:
-            self.rows, (self.pixels,) = None, end.value
+            self.rows, self.pixels = None, end.value
 
     def _watch(self, x0: np.ndarray) -> None:
         self._step += 1
-        self._tell(self.job, Preview(self.i, x0[0], self._step))
+        for i, picture in enumerate(x0, start=self.first):
+            self._tell(self.job, Preview(i, picture, self._step))
 
 
 class Call(NamedTuple):
@@ -102,6 +114,8 @@ class Lane:
 
     Attributes:
         rows: of the network in a call of its best size.
+        together: the most pictures of a job that take their steps together: so few that calls are filled all the same.
+        mixes: whether guided and other pictures share its calls.
         thread: that calls the engine.
         calls, computed, seconds: how many calls there were, their rows, and their time, in all.
         recent: the last calls.
@@ -109,8 +123,10 @@ class Lane:
 
     def __init__(self, bundle: Model, engine: Engine, rows: int | None, lock: AbstractContextManager[Any]) -> None:
         self.bundle, self.engine, self.rows = bundle, engine, rows or best_rows(bundle, engine)
+        self.together = max(1, self.rows // SHARE)
+        self.mixes = rows is not None or mixes(bundle, engine, self.rows)
         if rows is None:
-            warm_up(bundle, engine, self.rows)
+            warm_up(bundle, engine, self.rows, self.mixes)
         self.calls, self.computed, self.seconds = 0, 0, 0.0
         self.recent: deque[Call] = deque(maxlen=RECENT)
         self.thread = ThreadPoolExecutor(1, "cfgdiff-engine")
@@ -132,7 +148,7 @@ class Lane:
         seconds, n = time.monotonic() - started, self.bundle.rows(len(rows.sample), len(rows.guidance))
         with self._lock:
             self.calls, self.computed, self.seconds = self.calls + 1, self.computed + n, self.seconds + seconds
-            self.recent.append(Call(seconds, n, len(batch), n / self.rows))
+            self.recent.append(Call(seconds, n, sum(drawing.n for drawing in batch), n / self.rows))
         return list(zip(batch, answers, strict=True))
 
     def open_again(self, reopen: Callable[[Engine], Engine]) -> None:
@@ -197,13 +213,32 @@ def best_rows(bundle: Model, engine: Engine, clock: Callable[[], float] = time.p
     return next(size for size, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
 
 
-def warm_up(bundle: Model, engine: Engine, rows: int) -> None:
-    """Call an engine once in the shapes that its calls will have: all rows guided, none, or half of them.
+def mixes(bundle: Model, engine: Engine, rows: int, clock: Callable[[], float] = time.perf_counter) -> bool:
+    """Whether an engine computes guided and other pictures in one call as fast as in calls of a kind each.
+
+    OpenVINO, for one, does not, where their numbers are odd. Measured with `rows` of the network.
+    """
+    if bundle.guidance_input or rows < 3:
+        return True  # all rows are of a kind, or in calls of their own
+    g = (rows // 5) | 1
+    shapes = (min(rows - g, engine.max_batch), g), (rows // 2, rows // 2)
+    least = dict.fromkeys(shapes, math.inf)
+    for _ in range(1 + TURNS):
+        for shape in shapes:
+            before = clock()
+            engine.predict(*example(bundle, *shape))
+            least[shape] = min(least[shape], clock() - before)
+    mixed, guided = (seconds / bundle.rows(*shape) for shape, seconds in least.items())
+    return ENOUGH * mixed <= guided
+
+
+def warm_up(bundle: Model, engine: Engine, rows: int, mixed: bool) -> None:
+    """Call an engine once in the shapes that its calls will have: all rows guided, none, or, if `mixed`, half of them.
 
     Engines compile or record a shape at its first use, which later would hold up everybody.
     """
     for n in (size for size in SIZES if size <= min(rows, engine.max_batch)):
-        for g in {n} if bundle.guidance_input else sorted({0, n // 2, n}):
+        for g in {n} if bundle.guidance_input else sorted({0, n, *([n // 2] if mixed else [])}):
             if bundle.rows(n, g) <= rows:
                 engine.predict(*example(bundle, n, g))
 

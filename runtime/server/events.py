@@ -96,6 +96,7 @@ class Job:
         self._on_event, self._cancel = on_event, cancel
         # The scheduler's, under its lock.
         self.next, self.waits = 0, False  # the first picture that is not begun; whether it stands in a queue
+        self.owes = 0  # turns, see `Turns`
         self.drawings: deque[Drawing] = deque()  # begun, and in no call; the furthest first
 
     def __iter__(self) -> Iterator[Event]:
@@ -116,6 +117,18 @@ class Job:
     def offers(self) -> bool:
         """Whether it has a picture for a call."""
         return not self.ended and (bool(self.drawings) or self.next < self.n)
+
+    def may(self, guided: bool | None) -> bool:
+        """For the scheduler: whether it has a picture of that kind, as `Drawing.guided`, or none that is begun."""
+        return guided is None or not self.drawings or any(drawing.guided == guided for drawing in self.drawings)
+
+    def begun(self, guided: bool | None) -> "Drawing | None":
+        """For the scheduler: take out its furthest picture of that kind; None where none is begun."""
+        for drawing in self.drawings:
+            if guided in (None, drawing.guided):
+                self.drawings.remove(drawing)
+                return drawing
+        return None
 
     def give(self, event: Event) -> None:
         """For the scheduler: the next event."""

@@ -3,9 +3,8 @@
 An engine has a thread that calls it and one that prepares its calls. In each turn that one takes one step of as many
 pictures as the best call holds: of every job in turn, so that a job of a thousand pictures does not hold up a job of
 one. A picture joins at any turn, and pictures at other steps, of other samplers, classes and guidance share its calls,
-because every row has its own t, class and w. Each is drawn by `drawing` from a plan of that picture alone, so it is
-that of `sample` with a batch of 1, to the last bit where the engine's rows do not depend on the others (OpenVINO,
-TensorRT), else within 1 grey level (ONNX Runtime).
+because every row has its own t, class and w. Each is that of `sample`, as `drawing` draws both: to the last bit where
+the engine's rows do not depend on the others (OpenVINO, TensorRT), else within 1 grey level (ONNX Runtime).
 """
 
 import logging
@@ -101,9 +100,7 @@ class Scheduler:
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more jobs, finish those that wait (`drain`, for at most `timeout` seconds), then close the engines.
-
-        What is not finished by then fails.
-        """
+        What is not finished by then fails."""
         with self._state:
             self._closing, until = True, None if timeout is None else time.monotonic() + timeout
             self._state.notify_all()
@@ -149,43 +146,44 @@ class Scheduler:
         return bool(batch)
 
     def _gather(self, lane: Lane) -> list[Drawing]:
-        """The pictures of the next call, each with its rows; none at the end."""
+        """The pictures of the next call, each with its rows; none at the end. Kinds are those of `Lane.mixes`."""
         self._expire()
-        batch, b, g = list[Drawing](), 0, 0
-        while (not batch or lane.fits(b + 1, g)) and (drawing := self._pick(lane, wait=not batch)):
+        batch, kind, b, g = list[Drawing](), None, 0, 0
+        while (not batch or lane.fits(b + 1, g + bool(kind))) and (drawing := self._pick(lane, kind, wait=not batch)):
             if drawing.rows is None and not self._advance(drawing, None):
                 continue
             assert drawing.rows is not None
+            if kind not in (None, drawing.guided):
+                self._put_back([drawing])  # it was begun for this call
+                continue
             b, g = b + len(drawing.rows.sample), g + len(drawing.rows.guidance)
             if batch and not lane.fits(b, g):
-                self._put_back([drawing])
+                self._put_back([drawing], first=True)
                 break
             batch.append(drawing)
+            kind = None if lane.mixes else drawing.guided
+        with self._state:
+            self._turns.restore()
+            self._state.notify_all()
         return batch
 
-    def _pick(self, lane: Lane, wait: bool) -> Drawing | None:
-        """A picture of the job whose turn it is among those of the highest priority: one that is begun, if any.
-
-        None where there is no picture, or, after waiting for one, at the end.
-        """
+    def _pick(self, lane: Lane, kind: bool | None, wait: bool) -> Drawing | None:
+        """Pictures of the job whose turn it is among those of the highest priority, of a kind: begun ones, if any.
+        None where there are none, or, after waiting for some, at the end."""
         with self._state:
-            while not self._turns:
+            while not (job := self._turns.take(kind)):
                 if not wait or (self._closing and not self._jobs):
                     return None
                 self._state.wait()
-            job = self._turns.take()
-            if job.drawings:
-                drawing = job.drawings.popleft()
-            else:
-                drawing, job.next = Drawing(job, job.next, lane.engine, self._tell), job.next + 1
+            drawing = job.begun(kind)
+            if drawing is None:
+                drawing = Drawing(job, lane.together, lane.engine, self._tell)
+            job.owes = drawing.n - 1
             self._turns.offer(job)
             return drawing
 
     def _answers(self, lane: Lane, batch: list[Drawing]) -> list[tuple[Drawing, np.ndarray]]:
-        """The pictures with their answers.
-
-        Where the call fails, each job has a call of its own, so that only the jobs at fault fail.
-        """
+        """The pictures with their answers. Where the call fails, each job has one of its own: those at fault fail."""
         try:
             return self._called(lane, batch)
         except Exception as error:  # engines raise many kinds
@@ -219,7 +217,7 @@ class Scheduler:
         with self._state:
             if job.ended or job.next == job.n or len(job.drawings) > turn:
                 return
-            drawing, job.next = Drawing(job, job.next, lane.engine, self._tell), job.next + 1
+            drawing = Drawing(job, lane.together, lane.engine, self._tell)
             if not job.offers:
                 self._turns.remove(job)  # until the picture is begun: another engine would look for one
         if self._advance(drawing, None):
@@ -238,8 +236,9 @@ class Scheduler:
             return False
         return True
 
-    def _put_back(self, batch: list[Drawing]) -> None:
-        """Give the finished pictures to their jobs, and the others their places; a job's furthest remains its first."""
+    def _put_back(self, batch: list[Drawing], first: bool = False) -> None:
+        """Give the finished pictures to their jobs, and the others their places: a job's furthest remains its first.
+        The jobs have their turns last, or `first`."""
         with self._state:
             for drawing in reversed(batch):
                 if drawing.pixels is None and not drawing.job.ended:
@@ -247,11 +246,16 @@ class Scheduler:
             for drawing in batch:
                 job = drawing.job
                 if drawing.pixels is not None and not job.ended:
-                    job.done, self._unfinished, self._drawn = job.done + 1, self._unfinished - 1, self._drawn + 1
-                    self._tell(job, Picture(drawing.i, drawing.pixels))
+                    job.done += drawing.n
+                    self._unfinished, self._drawn = self._unfinished - drawing.n, self._drawn + drawing.n
+                    for i, picture in enumerate(drawing.pixels, start=drawing.first):
+                        self._tell(job, Picture(i, picture))
                     if job.done == job.n:
                         self._end(job, Ended())
-                self._turns.offer(job)
+                if first:
+                    self._turns.remove(job)
+                    job.owes = 0
+                self._turns.offer(job, first)
             self._state.notify_all()
 
     def _tell(self, job: Job, event: Event) -> None:
@@ -286,10 +290,8 @@ class Scheduler:
         with self._state:
             now = time.monotonic()
             for job in [job for job in self._jobs.values() if job.expires <= now]:
-                late = (
-                    f"deadline: {job.done} of {job.n} pictures were finished by then; ask for fewer, or for fewer steps"
-                )
-                self._end(job, Failed(late, "deadline"))
+                done = f"{job.done} of {job.n} pictures were finished by then"
+                self._end(job, Failed(f"deadline: {done}; ask for fewer, or for fewer steps", "deadline"))
 
     def _seconds_for(self, pictures: int) -> int:
         """An estimate of the time until so many of those that wait are finished, 1 or more."""

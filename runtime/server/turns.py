@@ -7,25 +7,43 @@ from .events import Job
 
 
 class Turns:
-    """Jobs of the highest priority take their turns one after the other, a picture each; those of lower ones wait."""
+    """Jobs of the highest priority take their turns one after the other, a picture each; those of lower ones wait.
+
+    A job that gives several pictures at once then `owes` as many turns as that is too many.
+    """
 
     def __init__(self) -> None:
         self._rings: dict[int, deque[Job]] = {}  # by priority; none is empty
+        self._passed: list[Job] = []  # over, in their order
 
-    def __bool__(self) -> bool:
-        return bool(self._rings)
-
-    def offer(self, job: Job) -> None:
-        """Put a job last, if it has a picture for a call and does not wait already."""
+    def offer(self, job: Job, first: bool = False) -> None:
+        """Put a job last, or first, if it has a picture for a call and does not wait already."""
         if job.offers and not job.waits:
             job.waits = True
-            self._rings.setdefault(job.priority, deque()).append(job)
+            ring = self._rings.setdefault(job.priority, deque())
+            (ring.appendleft if first else ring.append)(job)
 
-    def take(self) -> Job:
-        """The job whose turn it is; there must be one."""
-        job = self._rings[max(self._rings)][0]
-        self.remove(job)
-        return job
+    def take(self, guided: bool | None = None) -> Job | None:
+        """The job whose turn it is, among those that `may` give a picture of that kind; None where there is none.
+
+        Jobs that may not are passed over, until `restore`.
+        """
+        while self._rings:
+            job = self._rings[max(self._rings)][0]
+            self.remove(job)
+            if job.owes:
+                job.owes -= 1
+                self.offer(job)
+            elif job.may(guided):
+                return job
+            else:
+                self._passed.append(job)
+        return None
+
+    def restore(self) -> None:
+        """Give the jobs that were passed over their places again."""
+        while self._passed:
+            self.offer(self._passed.pop(), first=True)
 
     def first(self, most: int) -> list[Job]:
         """The jobs whose turns come next."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cfgdiff.runtime import Bundle
-from cfgdiff.runtime.server.batches import Rows, best_rows, divided, joined, warm_up
+from cfgdiff.runtime.server.batches import Rows, best_rows, divided, joined, mixes, warm_up
 
 
 def request(b: int, g: int, start: int) -> Rows:
@@ -95,5 +95,25 @@ def test_where_guidance_is_an_input_rows_are_pictures(packaged: Bundle) -> None:
 
 def test_shapes_are_used_once_before_somebody_waits_for_them(packaged: Bundle) -> None:
     engine = Timed(1e-3, 1e-3, max_batch=6)
-    warm_up(packaged, engine, 8)
+    warm_up(packaged, engine, 8, mixed=True)
     assert engine.sizes == [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (4, 0), (4, 2), (4, 4)]  # of at most 8 rows
+    engine.sizes.clear()
+    warm_up(packaged, engine, 8, mixed=False)
+    assert engine.sizes == [(1, 0), (1, 1), (2, 0), (2, 2), (4, 0), (4, 4)]
+
+
+def test_kinds_share_calls_only_where_they_cost_no_more(packaged: Bundle) -> None:
+    class Apart(Timed):
+        """Guided rows wait for the others."""
+
+        def predict(self, *inputs: np.ndarray) -> np.ndarray:
+            b, g = len(inputs[0]), len(inputs[3])
+            self.now += 1e-3 * (0 < g < b) * min(g, b - g)
+            return super().predict(*inputs)
+
+    even, apart, inside = Timed(1e-3, 1e-3), Apart(1e-3, 1e-3), dataclasses.replace(packaged, guidance_input=(1.0, 8.0))
+    assert mixes(packaged, even, 16, even.clock) and not mixes(packaged, apart, 16, apart.clock)
+    assert {b + g for b, g in apart.sizes} == {16} and len({*apart.sizes}) == 2
+    small = Apart(1e-3, 1e-3, max_batch=8)
+    assert not mixes(packaged, small, 16, small.clock) and max(b for b, _ in small.sizes) == 8
+    assert mixes(inside, apart, 16, apart.clock)  # there all rows are of a kind

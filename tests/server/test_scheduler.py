@@ -15,6 +15,7 @@ from fakes import Formula, Gated, alone, drawn, wait
 from cfgdiff.runtime import Blend, Bundle, Edit, Engine, Plan, Request, open_engine, resolve, sample
 from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import BadInput
+from cfgdiff.runtime.server import batches
 from cfgdiff.runtime.server.batches import Drawing
 from cfgdiff.runtime.server.scheduler import Ended, Picture, Preview, Scheduler
 
@@ -106,6 +107,54 @@ def test_where_guidance_is_an_input_no_row_of_a_call_is_without(bundle: Bundle) 
             assert np.abs(drawn(job).astype(int) - alone(plan)).max() <= 1
     assert all(len(w) == len(x) for x, _, _, w in engine.calls)
     assert {w for *_, weights in engine.calls for w in weights.tolist()} == {1, 2}
+
+
+def test_where_kinds_do_not_mix_they_take_turns(bundle: Bundle, planned: Planned, gated: Any) -> None:
+    everywhere = {"steps": 3, "interval": (0.0, 1e9)}
+    plans = [planned(30, guidance=1, steps=3), planned(10, guidance=2, **everywhere),
+             planned(10, guidance=3, seed=3, **everywhere), planned(6, guidance=[1, 2] * 3, **everywhere)]  # fmt: skip
+    with Scheduler(bundle, gated, rows=8) as scheduler:
+        scheduler._lanes[0].mixes = False
+        jobs = [scheduler.submit(plans[0])]
+        wait(lambda: len(gated.calls) == 1)
+        jobs += [scheduler.submit(plan) for plan in plans[1:]]
+        gated.open()
+        for job, plan in zip(jobs, plans, strict=True):
+            np.testing.assert_array_equal(drawn(job), alone(plan))
+    kinds = [(len(x), len(w)) for x, _, _, w in gated.calls]
+    assert all(g in (0, b) for b, g in kinds)
+    assert [g > 0 for _, g in kinds[1:9]] in ([True, False] * 4, [False, True] * 4)
+    assert np.mean([b + g for b, g in kinds]) > 6.5  # of 8 rows
+
+
+def test_pictures_of_a_job_take_their_steps_together_where_calls_are_large(
+    bundle: Bundle, planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, plan, drawing = list[int](), planned(7, steps=2), batches.drawing
+
+    def noted(engine: Engine, plan: Plan, watch: Any) -> Any:
+        taken.append(len(plan))
+        return drawing(engine, plan, watch)
+
+    monkeypatch.setattr(batches, "drawing", noted)
+    for rows, sizes in ((64, [4, 3]), (16, [1] * 7)):
+        with Scheduler(bundle, Formula(), rows) as scheduler:
+            np.testing.assert_array_equal(drawn(scheduler.submit(plan)), alone(plan))
+        assert taken == sizes
+        taken.clear()
+
+
+def test_who_gives_several_pictures_at_once_waits_as_many_turns(bundle: Bundle, planned: Planned, gated: Any) -> None:
+    with Scheduler(bundle, gated, rows=64) as scheduler:  # four pictures at once
+        jobs = [scheduler.submit(planned(guidance=1))]
+        wait(lambda: len(gated.calls) == 1)
+        jobs.append(scheduler.submit(planned(400, classes=[1] * 400, guidance=1, steps=1)))
+        jobs += [scheduler.submit(planned(classes=[2], guidance=1, steps=9, seed=k)) for k in range(200)]
+        gated.open()
+        for job in jobs:
+            drawn(job)
+    large = [(label == 1).sum() for _, _, label, _ in gated.calls[1:17]]
+    assert large[0] == 4 and sum(large) <= 8  # a third of a turn of all 201 in each
 
 
 def test_a_large_job_does_not_hold_up_a_small_one(bundle: Bundle, planned: Planned, gated: Any) -> None:
