@@ -1,8 +1,7 @@
 """OpenVINO on the CPU. It is imported when an engine is opened, not before.
 
-A few rows are computed by all threads together, many are divided among them. The graph is compiled for a few sizes of
-request, each at its first use: graphs of fixed shape are a fifth faster, half as fast again at one row, and agree to
-the last bit.
+Rows are divided among the threads. The graph is compiled for a few sizes of request, each at its first use: graphs of
+fixed shape are a fifth faster, half as fast again at one row, and agree to the last bit.
 """
 
 import importlib
@@ -20,12 +19,11 @@ from .engine import OpenedEngine
 from .errors import Failure
 from .inputs import check_inputs
 from .openvino_waves import split
-from .threads import LEAST, MOST, cores, shares
+from .threads import cores, rounds
 
 OWN_PRECISIONS = {"bfloat16": "float32"}  # and the variants that are computed in them
 Requests = tuple[Any, list["InferRequest"]]  # an AsyncInferQueue, and what each of its requests reads
 NAMES = ("sample", "timestep", "class_label", "guidance", "condition", "condition_noise")
-SIZES = (1, 2, LEAST, 2 * LEAST, MOST)  # rows of requests; requests between these are padded
 
 
 class OpenVinoEngine(OpenedEngine):
@@ -68,22 +66,21 @@ class OpenVinoEngine(OpenedEngine):
         inputs = check_inputs(
             np.ascontiguousarray(sample), timestep, class_label, guidance, self._shape, condition, bool(self._further)
         )
-        (b, g), answer, queues = (len(sample), len(guidance)), np.empty_like(inputs["sample"]), []
-        # the rows of a part are all guided, or none
-        parts = [*shares(0, g, self._threads), *shares(g, b, self._threads)]
-        streams = min(self._threads, 1 << (len(parts).bit_length() - 1))  # each with its share of the threads
+        (b, g), answer = (len(sample), len(guidance)), np.empty_like(inputs["sample"])
         with self._lock, self._explained():
             self.check_open()
-            try:
-                for rows in parts:
-                    size = next(size for size in SIZES if size >= rows.stop - rows.start)
-                    queue, requests = self._queue(streams, size, size if rows.stop <= g else 0)
-                    queues.append(queue)
-                    requests[queue.get_idle_request_id()].fill(inputs, rows)
-                    queue.start_async(None, (answer, rows))
-            finally:
-                for queue in queues:
-                    queue.wait_all()
+            for first, stop in ((0, g), (g, b)):  # the rows of a request are all guided, or none
+                for size, count in rounds(stop - first, self._threads):
+                    streams = count if 2 * count <= self._threads else self._threads  # that share the threads
+                    queue, requests = self._queue(streams, size, size if first < g else 0)
+                    try:
+                        for start in range(first, min(stop, first + size * count), size):
+                            rows = slice(start, min(stop, start + size))
+                            requests[queue.get_idle_request_id()].fill(inputs, rows)
+                            queue.start_async(None, (answer, rows))
+                    finally:  # a round at a time: the first thread of every shape is on the same core
+                        queue.wait_all()
+                    first += size * count
         return answer
 
     def _queue(self, streams: int, b: int, g: int) -> Requests:

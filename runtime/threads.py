@@ -40,3 +40,24 @@ def shares(start: int, stop: int, threads: int) -> list[slice]:
     while size > LEAST and rows < size * threads:
         size //= 2
     return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def rounds(rows: int, threads: int) -> list[tuple[int, int]]:
+    """Sizes of requests, and how many of each are computed at once: as many rows for every thread, where there are.
+
+    Sizes are powers of 2 up to `MOST`, as each is a shape to compile, and the last request of a round may lack rows:
+    one, or an eighth of its round. Requests that are fewer than the threads are of one row, for several threads each.
+    """
+    found = list[tuple[int, int]]()
+    while rows > 0:
+        size = min(MOST, 1 << (max(1, rows // threads).bit_length() - 1))
+        missing = 2 * size * threads - rows
+        if rows < threads:
+            count = 1 << (rows.bit_length() - 1)
+        elif size < MOST and (missing <= 1 or 4 * missing <= size * threads):
+            size, count = 2 * size, -(-rows // (2 * size))
+        else:
+            count = threads * (rows // (size * threads))
+        found.append((size, count))
+        rows -= size * count
+    return found

@@ -128,8 +128,8 @@ def test_many_rows_are_shared_out_in_requests_of_a_few_shapes(
     monkeypatch.setattr(OpenVinoEngine, "_queue", lambda self, *shape: (asked.append(shape), queue(self, *shape))[1])
     for b, g, expected in [
         (1, 1, [(1, 1, 1)]),
-        (6, 0, [(1, 8, 0)]),
-        (37, 34, [*[(2, 16, 16)] * 2, (2, 2, 2), (2, 4, 0)]),
+        (6, 0, [(2, 2, 0), (2, 1, 0)]),
+        (37, 34, [(2, 16, 16), (2, 1, 1), (2, 2, 0)]),
     ]:
         asked.clear()
         two.predict(**inputs(packaged, b, g))

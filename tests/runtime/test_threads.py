@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cfgdiff.runtime import threads
-from cfgdiff.runtime.threads import LEAST, MOST, cores, shares
+from cfgdiff.runtime.threads import LEAST, MOST, cores, rounds, shares
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16])
@@ -22,6 +22,29 @@ def test_every_row_goes_to_one_thread_in_parts_of_a_good_size(rows: int, count: 
         assert set(sizes[:-1]) <= {sizes[0]} <= {rows, MOST, MOST // 2, LEAST} and sizes[-1] <= sizes[0] <= MOST
         assert len(parts) >= min(count, rows // LEAST)  # no thread has nothing to do
         assert sizes[0] == MOST or rows < MOST * count or len(parts) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 16])
+def test_rounds_give_every_thread_as_many_rows(count: int) -> None:
+    assert rounds(0, count) == []
+    for rows in range(1, 300):
+        found, left = rounds(rows, count), rows
+        for size, requests in found:
+            assert size in (1, 2, 4, 8, 16)
+            if left < count:  # one row each, and the threads divide evenly among them
+                assert size == 1 and requests == 1 << (left.bit_length() - 1)
+            else:
+                assert requests % count == 0 or size * count - left <= max(1, size * count // 8)
+            left -= size * requests
+        assert -count * MOST / 8 <= left <= 0 and len(found) <= 5 + count.bit_length()
+        per_thread = sum(size * -(-requests // count) for size, requests in found)
+        assert per_thread <= max(1.15 * rows / count, rows / count + count.bit_length())
+
+
+def test_rounds_of_two_threads() -> None:
+    assert rounds(1, 2) == [(1, 1)] and rounds(3, 2) == [(2, 2)] and rounds(5, 2) == [(2, 2), (1, 1)]
+    assert rounds(64, 2) == [(16, 4)] and rounds(61, 2) == [(16, 2), (16, 2)] and rounds(17, 2) == [(8, 2), (1, 1)]
+    assert rounds(40, 2) == [(16, 2), (4, 2)] and rounds(11, 2) == [(4, 2), (2, 2)]
 
 
 def test_hyperthreads_are_one_core_and_a_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
