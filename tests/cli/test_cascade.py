@@ -1,6 +1,7 @@
 """A cascade on the command line: pictures of every size, notes, reports, certificates, and what refuses it by name."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from stages import STEPS, random_model
 from cfgdiff.cli.main import main as cfgdiff
 from cfgdiff.cli.run import main as run
 from cfgdiff.runtime import Bundle, draw, load_bundle, open_engine
+from cfgdiff.runtime.engines import ENGINES
 from cfgdiff.runtime.images import grid, read_note
 
 
@@ -140,6 +142,29 @@ def test_commands_for_one_network_refuse_a_cascade(call: Callable[..., Any], cas
         assert f"{cascade.path}: is of a cascade, and " in call(cfgdiff, *words, code=1)[1], words
     line = call(run, "--model", cascade.path / "stage-1", "--class", "a", code=2)[1]
     assert line.startswith("Error: low: cascade-1 enlarges smaller pictures")
+
+
+def test_the_benchmark_of_a_cascade(
+    call: Callable[..., Any], cascade: Bundle, packaged: Bundle, set_openers: Callable[[dict[str, Any]], None]
+) -> None:
+    pytest.importorskip("diffusers", reason="the peer library is missing: pip install 'cfgdiff[dev]'")
+    bench, set_up = ("bench", "cascade"), ("--quick", "--batches", 1, "--rounds", 1, "--threads", 1)
+    set_openers({"cpu": ENGINES["cpu"].open})
+    out, err = call(cfgdiff, *bench, cascade.path, "--size", 16, *set_up, "--steps", 5)
+    assert out.startswith("cascade, 16x16; ") and ", 1 threads; medians of 1 rounds" in out
+    loops = re.findall(r"^\| 1 +\| ([^|]+?) +\| ([\d.]+) +\|", out, re.MULTILINE)
+    names = [loop.split(":")[0] for loop, _ in loops]  # between them what a user gets, if that is a mixture
+    assert names[:2] == ["cfgdiff, cpu float32", "cfgdiff, cpu int8"] and names[-1] == "diffusers, direct"
+    gmac = [float(each) for _, each in loops]
+    assert gmac[0] == gmac[1] == pytest.approx(gmac[-1], rel=0.11) and "diffusers' fastest forms ..." in err
+    at_any = "is of a cascade, and loops are compared at any; see cfgdiff bench cascade --help"
+    for words, code, message in (
+        ((packaged.path,), 1, f"{packaged.path}: expected a cascade, found one network; see cfgdiff bench --help"),
+        ((cascade.path, "--size", 9), 2, "--size: cascade draws pictures of 8, 16, 32, found 9; take one of these"),
+        ((cascade.path, "--checkpoint", "a"), 2, "--checkpoint: expected 3, the base first, found 1; repeat it"),
+    ):
+        assert f"Error: {message}\n" in call(cfgdiff, *bench, *words, code=code)[1]
+    assert call(cfgdiff, "bench", cascade.path, code=1)[1] == f"Error: {cascade.path}: {at_any}\n"
 
 
 def test_info_verify_and_fitted_steps_know_the_stages(
