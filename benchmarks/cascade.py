@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from cfgdiff.export.markdown import table
-from cfgdiff.runtime import Bundle, Engine, draw, open_engine
+from cfgdiff.runtime import Bundle, Engine, Request, draw, open_engine
 from cfgdiff.runtime.cascade import Cascade
-from cfgdiff.runtime.counting import counting
+from cfgdiff.runtime.counting import cost_of
 from cfgdiff.runtime.errors import Failure
 
 from .calls import open_all
@@ -58,7 +58,7 @@ def measure_cascade(bundle: Bundle, batches: list[int], near: int, rounds: int, 
     if not compiled:
         skipped.append("diffusers' compiled loops, which may be faster but take minutes to compile; leave out --quick")
     return {
-        "model": bundle.name, "size": bundle.models[-1].image_shape[1], "rounds": rounds, "threads": threads,
+        "model": bundle.name, "size": bundle.picture_shape[1], "rounds": rounds, "threads": threads,
         "machine": describe(), "skipped": skipped, "chosen": chosen, "gmac": gmac, "rows": rows,
         "direct": {"width": peer.width, "evaluations": peer.evaluations, "gmac": peer.gmac},
     }  # fmt: skip
@@ -84,12 +84,11 @@ def open_cascades(bundle: Bundle, stack: ExitStack, threads: int, skipped: list[
 
 
 def gmac_of(bundle: Bundle, engine: Engine) -> float:
-    """Billions of multiply-adds in a picture of a cascade at its defaults, counted while one is drawn."""
-    counter, counters = counting(bundle, engine)
-    ours(counter, bundle)(1)
-    if any(model.gmac is None for model in bundle.models):
+    """Billions of multiply-adds in a picture of a cascade at its defaults. Raises `Failure` where it is not known."""
+    gmac = cost_of(bundle, engine, Request([])).gmac
+    if gmac is None:
         raise Failure(f"{bundle.path}: does not say what a row of its networks costs; export the cascade again")
-    return sum(each.rows * float(model.gmac or 0) for each, model in zip(counters, bundle.models, strict=True))
+    return gmac
 
 
 def ours(engine: Engine, bundle: Bundle) -> Draw:

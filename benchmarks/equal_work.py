@@ -73,7 +73,7 @@ def direct(bundle: Bundle, gmac: float, near: int) -> Direct:
     Raises:
         Failure: there is none, or diffusers is not installed.
     """
-    model = Model(bundle.name, bundle.class_names, bundle.models[-1].image_shape, bundle.schedule, bundle.defaults)
+    model = Model(bundle.name, bundle.class_names, bundle.picture_shape, bundle.schedule, bundle.defaults)
     rows, choices = model.rows(1, int(model.defaults.guidance != 1)), list[tuple[int, int, float]]()
     for width in WIDTHS:
         each = rows * row_gmac(model, width)
