@@ -101,16 +101,11 @@ def noted_stages(note: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def load_single(path: Path | str | None, work: str, instead: str = SINGLE) -> Bundle:
-    """A bundle of one network for `work`. Raises `Failure` for a cascade."""
+    """A bundle of one network for `work`. Raises `Failure` for a cascade, and for a stage of one."""
     bundle = load_bundle(path)
-    check_single(bundle, work, instead)
-    return bundle
-
-
-def check_single(bundle: Bundle, work: str, instead: str = SINGLE) -> None:
-    """Raises `Failure` for a cascade, and for a stage of one."""
     if bundle.stages or bundle.stage:
         raise Failure(f"{bundle.path}: is of a cascade, and {work}; {instead}")
+    return bundle
 
 
 def first_note(out: Path, kind: str) -> tuple[Any, ...] | None:
