@@ -17,6 +17,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, Plan, Request, resolve, sample
+from cfgdiff.runtime.cascade import stage_engines
+from cfgdiff.runtime.counting import Cost, cost_of
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.sidecar import graph_digest
@@ -61,6 +63,10 @@ class Samples:
     def labels(self, first: int, n: int) -> np.ndarray:
         """The classes of pictures first .. first + n - 1. (N,) int64."""
         return np.arange(first, first + n) % len(self.bundle.class_names)
+
+    def cost(self, settings: Request) -> Cost | None:
+        """What a picture takes; None where it was drawn elsewhere."""
+        return None
 
     def judged(self) -> dict[str, Any]:
         """The part of the protocol that says what pictures are measured by."""
@@ -134,6 +140,8 @@ class Sampling(Samples):
         """See `Samples`."""
         bundle, plan = self.bundle, self._plan(settings, range(1))
         variant = bundle.variants.get(self.engine.precision, bundle.variants["float32"])
+        engines = stage_engines(self.engine, plan.stages)
+        stages = [self._stage(stage, engine) for stage, engine in zip(plan.stages, engines, strict=True)]
         return {
             "model": bundle.name, "model sha256": variant.files[variant.graph],
             "engine": self.engine.name, "precision": self.engine.precision,
@@ -141,20 +149,25 @@ class Sampling(Samples):
             "evaluations": plan.steps,
             "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval, "seed": settings.seed,
             "classes": f"picture i is of class i mod {len(bundle.class_names)}", "batch": BATCH,
-            **({"stages": [self._stage(stage) for stage in plan.stages]} if plan.stages else {}),
+            **({"stages": stages} if stages else {}),
         } | self.judged()  # fmt: skip
 
     def evaluations(self, settings: Request) -> int:
         """See `Samples`."""
         return self._plan(settings, range(1)).evaluations
 
+    def cost(self, settings: Request) -> Cost:
+        """See `Samples`: one is drawn."""
+        return cost_of(self.bundle, self.engine, settings)
+
     @staticmethod
-    def _stage(plan: Plan) -> dict[str, Any]:
+    def _stage(plan: Plan, engine: Engine) -> dict[str, Any]:
         """The same of a super-resolution stage."""
         stage, asked = plan.bundle, plan.request.condition_noise
         assert isinstance(stage, Bundle) and stage.condition
         return {
-            "model sha256": graph_digest(stage.variant("float32")), "sampler": plan.course.sampler,
+            "model sha256": graph_digest(stage.variant("float32")), "engine": engine.name,
+            "precision": engine.precision, "sampler": plan.course.sampler,
             "timesteps": [round(float(t), 6) for t in plan.course.timesteps], "evaluations": plan.steps,
             "guidance": plan.guidance.weights[0], "interval": plan.guidance.interval,
             "noise": stage.condition.noise if asked is None else asked,

@@ -5,12 +5,13 @@ It knows no flags and draws no figures; see report.py for those.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from cfgdiff.runtime import Request
+from cfgdiff.runtime.counting import Cost
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.request import Seed
 
@@ -183,6 +184,7 @@ def evaluate(subject: Subject, weights: Weights | None, sweep_n: int, notes: lis
         notes: why something is missing; more are appended.
     """
     result, real = Result(subject, notes), subject.real
+    result.cost = subject.sampling.cost(subject.settings)
     if subject.data is None:
         notes.append("No --data: no distances, no neighbours, no sweep.")
     for name, metric in METRICS.items():
@@ -210,6 +212,7 @@ class Result:
     Attributes:
         figures: of `METRICS`, by their keys.
         seconds: by stage, of this call; samples that were there took none.
+        cost: of a picture; None where the samples were drawn elsewhere.
     """
 
     subject: Subject
@@ -219,6 +222,7 @@ class Result:
     copies: Copies | None = None
     sweep: list[dict[str, Any]] = field(default_factory=list)
     chosen: dict[str, Any] | None = None
+    cost: Cost | None = None
 
     def summary(self) -> dict[str, Any]:
         """Its figures as plain values, for report.json and the model card's `evaluation`."""
@@ -226,6 +230,7 @@ class Result:
         tree: dict[str, Any] = {
             "n": subject.n,
             "protocol": subject.sampling.protocol(subject.settings),
+            "cost": None if self.cost is None else asdict(self.cost),
             "notes": self.notes,
         }
         if figures:

@@ -113,12 +113,12 @@ def find_classifier(bundle: Bundle, path: Path | None, threads: int | None = Non
         Failure: the file is no classifier, or one of other classes.
     """
     classifier = open_classifier(path or PACKAGED, threads)
-    if (classifier.class_names, classifier.image_shape) == (bundle.class_names, bundle.image_shape):
+    if (classifier.class_names, classifier.image_shape) == (bundle.class_names, bundle.picture_shape):
         return classifier, ""
     if path is not None:
         raise Failure(
             f"--classifier {path}: is of {classifier.image_shape} pictures of {', '.join(classifier.class_names)}; "
-            f"expected {bundle.image_shape} of {', '.join(bundle.class_names)}"
+            f"expected {bundle.picture_shape} of {', '.join(bundle.class_names)}"
         )
     return (
         None,

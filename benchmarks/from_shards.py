@@ -20,14 +20,17 @@ from .features import Classifier, Extractor
 
 def check_model(place: Place, manifest: Manifest, bundle: Bundle) -> None:
     """Raises `Failure` where the bundle has other classes or pictures than a set, or another graph drew it."""
+    precisions = [precision for _, precision in manifest.made_by]
+    drew = [manifest.model_sha256, *(each["model_sha256"] for each in manifest.stage_models)]
+    own = [model_digest(model, precision) for model, precision in zip(bundle.models, precisions, strict=False)]
     differing = {
         "classes": (", ".join(manifest.class_names), ", ".join(bundle.class_names)),
-        "pictures (H, W, C)": (manifest.shape, (*bundle.image_shape[1:], bundle.image_shape[0])),
-        "the graph": (manifest.model_sha256[:12], model_digest(bundle, manifest.precision)[:12]),
+        "pictures (H, W, C)": (manifest.shape, (*bundle.picture_shape[1:], bundle.picture_shape[0])),
+        "the graph": tuple(", ".join(digest[:12] for digest in digests) for digests in (drew, own)),
     }
-    for what, (found, own) in differing.items():
-        if found != own:
-            named = f"{what} {found!s:.200} of '{manifest.model}', where the bundle {bundle.name} has {own!s:.200}"
+    for what, (there, here) in differing.items():
+        if there != here:
+            named = f"{what} {there!s:.200} of '{manifest.model}', where the bundle {bundle.name} has {here!s:.200}"
             raise Failure(f"{place}: has {named}; give the bundle that drew it")
 
 
@@ -51,7 +54,12 @@ def drawn_with(manifest: Manifest) -> dict[str, Any]:
         "sampler": settings["sampler"], "evaluations": settings["steps"], "interval": settings.get("interval"),
         "guidance": guidance[0] if len(guidance) == 1 else guidance, "seed": manifest.seed,
         "classes": f"in turn: {', '.join(manifest.classes)}", "settings": settings,
+        **({"stages": _stages(manifest)} if manifest.stage_models else {}),
     }  # fmt: skip
+
+
+def _stages(manifest: Manifest) -> list[dict[str, str]]:
+    return [{"model sha256": each["model_sha256"], "precision": each["precision"]} for each in manifest.stage_models]
 
 
 class ShardSamples(Samples):

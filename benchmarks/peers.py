@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfgdiff.runtime import Bundle, Engine, generate
+from cfgdiff.runtime.bundle import Model
 from cfgdiff.runtime.engine import WrappedEngine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.generate import to_uint8
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 PEER = "diffusers, "  # begins the names of diffusers' loops
 Draw = Callable[[int], np.ndarray]  # a number of pictures, of all classes in turn -> (N, H, W, C) uint8
-# Noise (N, C, H, W), labels (N,) and w (N,) float32 -> (N, H, W, C) uint8
-Sampler = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# Noise (N, C, H, W), labels (N,), w (N,) float32, and what a stage takes beside them -> (N, H, W, C) uint8
+Sampler = Callable[..., np.ndarray]
 
 
 def ours(engine: Engine, bundle: Bundle, steps: int) -> Draw:
@@ -88,7 +89,10 @@ def forms(network: "nn.Module", compiled: bool) -> dict[str, Any]:
 
 
 def diffusers_loop(network: "nn.Module", bundle: Bundle, steps: int) -> Draw:
-    """`diffusers_sampler` for pictures of all classes in turn, guided as the bundle's default. Raises `Failure`."""
+    """`diffusers_sampler` for pictures of all classes in turn, guided as the bundle's default. Raises `Failure`, also
+    for timesteps that would not be ours."""
+    if steps < 1 or (T := bundle.schedule.T) % steps:
+        raise Failure(f"diffusers' evenly spaced timesteps are ours only where the steps divide {T}, found {steps}")
     sampler = diffusers_sampler(network, bundle, steps)
 
     def draw(n: int) -> np.ndarray:
@@ -104,10 +108,6 @@ def _scheduler(schedule: Schedule, steps: int) -> Any:
         from diffusers import DDIMScheduler
     except ImportError:
         raise Failure("diffusers is not installed; pip install diffusers") from None
-    if steps < 1 or schedule.T % steps:
-        raise Failure(
-            f"diffusers' evenly spaced timesteps are ours only where the steps divide {schedule.T}, found {steps}"
-        )
     scheduler: Any = DDIMScheduler(
         num_train_timesteps=schedule.T, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
         beta_schedule={"cosine": "squaredcos_cap_v2", "linear": "linear"}[schedule.kind],
@@ -117,36 +117,38 @@ def _scheduler(schedule: Schedule, steps: int) -> Any:
     return scheduler
 
 
-def diffusers_sampler(network: "nn.Module", bundle: Bundle, steps: int) -> Sampler:
+def diffusers_sampler(network: "nn.Module", model: Model, steps: int) -> Sampler:
     """PyTorch with diffusers' DDIMScheduler and the usual doubled batch, as in its pipelines, where any w is not 1 and
-    the network does not take w itself; a network in bfloat16 runs under autocast.
+    the network does not take w itself; a network in bfloat16 runs under autocast. A super-resolution stage takes its
+    two further inputs, as `runtime.generate.conditioned` makes them, behind w.
 
     Raises:
-        Failure: diffusers is not installed, or has no such schedule.
+        Failure: diffusers is not installed.
     """
     import torch
 
-    schedule, null_class = bundle.schedule, len(bundle.class_names)
+    schedule, null_class = model.schedule, len(model.class_names)
     scheduler = _scheduler(schedule, steps)
     weights = next(network.parameters())
     device, low = weights.device, weights.dtype is torch.bfloat16  # autocast alone would convert them at every call
 
-    def predict(x: "Tensor", t: float, labels: "Tensor", w: "Tensor") -> "Tensor":
+    def predict(x: "Tensor", t: float, labels: "Tensor", w: "Tensor", *further: "Tensor") -> "Tensor":
         times = torch.full((len(x),), t, device=device)
-        if bundle.guidance_input:
+        if model.guidance_input:
             return network(x, times, labels, w)
         if bool((w == 1).all()):
-            return network(x, times, labels)
+            return network(x, times, labels, *further)
         both = torch.cat([torch.full_like(labels, null_class), labels])
-        uncond, cond = network(torch.cat([x, x]), torch.cat([times, times]), both).float().chunk(2)
+        doubled = (torch.cat([each, each]) for each in further)
+        uncond, cond = network(torch.cat([x, x]), torch.cat([times, times]), both, *doubled).float().chunk(2)
         return uncond + w[:, None, None, None] * (cond - uncond)
 
     @torch.no_grad()
-    def draw(noise: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        x, label, w = (torch.from_numpy(array).to(device) for array in (noise, labels, weights))
+    def draw(noise: np.ndarray, labels: np.ndarray, weights: np.ndarray, *further: np.ndarray) -> np.ndarray:
+        x, label, w, *others = (torch.from_numpy(array).to(device) for array in (noise, labels, weights, *further))
         for t in scheduler.timesteps:
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                prediction = predict(x, float(t) + 1, label, w)
+                prediction = predict(x, float(t) + 1, label, w, *others)
             x = scheduler.step(prediction.float(), t, x).prev_sample
         return to_uint8(x.cpu().numpy() * schedule.data_std)
 

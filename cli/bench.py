@@ -59,6 +59,7 @@ Examples:
   cfgdiff bench exported/mine --checkpoint runs/mine --threads 8
   cfgdiff bench calls exported/all --batches 1,64
   cfgdiff bench samplers --steps 4,6,8,10 --n 2048 --frechet alexnet.safetensors --out table.md
+  cfgdiff bench cascade exported/large --quick
   cfgdiff bench serve --quick
   cfgdiff bench fleet --rate 800 --pictures 10000000 --workers 1,10,1000
   cfgdiff bench training --data DATA
@@ -98,7 +99,8 @@ def bench(bundle: Path | None, quick: bool, out: Path | None, steps: int | None,
 
     from .opening import load_many_steps
 
-    model, threads = load_many_steps(bundle, "loops are compared at any"), threads or os.cpu_count() or 1
+    model = load_many_steps(bundle, "loops are compared at any", "see cfgdiff bench cascade --help")
+    threads = threads or os.cpu_count() or 1
     steps, rounds, folder = (
         steps or (5 if quick else 10),
         rounds or (5 if quick else 7),

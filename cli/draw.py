@@ -14,9 +14,7 @@ import numpy as np
 
 from cfgdiff.runtime import Bundle, Edit, Engine, Plan, resolve, sample
 from cfgdiff.runtime.archives import Tar
-from cfgdiff.runtime.bundle import Model
-from cfgdiff.runtime.cascade import Cascade
-from cfgdiff.runtime.engine import WrappedEngine
+from cfgdiff.runtime.counting import counting
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.files import write_whole
 from cfgdiff.runtime.generate import Watch, to_uint8
@@ -29,30 +27,12 @@ from .opening import noted_stages
 from .preview import Preview
 
 
-class CountingEngine(WrappedEngine):
-    """Counts the rows of the network that the engine inside computes."""
-
-    def __init__(self, engine: Engine, bundle: Model) -> None:
-        super().__init__(engine)
-        self.rows, self._bundle = 0, bundle
-
-    def predict(
-        self, sample: np.ndarray, timestep: np.ndarray, class_label: np.ndarray, guidance: np.ndarray,
-        *condition: np.ndarray,
-    ) -> np.ndarray:  # fmt: skip
-        """See `Engine.predict`."""
-        self.rows += self._bundle.rows(len(sample), len(guidance))
-        return super().predict(sample, timestep, class_label, guidance, *condition)
-
-
 class Drawing:
     """A plan and the engine that draws it."""
 
     def __init__(self, bundle: Bundle, plan: Plan, engine: Engine) -> None:
         self.bundle, self.plan = bundle, plan
-        engines = (engine.engine, *engine.stages) if isinstance(engine, Cascade) else (engine,)
-        self.counters = [CountingEngine(each, model) for each, model in zip(engines, bundle.models, strict=True)]
-        self.engine: Engine = Cascade(self.counters) if len(engines) > 1 else self.counters[0]
+        self.engine, self.counters = counting(bundle, engine)
 
     @property
     def rows(self) -> int:

@@ -209,7 +209,7 @@ def _teacher(path: Path, subject: "Subject", folder: Path, engine: str, stack: E
     from .opening import load_single
 
     model, student, judge = load_single(path, "it is to teach one network"), subject.sampling.bundle, subject.sampling
-    if model.image_shape != student.image_shape or model.class_names != student.class_names:
+    if model.image_shape != student.picture_shape or model.class_names != student.class_names:
         raise Failure(f"--teacher: {path} draws other classes or sizes than {student.name}; give its own teacher")
     opened = stack.enter_context(closing(open_engine(model, engine, threads=subject.threads)))
     steps = max(model.fitted) if model.few_steps else max(STEPS)
@@ -257,7 +257,7 @@ def _real(data: Path | None, bundle: "Bundle", cas: bool) -> "PictureSet | None"
         return None
     from cfgdiff.trainer.data import load_held_out
 
-    return load_held_out(data, bundle.models[-1].image_shape[1], bundle.class_names, "bundle").in_memory()
+    return load_held_out(data, bundle.picture_shape[1], bundle.class_names, "bundle").in_memory()
 
 
 def _check_store(folder: Path, shard: tuple[int, int] | None) -> None:

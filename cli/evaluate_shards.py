@@ -2,7 +2,7 @@
 wrote."""
 
 import glob
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +76,16 @@ def bundle_of(source: Source, bundle: Path | None) -> "Bundle":
     name = str(drawn.get("model")) if source.files else source.shards[0].model
     if bundle is None and name not in packaged_models():
         raise Failure(f"{source.files[0] if source.files else source.place}: was drawn by '{name}'; give its bundle")
-    model = load_bundle(name if bundle is None else bundle)
+    whole, stages = load_bundle(name if bundle is None else bundle), drawn.get("stages", ())
     if source.place is not None:
+        model = replace(whole, stages=whole.stages[: len(source.shards[0].stage_models)])
         check_model(source.place, source.shards[0], model)
-    elif (own := model_digest(model, str(drawn["precision"]))) != drawn["model sha256"]:
-        found = f"is of the graph {drawn['model sha256']:.12} of '{name}', where {model.name} has {own:.12}"
-        raise Failure(f"{source.files[0]}: {found}; give the bundle that drew it")
+        return model
+    model = replace(whole, stages=whole.stages[: len(stages)])
+    for each, by in zip(model.models, (drawn, *stages), strict=False):
+        if (own := model_digest(each, str(by["precision"]))) != by["model sha256"]:
+            found = f"is of the graph {by['model sha256']:.12} of '{name}', where {each.name} has {own:.12}"
+            raise Failure(f"{source.files[0]}: {found}; give the bundle that drew it")
     return model
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .bench import bench
+from .cascade import cascade
 from .classifier import classifier
 from .engines import engines
 from .errors import run_command
@@ -39,7 +40,8 @@ def group() -> None:
 
 for part in (train, export, verify, fit_steps, evaluate, bench, classifier, engines, serve):
     group.add_command(part)
-bench.add_command(fleet)
+for comparison in (cascade, fleet):
+    bench.add_command(comparison)
 
 
 @group.command(

@@ -16,6 +16,7 @@ from cfgdiff.runtime.measured import doubt
 from .errors import one_line
 
 log = logging.getLogger("cfgdiff")
+SINGLE = f"take a model of one network, as {PACKAGED}"
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def warn_of_steps(bundle: Bundle, plan: Plan) -> None:
         log.warning(one_line(warning.replace("`steps`", "--steps")))
 
 
-def load_many_steps(path: Path | None, work: str) -> Bundle:
+def load_many_steps(path: Path | None, work: str, instead: str = SINGLE) -> Bundle:
     """A bundle for `work` that takes any number of steps. Raises `Failure` for one that was trained for a few."""
-    bundle = load_single(path, work)
+    bundle = load_single(path, work, instead)
     check_many_steps(bundle, work)
     return bundle
 
@@ -99,17 +100,12 @@ def noted_stages(note: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry if isinstance(entry, dict) else {} for entry in made] if isinstance(made, list) else []
 
 
-def load_single(path: Path | str | None, work: str) -> Bundle:
-    """A bundle of one network for `work`. Raises `Failure` for a cascade."""
+def load_single(path: Path | str | None, work: str, instead: str = SINGLE) -> Bundle:
+    """A bundle of one network for `work`. Raises `Failure` for a cascade, and for a stage of one."""
     bundle = load_bundle(path)
-    check_single(bundle, work)
-    return bundle
-
-
-def check_single(bundle: Bundle, work: str) -> None:
-    """Raises `Failure` for a cascade, and for a stage of one."""
     if bundle.stages or bundle.stage:
-        raise Failure(f"{bundle.path}: is of a cascade, and {work}; take a model of one network, as {PACKAGED}")
+        raise Failure(f"{bundle.path}: is of a cascade, and {work}; {instead}")
+    return bundle
 
 
 def first_note(out: Path, kind: str) -> tuple[Any, ...] | None:

@@ -157,7 +157,7 @@ def command(out: Path | str, remake: Path | None, model: Path | None, list_class
     if sharding is not None:
         from .shards import run_shards
 
-        shards = _on(model, partial(_shards, flags, (source, strength, mask), n, sharding, out, kind))
+        shards = _on(model, partial(_shards, flags, (source, strength, mask), n, size, sharding, out, kind))
         return run_shards(shards, sharding, wanted, as_json, started)
     out = plain_place(out, n, MOST)
     target = Target(out, kind, resume=resume, stream=stream)
@@ -180,14 +180,14 @@ def command(out: Path | str, remake: Path | None, model: Path | None, list_class
     click.echo(_report(drawing, times) if as_json else _summary(drawing, drawn.n, times, out), err=not as_json)
 
 
-def _shards(flags: dict[str, Any], edit: Edited, n: int | None, sharding: "Sharding", out: Path | str, kind: str,
-            bundle: "Bundle") -> "ShardSet":  # fmt: skip
+def _shards(flags: dict[str, Any], edit: Edited, n: int | None, size: int | None, sharding: "Sharding",
+            out: Path | str, kind: str, bundle: "Bundle") -> "ShardSet":  # fmt: skip
     """The set in shards that the flags ask for."""
     from .edit import read_edit
     from .shards import shard_set
 
     names = _classes(bundle, flags["classes"])
-    return shard_set(bundle, names, flags, read_edit(bundle, *edit), n, sharding, out, kind)
+    return shard_set(bundle, names, flags, read_edit(bundle, *edit), n, size, sharding, out, kind)
 
 
 def _remake(file: Path, model: Path | None, out: Path, edit: Edited, wanted: "Wanted") -> None:

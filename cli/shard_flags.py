@@ -18,7 +18,6 @@ ALONE = {
     "interpolate": "has no effect with --shard-size, which draws single pictures; leave it out",
     "frames": "has no effect with --shard-size, which draws single pictures; leave it out",
     "resume": "has no effect with --shard-size, which always continues; leave it out",
-    "size": "is for cascades, which are not drawn in shards, found --shard-size; leave out one of the two",
     "stream": "has no effect with --shard-size, which shows how far it is; leave it out",
 }
 NEEDED = "is for sets in shards, found no --shard-size; add --shard-size PICTURES"

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +16,14 @@ import click
 from cfgdiff.runtime import Bundle, Edit, Engine, Plan, Request
 from cfgdiff.runtime.bundle import packaged_models
 from cfgdiff.runtime.errors import BadInput
+from cfgdiff.runtime.notes import note_of
 from cfgdiff.runtime.outputs import check_place, is_file_name
 from cfgdiff.runtime.places import is_url
 from cfgdiff.runtime.shard_set import Recipe, ShardSet, Survey
 
 from .errors import one_line
 from .flags import progress_bar
-from .opening import Wanted, check_single, warn_of_steps
+from .opening import Wanted, warn_of_steps
 from .shard_flags import Sharding
 from .stages import asked_stages
 
@@ -53,7 +54,7 @@ class Made:
 
 
 def shard_set(bundle: Bundle, names: list[str], flags: dict[str, Any], edit: Edit | None, n: int | None,
-              sharding: Sharding, out: Path | str, kind: str) -> ShardSet:  # fmt: skip
+              size: int | None, sharding: Sharding, out: Path | str, kind: str) -> ShardSet:  # fmt: skip
     """The set that the flags ask for, of which the classes `names` go round. Raises `BadInput` or `Failure`."""
     if n is None:
         raise BadInput("--n: is missing; how many pictures has the set, in all its shards?")
@@ -61,13 +62,12 @@ def shard_set(bundle: Bundle, names: list[str], flags: dict[str, Any], edit: Edi
         if is_file_name(out):
             raise BadInput(f"--out: expected a folder or a URL for shards, found {out}; see --shard-format")
         check_place(out)
-    check_single(bundle, "shards are drawn by one network")
     settings = {name: value for name, value in flags.items() if name not in ("classes", "interpolate", "frames")}
-    asked_stages(0, settings)
+    settings["stages"] = asked_stages(len(bundle.stages if size is None else bundle.up_to(size).stages), settings)
     request = Request(names, edit=edit, **settings)
     own = packaged_models().get(bundle.name) == bundle.path
     model = bundle.name if own else os.path.abspath(bundle.path)
-    return ShardSet(Recipe(str(out), model, request, n, sharding.size, sharding.format, kind), bundle)
+    return ShardSet(Recipe(str(out), model, request, n, sharding.size, sharding.format, kind, size), bundle)
 
 
 def run_shards(shards: ShardSet, sharding: Sharding, wanted: Wanted, as_json: bool, started: float) -> None:
@@ -86,8 +86,8 @@ def draw_shards(shards: ShardSet, sharding: Sharding, wanted: Wanted) -> Made:
         survey = shards.survey(numbers, None if wanted.precision == "auto" else wanted.precision, read, checked)
     for shard, problem in survey.damaged.items():
         click.echo(f"{shards.place.at(shards.file(shard))}: {problem}; it will be made anew", err=True)
-    noted = (survey.other.engine, survey.other.precision) if survey.other else None
-    done = Made(len(numbers), survey, 0, *(noted or (wanted.engine, wanted.precision)))
+    noted = survey.other.made_by if survey.other else None
+    done = Made(len(numbers), survey, 0, *(noted[0] if noted else (wanted.engine, wanted.precision)))
     if not survey.missing:
         return done
     if sharding.ray is not None:
@@ -103,14 +103,17 @@ def draw_shards(shards: ShardSet, sharding: Sharding, wanted: Wanted) -> Made:
     return done
 
 
-def open_for_set(wanted: Wanted, noted: tuple[str, str] | None, shared: bool, bundle: Bundle, plan: Plan) -> Engine:
-    """The engine that drew the set, which is `noted`, unless the flags name another; or the first one of the set.
+def open_for_set(
+    wanted: Wanted, noted: Sequence[tuple[str, str]] | None, shared: bool, bundle: Bundle, plan: Plan
+) -> Engine:
+    """The engine that drew the set, which is `noted` with its precision, in a cascade those of all networks, unless the
+    flags name another; or the first one of the set.
 
     Machines and actors that share a set begin at the same time and do not ask each other: all compute in float32, and
     none measures which engine is fastest, for they could find different ones.
     """
     if noted is not None:
-        return wanted.open_as_noted(bundle, "--out", *noted)[0]
+        return wanted.open_as_noted(bundle, "--out", *noted[0], *noted[1:])[0]
     if shared:
         precision = "float32" if wanted.precision == "auto" else wanted.precision
         return replace(wanted, precision=precision).open(bundle, plan.take([0]))
@@ -188,7 +191,7 @@ def _report(shards: ShardSet, made: Made, seconds: float) -> str:
         "shards": {"asked": made.shards, "kept": len(made.survey.finished), "made": len(made.survey.missing),
                    "damaged": len(made.survey.damaged)},
         "seconds": round(seconds, 4),
-    })  # fmt: skip
+    } | ({"stages": note_of(plan, 0)["stages"]} if plan.stages else {}))  # fmt: skip
 
 
 def _summary(shards: ShardSet, made: Made, seconds: float) -> str:

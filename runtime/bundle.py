@@ -82,6 +82,11 @@ class Bundle(Model):
         """All networks of a cascade, the base first, without stages; of another bundle, itself."""
         return replace(self, stages=()), *self.stages
 
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the pictures that are drawn: in a cascade, those of its last stage."""
+        return self.models[-1].image_shape
+
     def up_to(self, size: int) -> "Bundle":
         """The part of a cascade that draws pictures of that height. Raises `BadInput` with the choices."""
         sizes = [model.image_shape[1] for model in self.models]

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .bundle import Bundle, load_bundle
+from .cascade import stage_engines
 from .engine import Engine
 from .errors import BadInput, Failure, named, whole_number
 from .files import json_bytes
@@ -42,6 +44,7 @@ class Recipe:
         size: pictures in each shard but the last.
         format: a name in `FORMATS`.
         kind: of the pictures: png or webp.
+        height: of the pictures of a cascade: as many stages as it needs; None: all.
     """
 
     dest: str
@@ -51,6 +54,7 @@ class Recipe:
     size: int
     format: str = "tar"
     kind: str = "png"
+    height: int | None = None
 
 
 @dataclass
@@ -87,7 +91,8 @@ class ShardSet:
             expected = f"expected {-(-recipe.n // MOST_SHARDS)} or more, for at most {MOST_SHARDS} shards"
             raise BadInput(f"shard_size: {expected}, found {recipe.size}")
         named("shard_format", "format", recipe.format, FORMATS)
-        self.recipe, self.bundle = recipe, bundle or load_bundle(recipe.model)
+        bundle = bundle or load_bundle(recipe.model)
+        self.recipe, self.bundle = recipe, bundle if recipe.height is None else bundle.up_to(recipe.height)
         self.place = open_place(recipe.dest)
         request = recipe.request
         guidance_of(self.bundle, request)  # checks all w, also those of more pictures than there are
@@ -123,12 +128,15 @@ class ShardSet:
 
     def plan_of(self, first: int, stop: int) -> Plan:
         """The plan of the pictures first .. stop - 1: what one run of all of them would draw there."""
-        indices = np.arange(first, stop)
-        return replace(
-            self._plan, labels=self._labels[indices % len(self._labels)], indices=indices.astype(np.uint64),
-            seeds=np.broadcast_to(self._plan.seeds[:1], len(indices)),
-            weights=self._weights[indices % len(self._weights)],
-        )  # fmt: skip
+        indices, n = np.arange(first, stop), stop - first
+        each: dict[str, Any] = {
+            "labels": self._labels[indices % len(self._labels)], "indices": indices.astype(np.uint64),
+            "seeds": np.broadcast_to(self._plan.seeds[:1], n),
+        }  # fmt: skip
+        stages = [replace(stage, low=_as_many(stage.low, n), weights=_as_many(stage.weights, n), **each)
+                  for stage in self._plan.stages]  # fmt: skip
+        weights = self._weights[indices % len(self._weights)]
+        return replace(self._plan, weights=weights, stages=tuple(stages), **each)
 
     def survey(self, shards: Sequence[int], precision: str | None = None, read: bool = True,
                checked: Callable[[int], object] = lambda shards: None) -> Survey:  # fmt: skip
@@ -171,7 +179,8 @@ class ShardSet:
         return read[0] if read else None
 
     def _check(self, manifest: Manifest, precision: str | None) -> None:
-        expected = self._manifest(manifest.shard, manifest.engine, precision or manifest.precision)
+        made_by = [(engine, precision or own) for engine, own in manifest.made_by]
+        expected = self._manifest(manifest.shard, made_by)
         if others := differing(manifest, expected, "now"):
             asked = "ask for the same, or for another place"
             raise BadInput(f"out: {self.place} holds pictures made with {', '.join(others)}; {asked}")
@@ -210,7 +219,8 @@ class ShardSet:
         Raises:
             Failure: it cannot be written, or drawn.
         """
-        manifest = self._manifest(shard, engine.name, engine.precision)
+        engines = (engine, *stage_engines(engine, self._plan.stages))
+        manifest = self._manifest(shard, [(each.name, each.precision) for each in engines])
         with self.place.staging(manifest.file) as path:
             header = Header(manifest.class_names, manifest.kind, manifest.seed)
             FORMATS[manifest.format].write(path, header, self._items(manifest, engine, drawn))
@@ -228,18 +238,32 @@ class ShardSet:
                 yield Item(manifest.first + i, int(plan.labels[i]), note, encoded(picture, manifest.kind, note))
             drawn(len(pictures))
 
-    def _manifest(self, shard: int, engine: str, precision: str) -> Manifest:
-        """That of a shard before it is drawn."""
+    def _manifest(self, shard: int, made_by: Sequence[tuple[str, str]]) -> Manifest:
+        """That of a shard before it is drawn, by these engines and precisions, one for each network."""
         recipe, names, first = self.recipe, self.bundle.class_names, self.first(shard)
-        c, h, w = self.bundle.image_shape
+        c, h, w = self.bundle.picture_shape
         settings = {k: v for k, v in note_of(self._plan, 0).items() if k not in PER_PICTURE}
-        try:
-            digest = model_digest(self.bundle, precision)
-        except BadInput:  # the model has no such precision, so what has it is of another model
-            digest = ""
+        networks: list[dict[str, Any]] = [
+            {"model_sha256": _digest(model, precision), "engine": engine, "precision": precision}
+            for model, (engine, precision) in zip(self.bundle.models, made_by, strict=False)
+        ]
         return Manifest(
             shard, first, self.first(shard + 1) - first, recipe.size, self.file(shard), 0, "", recipe.format,
             recipe.kind, tuple(names), tuple(names[k] for k in self._labels), tuple(self.weights),
             int(self._plan.seeds[0]), json.loads(json.dumps(settings)), recipe.request.batch, (h, w, c),
-            self.bundle.name, digest, engine, precision,
+            self.bundle.name, **networks[0], stage_models=tuple(networks[1:]),
         )  # fmt: skip
+
+
+def _digest(model: Bundle, precision: str) -> str:
+    """That of the graph; empty where the model has no such precision, so what has it is of another model."""
+    try:
+        return model_digest(model, precision)
+    except BadInput:
+        return ""
+
+
+def _as_many(array: np.ndarray | None, n: int) -> np.ndarray:
+    """The first entry of an array n times, without memory: what a cascade's stages take alike for all pictures."""
+    assert array is not None
+    return np.broadcast_to(array[:1], (n, *array.shape[1:]))

@@ -70,12 +70,20 @@ class Manifest:
     """The engine that drew it."""
     precision: str
     """The precision that it computed in."""
+    stage_models: tuple[dict[str, str], ...] = ()
+    """Of a cascade's stages: `model_sha256`, `engine` and `precision` of each. The three above are then of its base."""
     version: int = VERSION
     """Of this format."""
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest's file holds it."""
-        return asdict(self)
+        """As the manifest's file holds it; that of one network has no `stage_models`."""
+        tree = asdict(self)
+        return tree if self.stage_models else {k: v for k, v in tree.items() if k != "stage_models"}
+
+    @property
+    def made_by(self) -> list[tuple[str, str]]:
+        """(engine, precision) of every network, the base first."""
+        return [(self.engine, self.precision), *((each["engine"], each["precision"]) for each in self.stage_models)]
 
     @property
     def labels(self) -> np.ndarray:
@@ -108,6 +116,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         if tree["version"] != VERSION:
             expected = f"expected a manifest of version {VERSION}, found {tree['version']!r:.20}"
             raise Failure(f"{where}: {expected}; read it with the release of cfgdiff that wrote it")
+        tree.setdefault("stage_models", [])
         parts = {field.name: _checked(field.name, tree[field.name]) for field in fields(Manifest)}
         manifest = Manifest(**parts)
         if not (manifest.classes and manifest.guidance and set(manifest.classes) <= set(manifest.class_names)):
@@ -121,7 +130,8 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
 
 
 COUNTS = ("shard", "first", "count", "shard_size", "bytes", "seed", "batch", "version")
-LISTS = {"class_names": str, "classes": str, "guidance": (int, float), "shape": int}
+OF_STAGE = {"model_sha256", "engine", "precision"}
+LISTS = {"stage_models": dict, "class_names": str, "classes": str, "guidance": (int, float), "shape": int}
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -129,11 +139,19 @@ def _checked(name: str, value: Any) -> Any:
     if name in LISTS:
         if not isinstance(value, list) or not all(isinstance(v, LISTS[name]) for v in value):  # type: ignore[arg-type]
             raise ValueError
+        if name == "stage_models" and not all(
+            each.keys() == OF_STAGE and all(map(_word, each.values())) for each in value
+        ):
+            raise ValueError
         return tuple(value)
     wanted = int if name in COUNTS else dict if name == "settings" else str
     if type(value) is not wanted or (isinstance(value, int) and value < 0):
         raise ValueError
     return value
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def differing(manifest: Manifest, other: Manifest, called: str) -> list[str]:
@@ -144,8 +162,12 @@ def differing(manifest: Manifest, other: Manifest, called: str) -> list[str]:
 
 
 def _flat(manifest: Manifest) -> dict[str, Any]:
-    tree = {name: value for name, value in manifest.to_json().items() if name not in (*OWN, "settings")}
-    return json.loads(json.dumps(tree | manifest.settings))
+    tree = {name: value for name, value in manifest.to_json().items() if name not in (*OWN, "settings", "stage_models")}
+    for k, each in enumerate(manifest.stage_models, start=1):
+        tree |= {f"stage {k} {name}": each[name] for name in sorted(OF_STAGE - {"engine"})}
+    for k, each in enumerate(manifest.settings.get("stages", ()), start=1):
+        tree |= {f"stage {k} {name}": value for name, value in each.items()}
+    return json.loads(json.dumps(tree | {k: v for k, v in manifest.settings.items() if k != "stages"}))
 
 
 def _shown(value: Any) -> str:

@@ -105,7 +105,7 @@ def test_even_numbers_reach_from_end_to_end() -> None:
 def subject_of(samples: Measured, n: int, data: Any = None, inception: bool = False) -> Subject:
     """Samples that are there already."""
     extractor = SimpleNamespace(inception=inception, empty=data is None)
-    sampling = SimpleNamespace(protocol=lambda settings: {"seed": 0}, extractor=extractor)
+    sampling = SimpleNamespace(protocol=lambda settings: {"seed": 0}, cost=lambda settings: None, extractor=extractor)
     subject = Subject(
         sampling, None, n, lambda label, length: nullcontext(lambda done: None), len(samples.labels) // n, data
     )  # type: ignore[arg-type]

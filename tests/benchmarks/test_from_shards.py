@@ -8,6 +8,7 @@ import pytest
 
 from cfgdiff.benchmarks.features import Extractor
 from cfgdiff.benchmarks.from_shards import ShardSamples, check_model, first_of
+from cfgdiff.cli.evaluate_shards import Source, bundle_of
 from cfgdiff.runtime import Bundle, Request, generate, open_engine
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.places import LocalPlace
@@ -89,3 +90,24 @@ def test_another_models_pictures_are_refused(
         check_model(place, replace(manifests[0], model_sha256="f" * 64), small_bundle)
     with pytest.raises(Failure, match=r"has pictures \(H, W, C\) \(8, 8, 3\) of 'small'"):
         check_model(place, replace(manifests[0], shape=(8, 8, 3)), small_bundle)
+
+
+def test_the_part_of_a_cascade_that_drew_a_set_is_measured(cascade: Bundle, tmp_path: Path) -> None:
+    part, place = cascade.up_to(16), LocalPlace(tmp_path)
+    shards = ShardSet(Recipe(str(tmp_path), str(cascade.path), REQUEST, 6, 3, height=16), cascade)
+    with open_engine(part, "cpu", precision="float32", threads=1) as engine:
+        made = [shards.make(shard, engine) for shard in range(2)]
+        expected = np.concatenate([pictures for _, pictures in generate(engine, part, ["c", "a"] * 3, 1, 1.0, batch=3)])
+    assert bundle_of(Source(place=place, shards=tuple(made)), cascade.path).picture_shape == (3, 16, 16)
+    samples = ShardSamples(tmp_path / "out", part, place, first_of(place, made, 6), EXTRACTOR, None)
+    samples.fill(Request([]), 6)
+    np.testing.assert_array_equal(samples.read(Request([]), 6).pictures, expected)
+    assert [each["precision"] for each in samples.protocol(Request([]))["stages"]] == ["float32"]
+    with pytest.raises(
+        Failure, match=r"has pictures \(H, W, C\) \(16, 16, 3\) of 'cascade', where .* has \(32, 32, 3\)"
+    ):
+        check_model(place, made[0], cascade)
+    (stage,) = made[0].stage_models
+    other = replace(made[0], stage_models=(stage | {"model_sha256": "f" * 64},))
+    with pytest.raises(Failure, match=r"has the graph .{12}, ffffffffffff of 'cascade', where the bundle cascade has "):
+        check_model(place, other, part)

@@ -1,6 +1,8 @@
 """A cascade on the command line: pictures of every size, notes, reports, certificates, and what refuses it by name."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,12 @@ from stages import STEPS, random_model
 from cfgdiff.cli.main import main as cfgdiff
 from cfgdiff.cli.run import main as run
 from cfgdiff.runtime import Bundle, draw, load_bundle, open_engine
+from cfgdiff.runtime.engines import ENGINES
+from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.images import grid, read_note
+from cfgdiff.runtime.notes import model_digest
+from cfgdiff.runtime.places import open_place, sha256_of
+from cfgdiff.runtime.shards import read_manifests, read_shard
 
 
 @pytest.fixture
@@ -142,6 +149,29 @@ def test_commands_for_one_network_refuse_a_cascade(call: Callable[..., Any], cas
     assert line.startswith("Error: low: cascade-1 enlarges smaller pictures")
 
 
+def test_the_benchmark_of_a_cascade(
+    call: Callable[..., Any], cascade: Bundle, packaged: Bundle, set_openers: Callable[[dict[str, Any]], None]
+) -> None:
+    pytest.importorskip("diffusers", reason="the peer library is missing: pip install 'cfgdiff[dev]'")
+    bench, set_up = ("bench", "cascade"), ("--quick", "--batches", 1, "--rounds", 1, "--threads", 1)
+    set_openers({"cpu": ENGINES["cpu"].open})
+    out, err = call(cfgdiff, *bench, cascade.path, "--size", 16, *set_up, "--steps", 5)
+    assert out.startswith("cascade, 16x16; ") and ", 1 threads; medians of 1 rounds" in out
+    loops = re.findall(r"^\| 1 +\| ([^|]+?) +\| ([\d.]+) +\|", out, re.MULTILINE)
+    names = [loop.split(":")[0] for loop, _ in loops]  # between them what a user gets, if that is a mixture
+    assert names[:2] == ["cfgdiff, cpu float32", "cfgdiff, cpu int8"] and names[-1] == "diffusers, direct"
+    gmac = [float(each) for _, each in loops]
+    assert gmac[0] == gmac[1] == pytest.approx(gmac[-1], rel=0.11) and "diffusers' fastest forms ..." in err
+    at_any = "is of a cascade, and loops are compared at any; see cfgdiff bench cascade --help"
+    for words, code, message in (
+        ((packaged.path,), 1, f"{packaged.path}: expected a cascade, found one network; see cfgdiff bench --help"),
+        ((cascade.path, "--size", 9), 2, "--size: cascade draws pictures of 8, 16, 32, found 9; take one of these"),
+        ((cascade.path, "--checkpoint", "a"), 2, "--checkpoint: expected 3, the base first, found 1; repeat it"),
+    ):
+        assert f"Error: {message}\n" in call(cfgdiff, *bench, *words, code=code)[1]
+    assert call(cfgdiff, "bench", cascade.path, code=1)[1] == f"Error: {cascade.path}: {at_any}\n"
+
+
 def test_info_verify_and_fitted_steps_know_the_stages(
     call: Callable[..., Any], cascade: Bundle, tmp_path: Path
 ) -> None:
@@ -224,12 +254,58 @@ def test_runs_that_are_no_cascade_are_refused_before_any_work(call: Callable[...
     assert "--preset: the other loop trains no super-resolution stage, found sr-16-32; take another" in line
 
 
-def test_shards_and_triton_refuse_a_cascade(call: Callable[..., Any], cascade: Bundle, tmp_path: Path) -> None:
-    shards = ("--model", cascade.path, "--class", "all", "--n", 4, "--shard-size", 2, "--out", "set")
-    refused = f"{cascade.path}: is of a cascade, and %s; take a model of one network, as cifar10-small\n"
-    assert call(run, *shards, code=1)[1] == "Error: --model " + refused % "shards are drawn by one network"
+def test_triton_refuses_a_cascade(call: Callable[..., Any], cascade: Bundle, tmp_path: Path) -> None:
     triton = call(cfgdiff, "export", "--from-bundle", cascade.path, "--triton", "models", code=1)[1]
-    assert triton == "Error: " + refused % "Triton's loop steps one network"
-    assert list(tmp_path.iterdir()) == []
-    line = call(run, *shards, "--size", 8, code=2)[1]
-    assert "--size: is for cascades, which are not drawn in shards, found --shard-size" in line
+    refused = "is of a cascade, and Triton's loop steps one network; take a model of one network, as cifar10-small"
+    assert triton == f"Error: {cascade.path}: {refused}\n" and list(tmp_path.iterdir()) == []
+
+
+def test_shards_of_a_cascade_are_its_pictures(drawn: Callable[..., Any], call: Callable[..., Any], cascade: Bundle,
+                                              tmp_path: Path) -> None:  # fmt: skip
+    words = ("--n", 7, "--batch", 2, "--seed", 3, "--guidance", "1,2", "--stage-steps", "2,1", "--stage-noise", "50,90")
+    shards = (*words, "--shard-size", 4, "--out")
+    drawn(*words, "--out", "all.npz")
+    report = json.loads(drawn(*shards, "one", "--json")[0])
+    assert report["pictures"] == 7 and [each["steps"] for each in report["stages"]] == [2, 1]
+    place = open_place("one")
+    first, last = read_manifests(place)
+    with np.load("all.npz") as arrays:
+        for manifest in (first, last):
+            pictures, labels = read_shard(place, manifest)
+            these = slice(manifest.first, manifest.first + manifest.count)
+            assert np.array_equal(pictures, arrays["pictures"][these]) and np.array_equal(
+                labels, arrays["labels"][these]
+            )
+    digests = [model_digest(model, "float32") for model in cascade.models]
+    assert [first.model_sha256, *(each["model_sha256"] for each in first.stage_models)] == digests
+    assert first.shape == (32, 32, 3) and first.made_by == [("cpu", "float32")] * 3
+    for share in ("1/2", "0/2"):
+        drawn(*shards, "many", "--shard-of", share)
+    files = {name: sha256_of(Path("many", name)) for name in sorted(os.listdir("one"))}
+    assert files == {name: sha256_of(Path("one", name)) for name in files} and len(files) == 4
+    Path("one/shard-000000.tar").unlink()
+    assert "is missing; it will be made anew" in drawn(*shards, "one")[1]
+    assert sha256_of(Path("one/shard-000000.tar")) == first.sha256
+    shutil.unpack_archive("one/shard-000001.tar", "unpacked")
+    again = call(run, "--model", cascade.path, "--remake", "unpacked/000000005.png", "--out", "again.png")[1]
+    assert "again.png: the same pixels (cpu, float32" in again
+
+
+def test_another_cascade_in_the_place_of_a_set_is_refused(drawn: Callable[..., Any], cascade: Bundle) -> None:
+    words = ("--n", 4, "--shard-size", 2, "--out", "set", "--size", 16)
+    drawn(*words, "--shards", 1)
+    (manifest,) = read_manifests(open_place("set"))
+    assert manifest.shape == (16, 16, 3) and len(manifest.stage_models) == 1
+    for changed, differs in (
+        (("--stage-noise", 20), "stage 1 noise 100.0 (now 20.0)"),
+        (("--size", 8), "shape 16,16,3 (now 8,8,3), stage 1 model_sha256 "),
+        (("--precision", "int8"), "stage 1 precision float32 (now int8)"),
+    ):
+        assert differs in drawn(*words, *changed, code=2)[1], changed
+    line = drawn(*words, "--size", 64, code=2)[1]
+    assert line.endswith("--size: cascade draws pictures of 8, 16, 32, found 64; take one of these\n")
+    text = Path("set/shard-000001.json").read_text()
+    Path("set/shard-000001.json").write_text(text.replace('"precision"', '"precise"'))
+    with pytest.raises(Failure, match=r"shard-000001\.json: is damaged"):
+        read_manifests(open_place("set"))
+    assert "is damaged (its entry 'precision'); it will be made anew" in drawn(*words)[1]

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cfgdiff.cli import draw as module
-from cfgdiff.cli.draw import CountingEngine, Drawing, Target, draw, redraw
-from cfgdiff.runtime import Bundle, Request, load_bundle, resolve
+from cfgdiff.cli.draw import Drawing, Target, draw, redraw
+from cfgdiff.runtime import Bundle, Request, resolve
 from cfgdiff.runtime.errors import BadInput, Failure
 from cfgdiff.runtime.images import encoded, read_note
 
@@ -41,13 +41,6 @@ def drawing(bundle: Bundle, n: int, batch: int = 8, engine: Any = None, **settin
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_rows_are_counted() -> None:
-    engine = CountingEngine(Fast(), load_bundle())
-    for b, g in ((5, 3), (2, 0)):
-        engine.predict(np.zeros((b, 3, 2, 2)), np.zeros(b), np.zeros(b), np.ones(g))
-    assert engine.rows == 10
 
 
 @contextmanager

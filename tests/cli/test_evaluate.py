@@ -252,6 +252,45 @@ def test_without_any_features_there_are_samples_interpolations_and_class_accurac
     assert again.exit_code == 0 and "class accuracy" in again.stdout, again.exception
 
 
+def test_a_cascade_is_measured_in_its_largest_pictures(
+    cascade: Bundle, drawn_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfgdiff.benchmarks.blocks.BLOCK", 32)
+    monkeypatch.setattr("cfgdiff.benchmarks.evaluate.STEPS", (1, 2))
+    monkeypatch.setattr("cfgdiff.benchmarks.evaluate.GUIDANCES", (1.0,))
+    monkeypatch.setattr("cfgdiff.benchmarks.evaluate.INTERVALS", ())
+    monkeypatch.setattr("cfgdiff.cli.evaluate.QUICK_SWEEP", 32)
+    monkeypatch.setattr("cfgdiff.runtime.open_engine", partial(open_engine, precision="float32"))
+    bundle, out = Path(shutil.copytree(cascade.path, tmp_path / "bundle")), tmp_path / "out"
+    data = write_data(tmp_path / "data.npz", 32, cascade.class_names)
+    given = ["--data", str(data), "--classifier", str(write_classifier(tmp_path / "c.onnx", cascade))]
+    given += ["--alexnet", str(drawn_weights), "--features", "classifier", "--quick", "--n", "32", "--store"]
+    settings = ["--steps", "4", "--stage-steps", "3,2", "--stage-guidance", "2,1", "--engine", "cpu", "--threads", "1"]
+    made = CliRunner().invoke(evaluate, [str(bundle), *given, *settings, "--out", str(out)])
+    assert made.exit_code == 0, made.exception
+    assert re.search(r"Fréchet distance \d.*, class accuracy \d+\.\d%, \d+ copies in 32", made.stdout)
+    tree = json.loads((out / "report.json").read_text())
+    rows = [2 * 4 - 1, 2 * 3, 2]  # guided, but for the base's first evaluation, which is beyond its interval
+    gmac = sum(n * (model.gmac or 0) for n, model in zip(rows, cascade.models, strict=True))
+    assert tree["cost"] == {"rows": rows, "gmac": pytest.approx(gmac)}
+    stages = tree["protocol"]["stages"]
+    assert [(each["evaluations"], each["guidance"], each["engine"]) for each in stages] == [
+        (3, 2, "cpu"),
+        (2, 1, "cpu"),
+    ]
+    assert len(tree["sweep"]) == 3 and np.array(tree["confusion"]).sum() == 32
+    check_page(out / "report.html")
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert f"A picture takes 7 + 6 + 2 rows of the networks, the base's first: {gmac:.3g} billion multiply-adds" in text
+    with np.load(next((out / "samples").rglob("block-*.npz"))) as block:
+        assert block["pictures"].shape == (32, 32, 32, 3)
+    stored = load_bundle(bundle)
+    assert stored.evaluation["cost"] == tree["cost"] and len(stored.stages) == 2
+    low = write_classifier(tmp_path / "low.onnx", cascade.models[0])
+    wrong = CliRunner().invoke(evaluate, [str(bundle), *given[:3], str(low), *settings, "--out", str(out)])
+    assert f"{low}: is of (3, 8, 8) pictures of a, b, c; expected (3, 32, 32) of a, b, c" in str(wrong.exception)
+
+
 @pytest.mark.parametrize("name", ["jinja2", "matplotlib", "torch_fidelity", "torch"])
 def test_a_missing_package_is_told_before_the_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
@@ -269,10 +308,9 @@ def write_classifier(path: Path, bundle: Bundle) -> Path:
     from cfgdiff.benchmarks.classifier import Classifier, build
 
     torch.manual_seed(0)
-    network = Classifier(bundle.image_shape[0], len(bundle.class_names), widths=(8, 8)).eval()
-    path.write_bytes(
-        build(network, bundle.image_shape[1], {"class_names": bundle.class_names, "accuracy": None}).SerializeToString()
-    )
+    (channels, size, _), known = bundle.picture_shape, {"class_names": bundle.class_names, "accuracy": None}
+    network = Classifier(channels, len(bundle.class_names), widths=(8, 8)).eval()
+    path.write_bytes(build(network, size, known).SerializeToString())
     return path
 
 

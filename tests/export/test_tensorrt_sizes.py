@@ -14,7 +14,7 @@ from cfgdiff.runtime.sidecar import read_sidecar, sidecar_of
 pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
 
 
-@pytest.mark.parametrize(("size", "stage"), [(64, False), (128, True)])
+@pytest.mark.parametrize(("size", "stage"), [(64, False), (64, True), (128, True)])
 def test_an_engine_is_built_for_all_inputs_at_its_size(tmp_path: Path, size: int, stage: bool) -> None:
     from cfgdiff.export.graph import build_graph
 

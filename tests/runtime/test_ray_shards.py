@@ -5,19 +5,21 @@ It runs in a process of its own, which Ray may warn as it likes.
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import Formula
 
-from cfgdiff.runtime import Request
+from cfgdiff.runtime import Bundle, Engine, Plan, Request, Stage, open_engine, resolve
 from cfgdiff.runtime.errors import Failure
 from cfgdiff.runtime.places import sha256_of
-from cfgdiff.runtime.ray_shards import Cluster, _failure, make_on_ray
+from cfgdiff.runtime.ray_shards import Cluster, Maker, _failure, make_on_ray
 from cfgdiff.runtime.shard_set import Recipe, ShardSet
 
 RECIPE = {"model": "cifar10-small", "n": 47, "size": 6}
@@ -71,6 +73,24 @@ def test_a_killed_machine_loses_nothing(packaged: Any, tmp_path: Path) -> None:
     assert sorted(made) == [[shard, "formula", "float32"] for shard in range(8)]
     files = {name: {p.name: sha256_of(p) for p in (tmp_path / name).glob("[!.]*")} for name in ("one", "many")}
     assert files["many"] == files["one"] and len(files["one"]) == 16
+
+
+def test_an_actor_makes_shards_of_a_cascade(cascade: Bundle, tmp_path: Path) -> None:
+    """What is sent to it as bytes opens the part of the bundle that is asked for."""
+    request = Request(["a", "c"], batch=2, stages=(Stage(steps=1, noise=50.0),))
+    recipes = [Recipe(str(tmp_path / name), str(cascade.path), request, 5, 3, height=16) for name in ("one", "two")]
+    asked = list[tuple[int, ...]]()
+
+    def opened(bundle: Bundle, plan: Plan) -> Engine:
+        asked.append((len(plan), len(plan.stages[0]), *bundle.picture_shape))
+        return open_engine(bundle, "cpu", "float32", threads=1)
+
+    maker = Maker(pickle.loads(pickle.dumps(recipes[0])), opened, ())
+    assert maker({"shard": np.array([1])}) == {"shard": [1], "engine": ["cpu"], "precision": ["float32"]}
+    with opened(cascade.up_to(16), resolve(cascade.up_to(16), request)) as engine:
+        manifest = ShardSet(recipes[1], cascade).make(1, engine)
+    assert sha256_of(tmp_path / "one" / manifest.file) == manifest.sha256
+    assert asked == [(3, 3, 3, 16, 16), (2, 2, 3, 16, 16)]
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs the ray extra: pip install 'cfgdiff[ray]'")
