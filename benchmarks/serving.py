@@ -35,7 +35,7 @@ from cfgdiff.runtime.server.drawing import Served
 from cfgdiff.runtime.server.http import make_app
 from cfgdiff.runtime.server.scheduler import Scheduler
 
-from .peers import diffusers_sampler, forms
+from .peers import diffusers_sampler
 from .serving_clients import Answer, client_process, drive
 from .serving_peers import batched, one_by_one
 
@@ -133,12 +133,9 @@ def _generated(bundle: Bundle, engine: Engine, batch: int, request: Request) -> 
 
 def _diffusers(bundle: Bundle, network: "nn.Module") -> Callable[[Request], np.ndarray]:
     """DDIM in diffusers, at as many evaluations as a request asks for, in the network's fastest form."""
-    fastest, least = network, float("inf")
-    for form in forms(network, compiled=False).values():
-        sampler = diffusers_sampler(form, bundle, 1)
-        seconds = min(_timed(sampler, *_example(bundle, 32)) for _ in range(4))
-        if seconds < least:
-            fastest, least = form, seconds
+    from .equal_work import fastest_form  # needs PyTorch
+
+    _, fastest = fastest_form(network, bundle, 32, compiled=False)
     samplers = {n: diffusers_sampler(fastest, bundle, n) for n in {*_steps(bundle)} if bundle.schedule.T % n == 0}
 
     def draw(request: Request) -> np.ndarray:
@@ -147,10 +144,6 @@ def _diffusers(bundle: Bundle, network: "nn.Module") -> Callable[[Request], np.n
         return samplers[plan.steps](noise, plan.labels, plan.weights.astype(np.float32))
 
     return draw
-
-
-def _example(bundle: Bundle, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return normals(0, np.arange(n), 0, bundle.image_shape), np.zeros(n, np.int64), np.full(n, 2, np.float32)
 
 
 def _timed(work: Callable[..., object], *args: Any) -> float:

@@ -147,11 +147,12 @@ def test_the_table_has_ratios_within_rounds() -> None:
 def test_diffusers_draws_what_is_asked_for(turbo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'cfgdiff[train]'")
     pytest.importorskip("diffusers", reason="the peer library is missing: pip install 'cfgdiff[dev]'")
+    from cfgdiff.benchmarks import equal_work
     from cfgdiff.benchmarks.peers import torch_network
     from cfgdiff.runtime import Request, draw
 
     torch.set_num_threads(1)
-    monkeypatch.setattr(serving, "forms", lambda network, compiled: {"eager": network})
+    monkeypatch.setattr(equal_work, "forms", lambda network, compiled: {"eager": network})
     asked = Request(["frog", "ship"], 2, [1.5, 3.0], [7, 8])
     drawn = serving._diffusers(turbo, torch_network(turbo))(asked)
     ours = draw(turbo, ["frog", "ship"], steps=2, guidance=[1.5, 3.0], seed=[7, 8]).astype(int)
