@@ -154,7 +154,7 @@ class Scheduler:
                 continue
             assert drawing.rows is not None
             if kind not in (None, drawing.guided):
-                self._put_back([drawing])  # it was begun for this call
+                self._put_back([drawing], first=True)  # it was begun for this call
                 continue
             b, g = b + len(drawing.rows.sample), g + len(drawing.rows.guidance)
             if batch and not lane.fits(b, g):
